@@ -1,0 +1,66 @@
+# The ten commands. `make help` lists them; `make run` and `make test` need nothing else first.
+
+SHELL := /bin/bash
+# Where rustup puts cargo, so that a toolchain installed by `setup` is found at once.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+DATA ?= larder-data
+LISTEN ?= 127.0.0.1:7300
+ENGINES := $(CURDIR)/target/engines
+# Engines that tests use, unpacked below target/engines by scripts/engines.sh.
+export LARDER_TEST_ENGINES := $(ENGINES)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench deny fmt clean
+
+help: ## List the targets
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Install what is missing: system packages, Rust, engines (says what; sudo where not root)
+	@scripts/setup.sh
+
+engines: setup ## Unpack the pinned engines for tests below target/engines
+	@scripts/engines.sh $(ENGINES)
+
+build: setup ## Build the release binary
+	cargo build --release --locked --package larder
+
+run: build ## Start Larder on this machine (DATA=folder LISTEN=addr:port STOP=1 to stop instances on exit)
+	@exec target/release/larder serve --data "$(DATA)" --listen "$(LISTEN)" $(if $(STOP),--stop-instances)
+
+stop: ## Stop every process of DATA: keeper, agents, relays, servers. Data stays
+	target/release/larder keeper --data "$(DATA)" --stop
+
+test: engines ## Run every check that CI runs
+	@scripts/test.sh
+
+check: setup ## Formatting, lints, layering
+	@scripts/test.sh lint
+
+unit: engines ## Unit and component tests
+	@scripts/test.sh unit
+
+e2e: engines ## End-to-end stories on real servers
+	@scripts/test.sh e2e
+
+conformance: engines ## The suite that every backend passes, on sim and local
+	cargo test --locked -p larder-cluster -p larder-cluster-local conformance
+
+sim-long: setup ## 10,000 seeded fault runs of election and planner in the simulator
+	LARDER_SIM_SEEDS=10000 cargo test --locked --release -p larder-cluster -p larder-reconcile sim -- --nocapture
+
+chaos: engines ## 50 random kills of serve during random operations, long form
+	LARDER_CHAOS_KILLS=50 cargo test --locked -p larder-e2e --test chaos -- --nocapture
+
+bench: build ## Measure the figures of docs/measurements.md
+	cargo run --locked --release -p larder-e2e --bin figures -- target/release/larder
+
+deny: setup ## Licences and advisories of dependencies (installs cargo-deny when missing)
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check licenses bans sources
+
+fmt: ## Format
+	cargo fmt --all
+
+clean: ## Remove build results (not DATA)
+	cargo clean

@@ -1,0 +1,119 @@
+//! The configuration of `larder serve`: file, environment, options; the later wins.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use larder_model::{ElectionPolicy, Millis, PlannerPolicy};
+use serde::Deserialize;
+
+/// What the file may hold. Unknown keys are errors: a misspelt key must not be silently ignored.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) data: Option<PathBuf>,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) local: Local,
+    pub(crate) policy: Policy,
+}
+
+/// The container cluster `local`: this machine.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Local {
+    /// Where servers and relays listen.
+    pub(crate) bind: String,
+    /// What clients and peers are told; the same as `bind` unless set.
+    pub(crate) advertise: Option<String>,
+    /// Ports for nodes and endpoints. The bus port of a node is 10000 higher, and must stay below
+    /// the ephemeral range (32768 by default).
+    pub(crate) port_first: u16,
+    pub(crate) port_last: u16,
+    /// Searched for server binaries besides PATH: the folders themselves and those in them.
+    pub(crate) engine_dirs: Vec<PathBuf>,
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Self {
+            bind: "127.0.0.1".to_owned(),
+            advertise: None,
+            port_first: 17_000,
+            port_last: 19_999,
+            engine_dirs: Vec::new(),
+        }
+    }
+}
+
+/// Numbers of the deciders, in milliseconds where they are times.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Policy {
+    pub(crate) election: ElectionPolicy,
+    pub(crate) cluster_node_timeout: Option<Millis>,
+    pub(crate) operation_timeout: Option<Millis>,
+}
+
+impl Policy {
+    pub(crate) fn planner(&self) -> PlannerPolicy {
+        let default = PlannerPolicy::default();
+        PlannerPolicy {
+            election: self.election,
+            cluster_node_timeout: self.cluster_node_timeout.unwrap_or(default.cluster_node_timeout),
+            operation_timeout: self.operation_timeout.unwrap_or(default.operation_timeout),
+            ..default
+        }
+    }
+}
+
+/// Reads the file, if one was named, and checks what can be checked without the machine.
+pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Config> {
+    let config = match path {
+        None => Config::default(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("reading configuration file {}", path.display()))?;
+            toml::from_str(&text)
+                .with_context(|| format!("reading configuration file {}", path.display()))?
+        }
+    };
+    let local = &config.local;
+    anyhow::ensure!(
+        local.port_first >= 1024 && local.port_first <= local.port_last && local.port_last < 22_768,
+        "local.port_first and port_last must be a range within 1024 and 22767: bus ports are 10000 higher and must stay below the ephemeral ports"
+    );
+    let election = &config.policy.election;
+    anyhow::ensure!(
+        election.lease_ttl.0 >= 2 * election.renew_every.0
+            && election.fence_margin.0 + election.clock_drift.0 < election.lease_ttl.0 / 2,
+        "policy.election: the lease must last at least two renewals, and its margins less than half of it"
+    );
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> anyhow::Result<Config> {
+        let file = std::env::temp_dir().join(format!("larder-config-{}-{:p}", std::process::id(), text));
+        std::fs::write(&file, text)?;
+        let config = load(Some(&file));
+        std::fs::remove_file(&file)?;
+        config
+    }
+
+    #[test]
+    fn an_empty_file_is_all_defaults() {
+        let config = check("").unwrap();
+        assert_eq!(config.local.port_first, 17_000);
+        assert_eq!(config.policy.planner(), PlannerPolicy::default());
+    }
+
+    #[test]
+    fn misspelt_keys_and_impossible_numbers_are_refused() {
+        assert!(check("listen = '127.0.0.1:1'").is_err());
+        assert!(check("[local]\nport_first = 30000\nport_last = 31000").is_err());
+        assert!(check("[policy.election]\nlease_ttl = 1000").is_err());
+    }
+}

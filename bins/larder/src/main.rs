@@ -1,0 +1,97 @@
+//! The one binary: the command line, and every role of the product as a subcommand.
+
+mod config;
+mod engines;
+mod ids;
+mod logging;
+mod serve;
+mod stop;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "larder", about = "A managed Redis service that you run yourself", version)]
+struct Larder {
+    #[command(flatten)]
+    globals: larder_cli::Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Client(larder_cli::Commands),
+    /// Run the control plane on this machine
+    Serve(serve::ServeArgs),
+    /// Look after one node's server (started by the keeper)
+    Agent(DirArgs),
+    /// Keep agents and relays of a data directory running (started by serve)
+    Keeper(KeeperArgs),
+    /// Relay an instance's endpoints (started by the keeper)
+    Proxy(DirArgs),
+}
+
+#[derive(Args)]
+struct DirArgs {
+    /// Folder with the role's own configuration
+    #[arg(long)]
+    dir: PathBuf,
+}
+
+#[derive(Args)]
+struct KeeperArgs {
+    /// The data directory
+    #[arg(long, env = "LARDER_DATA")]
+    data: PathBuf,
+    /// Stop every process of the data directory, servers included; data stays
+    #[arg(long)]
+    stop: bool,
+}
+
+fn main() -> ExitCode {
+    // Two TLS providers in one program would leave rustls without a choice.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let Larder { globals, command } = Larder::parse();
+    match command {
+        Command::Client(command) => {
+            on_one_thread(larder_cli::run(globals, command)).map_or_else(failed, ExitCode::from)
+        }
+        Command::Serve(args) => role(serve::run(args)),
+        Command::Agent(args) => role(one_thread_role(larder_agent::run(&args.dir))),
+        Command::Proxy(args) => role(one_thread_role(larder_proxy::run(&args.dir))),
+        Command::Keeper(KeeperArgs { data, stop: true }) => role(stop::stop_all(&data)),
+        Command::Keeper(KeeperArgs { data, stop: false }) => role(keeper(&data)),
+    }
+}
+
+fn keeper(data: &Path) -> anyhow::Result<()> {
+    one_thread_role(larder_keeper::run(data))
+}
+
+/// Roles that mostly wait get one thread: there are many of them on a machine.
+fn one_thread_role<E>(work: impl Future<Output = Result<(), E>>) -> anyhow::Result<()>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    logging::init();
+    Ok(on_one_thread(work)??)
+}
+
+fn on_one_thread<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
+}
+
+fn role(result: anyhow::Result<()>) -> ExitCode {
+    result.map_or_else(failed, |()| ExitCode::SUCCESS)
+}
+
+#[expect(clippy::print_stderr, reason = "the last words of a program that could not run")]
+fn failed(error: anyhow::Error) -> ExitCode {
+    eprintln!("larder: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,65 @@
+//! Stops everything of a data directory without removing anything.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use larder_keeper::process::{Handle, is_alive, mark_of};
+use larder_keeper::{KeeperPaths, files};
+use larder_model::local::{ProcessMark, ProcessSpec};
+use rustix::process::Signal;
+
+/// Servers write what they still hold before they end; then they are killed.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// The keeper first, so that it starts nothing again; then agents and relays, so that nobody
+/// takes a stopped server for a lost one; then the servers.
+///
+/// # Errors
+/// When the keeper's files cannot be read. What could be stopped is stopped.
+pub(crate) fn stop_all(data: &Path) -> anyhow::Result<()> {
+    let paths = KeeperPaths::new(data);
+    if let Some(pid) = larder_keeper::running_pid(data)? {
+        end(mark_of(pid).ok().flatten().into_iter().collect());
+    }
+    let mut processes = Vec::new();
+    let mut servers = Vec::new();
+    let desired = match std::fs::read_dir(paths.desired_dir()) {
+        Ok(listing) => listing.collect::<Result<Vec<_>, _>>()?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).context("listing the keeper's desired processes"),
+    };
+    for entry in desired {
+        let Some(spec) = files::read_json::<ProcessSpec>(&entry.path()).unwrap_or_default() else {
+            continue;
+        };
+        processes.extend(mark(&paths.state(&spec.name)));
+        servers.extend(spec.guard.and_then(|guard| mark(&guard.server_file)));
+    }
+    end(processes);
+    end(servers);
+    Ok(())
+}
+
+fn mark(file: &Path) -> Option<ProcessMark> {
+    files::read_json(file).ok().flatten()
+}
+
+/// Asks all of them to end, waits, kills who has not.
+fn end(marks: Vec<ProcessMark>) {
+    let marks: Vec<_> = marks.into_iter().filter(is_alive).collect();
+    let signal_all = |signal| {
+        for mark in marks.iter().filter(|mark| is_alive(mark)) {
+            if let Ok(Some(process)) = Handle::open(mark) {
+                // A process that ended meanwhile is what was asked for.
+                let _ = process.signal(signal);
+            }
+        }
+    };
+    signal_all(Signal::TERM);
+    let deadline = Instant::now() + GRACE;
+    while marks.iter().any(is_alive) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal_all(Signal::KILL);
+}

@@ -1,0 +1,127 @@
+//! What an agent starts from: `agent.json`, `secrets.json`, and the lock that keeps it single.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use larder_model::local::{AgentBoot, NodeSecrets, RunDir};
+use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
+
+use crate::error::AgentError;
+
+/// Names in the node's folder (docs/design/0002).
+#[derive(Clone, Debug)]
+pub(crate) struct NodeDir(PathBuf);
+
+impl NodeDir {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    pub(crate) fn boot(&self) -> PathBuf {
+        self.0.join("agent.json")
+    }
+
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.0.join("secrets.json")
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.0.join("agent.lock")
+    }
+
+    pub(crate) fn memory(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
+    pub(crate) fn server_mark(&self) -> PathBuf {
+        self.0.join("server.json")
+    }
+
+    pub(crate) fn server_log(&self) -> PathBuf {
+        self.0.join("server.log")
+    }
+
+    pub(crate) fn server_config(&self) -> PathBuf {
+        self.0.join("redis.conf")
+    }
+
+    pub(crate) fn users(&self) -> PathBuf {
+        self.0.join("users.acl")
+    }
+}
+
+/// Everything read at the agent's start, with the lock held for its life.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    pub(crate) dir: NodeDir,
+    pub(crate) boot: AgentBoot,
+    pub(crate) secrets: NodeSecrets,
+    pub(crate) run_dir: RunDir,
+    /// Held until the process ends, however it ends.
+    _lock: File,
+}
+
+impl Boot {
+    /// Reads the node's folder and takes its lock.
+    ///
+    /// # Errors
+    /// [`AgentError::AlreadyRunning`] when another agent holds the lock; otherwise the file that
+    /// cannot be read.
+    pub(crate) fn load(path: &Path) -> Result<Self, AgentError> {
+        // Absolute: the server's working folder is another one.
+        let path = fs::canonicalize(path)
+            .map_err(|source| AgentError::Read { path: path.to_owned(), source })?;
+        let dir = NodeDir::new(&path);
+        let lock = take_lock(&dir.lock())?;
+        let boot: AgentBoot = read_json(&dir.boot())?;
+        let secrets = read_json(&dir.secrets())?;
+        let run_dir = RunDir(boot.run_dir.clone());
+        Ok(Self { dir, boot, secrets, run_dir, _lock: lock })
+    }
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// [`AgentError::Read`] or [`AgentError::Malformed`], with the path.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, AgentError> {
+    let bytes =
+        fs::read(path).map_err(|source| AgentError::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|source| AgentError::Malformed { path: path.to_owned(), source })
+}
+
+fn take_lock(path: &Path) -> Result<File, AgentError> {
+    let failed = |source| AgentError::Lock { path: path.to_owned(), source };
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(AgentError::AlreadyRunning { path: path.to_owned() })
+        }
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_refused_while_the_first_lives() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let path = folder.path().join("agent.lock");
+        let first = take_lock(&path).expect("first");
+        assert!(matches!(take_lock(&path), Err(AgentError::AlreadyRunning { .. })));
+        drop(first);
+        take_lock(&path).expect("free again");
+    }
+}

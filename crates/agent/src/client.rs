@@ -1,0 +1,221 @@
+//! A client of an agent's API over its unix socket, for `serve` and for other agents.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use larder_model::agent::{AgentStatus, Fence, Order};
+use larder_model::local::RunDir;
+use larder_model::{NodeId, Refusal};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+
+/// An answer is never larger than this: a status has at most 64 events and 40 nodes.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// How long a short call may take.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an agent may hold a long-poll back, with room for the answer.
+pub const POLL_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// Body of `POST /v1/order`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OrderRequest {
+    pub fence: Fence,
+    pub order: Order,
+}
+
+/// Why a call to an agent did not succeed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No answer, or one that cannot be read: the node's state is unknown.
+    #[error("no answer on {socket}: {reason}")]
+    Silent { socket: PathBuf, reason: String },
+    /// The order is older than what the agent has seen.
+    #[error("the agent has seen a newer order: {seen:?}")]
+    Stale { seen: Fence },
+    /// The agent understood and will not.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// Speaks to one agent. Cheap; each call opens its own connection, so a dead agent is noticed at
+/// once and nothing has to be kept alive.
+#[derive(Clone, Debug)]
+pub struct AgentClient {
+    socket: PathBuf,
+}
+
+impl AgentClient {
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Whether the agent's loop turns. Takes 2 s at most. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ClientError::Silent`].
+    pub async fn ping(&self) -> Result<(), ClientError> {
+        self.call(Method::GET, "/v1/ping", None, CALL_TIMEOUT).await.map(drop)
+    }
+
+    /// What the agent says now, from its last sample. Takes 2 s at most. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ClientError::Silent`].
+    pub async fn status(&self) -> Result<AgentStatus, ClientError> {
+        let body = self.call(Method::GET, "/v1/status", None, CALL_TIMEOUT).await?;
+        self.parse(&body)
+    }
+
+    /// Waits until there is news after `(agent_run, version)`, about 20 s at most, then answers
+    /// as [`AgentClient::status`]. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ClientError::Silent`].
+    pub async fn next_status(
+        &self,
+        agent_run: &str,
+        version: u64,
+    ) -> Result<AgentStatus, ClientError> {
+        let path = format!("/v1/status?agent_run={agent_run}&version={version}");
+        let body = self.call(Method::GET, &path, None, POLL_TIMEOUT).await?;
+        self.parse(&body)
+    }
+
+    /// Gives an order. `Ok` means that it was accepted; its effect is observed. Not cancel-safe
+    /// in the sense that a cancelled call may have been accepted: orders are idempotent.
+    ///
+    /// # Errors
+    /// [`ClientError::Stale`], [`ClientError::Refused`], or [`ClientError::Silent`].
+    pub async fn order(&self, fence: Fence, order: &Order) -> Result<(), ClientError> {
+        let request = OrderRequest { fence, order: order.clone() };
+        self.post("/v1/order", &request, CALL_TIMEOUT).await.map(drop)
+    }
+
+    /// Prometheus text. Takes 2 s at most. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ClientError::Silent`].
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let body = self.call(Method::GET, "/v1/metrics", None, CALL_TIMEOUT).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// A `GET` that answers JSON, within `timeout`.
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<T, ClientError> {
+        let body = self.call(Method::GET, path, None, timeout).await?;
+        self.parse(&body)
+    }
+
+    /// A `POST` of JSON, within `timeout`.
+    pub(crate) async fn post<B: Serialize>(
+        &self,
+        path: &str,
+        body: &B,
+        timeout: Duration,
+    ) -> Result<Bytes, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.silent(error))?;
+        self.call(Method::POST, path, Some(body), timeout).await
+    }
+
+    pub(crate) fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(body).map_err(|error| self.silent(error))
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        timeout: Duration,
+    ) -> Result<Bytes, ClientError> {
+        let (status, body) = tokio::time::timeout(timeout, self.exchange(method, path, body))
+            .await
+            .map_err(|_| self.silent(format_args!("nothing within {} ms", timeout.as_millis())))??;
+        match status {
+            status if status.is_success() => Ok(body),
+            StatusCode::CONFLICT => match self.parse::<Fence>(&body) {
+                Ok(seen) => Err(ClientError::Stale { seen }),
+                Err(_) => Err(self.parse::<Refusal>(&body).map_or_else(|e| e, ClientError::from)),
+            },
+            _ => Err(self.parse::<Refusal>(&body).map_or_else(
+                |_| self.silent(format_args!("it answers {status}")),
+                ClientError::from,
+            )),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.silent(e))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|e| self.silent(e))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "agent")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|e| self.silent(e))?;
+        // The connection is driven beside the request and dies with this call.
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(|e| self.silent(e))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|e| self.silent(e))?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::pin!(connection);
+        tokio::pin!(answer);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                _ = &mut connection, if open => open = false,
+            }
+        }
+    }
+
+    fn silent(&self, reason: impl std::fmt::Display) -> ClientError {
+        ClientError::Silent { socket: self.socket.clone(), reason: reason.to_string() }
+    }
+}
+
+/// The agents of this machine, by the short folder of their sockets.
+#[derive(Clone, Debug)]
+pub struct LocalAgents {
+    pub run_dir: RunDir,
+}
+
+impl LocalAgents {
+    pub fn new(run_dir: RunDir) -> Self {
+        Self { run_dir }
+    }
+
+    pub fn agent(&self, node: &NodeId) -> AgentClient {
+        AgentClient::new(self.run_dir.agent_socket(node))
+    }
+}

@@ -1,0 +1,58 @@
+//! What the API asks of the agent's loop.
+
+use larder_election::PeerReport;
+use larder_model::agent::{ClusterFailoverMode, Fence, Order};
+use larder_model::{NodeId, Refusal, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::peers::Heard;
+
+/// Body of `POST /v1/peer/promise`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct PromiseRequest {
+    pub(crate) epoch: u64,
+    pub(crate) for_ms: u64,
+}
+
+/// Answer to a promise that was given; by the giver's monotonic clock.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct PromiseAnswer {
+    pub(crate) until_ms: Timestamp,
+}
+
+/// Body of `POST /v1/peer/demote`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DemoteRequest {
+    pub(crate) epoch: u64,
+    pub(crate) holder: NodeId,
+}
+
+/// Body of `POST /v1/peer/fail-over`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct FailOverRequest {
+    pub(crate) mode: ClusterFailoverMode,
+}
+
+/// Why an order was not accepted.
+#[derive(Debug)]
+pub(crate) enum OrderError {
+    Stale(Fence),
+    Refused(Refusal),
+}
+
+type Reply<T> = oneshot::Sender<T>;
+
+/// One thing for the loop to do. A reply that nobody waits for any more is dropped.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Ping(Reply<()>),
+    Order { fence: Fence, order: Box<Order>, reply: Reply<Result<(), OrderError>> },
+    Promise { request: PromiseRequest, reply: Reply<Option<PromiseAnswer>> },
+    Demote { request: DemoteRequest, reply: Reply<Result<(), Refusal>> },
+    FailOver { request: FailOverRequest, reply: Reply<Result<(), Refusal>> },
+    /// The agent's own view for a peer, with a sample taken now.
+    Report(Reply<PeerReport>),
+    /// Answers of a round of questions to the peers.
+    Heard(Vec<Heard>),
+}

@@ -1,0 +1,581 @@
+//! What leased and clustered nodes have in common: configuration, memory, volume, the server's
+//! start and end, and what the node says of itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use larder_model::agent::{
+    AgentStatus, Fence, LeaseSummary, Member, NodeConfig, Order, Problem, ProblemCode, ServerState,
+    VolumeState,
+};
+use larder_model::local::{AgentBoot, NodeSecrets};
+use larder_model::{Address, Code, Millis, NodeMode, Refusal, Severity, Timestamp};
+use tokio::sync::{mpsc, watch};
+
+use crate::boot::{Boot, NodeDir, read_json};
+use crate::command::Command;
+use crate::engine::Engine;
+use crate::memory::Memory;
+use crate::peers::Peers;
+use crate::process::{Exit, port_is_free};
+use crate::server::Server;
+use crate::volume::{Found, Volume};
+use crate::{clock, files, metrics, render};
+
+/// A start that failed is tried again after this.
+const START_RETRY: Millis = Millis(1_000);
+
+/// How long the loop's own sample of the server may take.
+pub(crate) const SAMPLE: Duration = Duration::from_millis(400);
+
+/// The node without what decides over it.
+pub(crate) struct Core {
+    pub(crate) dir: NodeDir,
+    boot: AgentBoot,
+    secrets: NodeSecrets,
+    pub(crate) config: NodeConfig,
+    boot_changed_at: Option<SystemTime>,
+    engine: Result<Engine, String>,
+    pub(crate) memory: Memory,
+    pub(crate) server: Server,
+    pub(crate) volume: Volume,
+    pub(crate) peers: Peers,
+    /// The sender of the loop's own commands, for tasks that bring it news.
+    pub(crate) commands: mpsc::Sender<Command>,
+    /// Why the last start failed; cleared when the server serves.
+    start_problem: Option<Problem>,
+    retry_at: Timestamp,
+    agent_run: String,
+    status: watch::Sender<Arc<AgentStatus>>,
+    metrics: watch::Sender<Arc<String>>,
+    /// A maxmemory that the running server has still to be told.
+    maxmemory_due: bool,
+}
+
+/// The ends of the channels that the API reads.
+pub(crate) struct Readers {
+    pub(crate) status: watch::Receiver<Arc<AgentStatus>>,
+    pub(crate) metrics: watch::Receiver<Arc<String>>,
+}
+
+impl Core {
+    pub(crate) async fn new(
+        boot: Boot,
+        mut memory: Memory,
+        mut server: Server,
+        commands: mpsc::Sender<Command>,
+    ) -> (Self, Readers) {
+        let Boot { dir, boot, secrets, run_dir, .. } = boot;
+        let engine = match Engine::probe(&boot.server_binary).await {
+            Ok(engine) => Ok(engine),
+            // A binary that is there and will not say what it is may still be busy being copied.
+            Err(error) => Err(error),
+        };
+        let config = match &memory.get().config {
+            Some(config) if config.generation > boot.config.generation => config.clone(),
+            _ => boot.config.clone(),
+        };
+        let volume =
+            Volume::new(boot.volume.clone(), config.node.clone(), config.instance.clone());
+        match server.supervisor.adopt() {
+            Ok(true) => {
+                server.began(true);
+                let pid = server.supervisor.pid();
+                let message = format!(
+                    "a new agent looks after the running server (process {})",
+                    pid.unwrap_or_default()
+                );
+                memory.event(Severity::Info, "server-adopted", message);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "server not adopted"),
+        }
+        let agent_run = agent_run();
+        let first = AgentStatus {
+            node: config.node.clone(),
+            instance: config.instance.clone(),
+            agent_run: agent_run.clone(),
+            version: 0,
+            generation: config.generation,
+            at: clock::wall(),
+            server: server.status(),
+            volume: VolumeState::Fresh,
+            replication: None,
+            cluster: None,
+            lease: None,
+            problem: None,
+            events: Vec::new(),
+        };
+        let (status, status_reader) = watch::channel(Arc::new(first));
+        let (metrics, metrics_reader) = watch::channel(Arc::new(String::new()));
+        let core = Self {
+            boot_changed_at: changed_at(&dir.boot()),
+            dir,
+            boot,
+            secrets,
+            config,
+            engine,
+            memory,
+            server,
+            volume,
+            peers: Peers::new(run_dir),
+            commands,
+            start_problem: None,
+            retry_at: Timestamp(0),
+            agent_run,
+            status,
+            metrics,
+            maxmemory_due: false,
+        };
+        (core, Readers { status: status_reader, metrics: metrics_reader })
+    }
+
+    /// The other nodes of this node's shard.
+    pub(crate) fn shard_peers(&self) -> impl Iterator<Item = &Member> {
+        let (node, shard) = (&self.config.node, self.config.shard);
+        self.config.members.iter().filter(move |m| m.shard == shard && m.node != *node)
+    }
+
+    /// This node as its peers know it.
+    pub(crate) fn me(&self) -> Member {
+        Member {
+            node: self.config.node.clone(),
+            shard: self.config.shard,
+            zone: self.config.zone.clone(),
+            address: self.config.address.clone(),
+        }
+    }
+
+    /// What is on the volume. While the server lives its memory is the data.
+    pub(crate) fn volume_state(&self) -> VolumeState {
+        let memory = self.memory.get();
+        if memory.rebuilding {
+            return VolumeState::Lost;
+        }
+        let valueless = match self.config.mode {
+            // Never led and never synced: there is nothing that could be lost.
+            NodeMode::Leased => memory.data_epoch == 0,
+            NodeMode::Clustered => !memory.born,
+        };
+        if self.server.supervisor.running().is_some() {
+            return if valueless { VolumeState::Fresh } else { VolumeState::Data };
+        }
+        match self.volume.find() {
+            Found::Own if valueless && self.config.mode == NodeMode::Leased => VolumeState::Fresh,
+            Found::Own => VolumeState::Data,
+            Found::Nothing if valueless => VolumeState::Fresh,
+            Found::Nothing | Found::Foreign => VolumeState::Lost,
+        }
+    }
+
+    /// Notes the loss of the volume, once.
+    pub(crate) fn check_volume(&mut self) -> VolumeState {
+        let state = self.volume_state();
+        if state == VolumeState::Lost && !self.memory.get().rebuilding {
+            let message = format!(
+                "the data of this node are gone from {}; it will not lead before it has copied \
+                 them from another node",
+                self.volume.path().display()
+            );
+            self.memory.event(Severity::Critical, "volume-lost", message);
+            self.memory.change(|memory| {
+                memory.rebuilding = true;
+                memory.data_epoch = 0;
+                memory.synced = None;
+            });
+            self.memory.save();
+        }
+        state
+    }
+
+    /// The lost volume holds a full copy again.
+    pub(crate) fn volume_rebuilt(&mut self) {
+        if !self.memory.get().rebuilding {
+            return;
+        }
+        match self.volume.write_marker() {
+            Ok(()) => {
+                self.memory.change(|memory| memory.rebuilding = false);
+                let message = "the volume holds a full copy again".to_owned();
+                self.memory.event(Severity::Info, "volume-rebuilt", message);
+                self.memory.save();
+            }
+            Err(error) => tracing::warn!(%error, "volume not marked"),
+        }
+    }
+
+    /// Whether a start of the server may be tried now.
+    pub(crate) fn may_start(&self) -> bool {
+        let now = clock::monotonic();
+        !self.memory.get().stopped
+            && now >= self.server.supervisor.not_before()
+            && now >= self.retry_at
+    }
+
+    /// The earliest time at which [`Core::may_start`] may turn true by itself.
+    pub(crate) fn start_at(&self) -> Timestamp {
+        self.server.supervisor.not_before().max(self.retry_at)
+    }
+
+    /// Starts the server; with `upstream` as a replica of that address. Answers whether it runs.
+    pub(crate) async fn start_server(&mut self, upstream: Option<&Address>) -> bool {
+        if self.server.supervisor.running().is_some() {
+            return true;
+        }
+        match self.try_start(upstream).await {
+            Ok(pid) => {
+                self.server.began(false);
+                let role = match upstream {
+                    Some(address) => format!("as a replica of {address}"),
+                    None => "by its own cluster file".to_owned(),
+                };
+                let message = format!("the server was started {role} (process {pid})");
+                self.memory.event(Severity::Info, "server-started", message);
+                true
+            }
+            Err(problem) => {
+                if self.start_problem.as_ref().map(|p| p.code) != Some(problem.code) {
+                    tracing::warn!(problem = problem.message, "server not started");
+                    self.memory.event(
+                        Severity::Critical,
+                        "server-not-started",
+                        problem.message.clone(),
+                    );
+                }
+                self.start_problem = Some(problem);
+                self.retry_at = clock::monotonic() + START_RETRY;
+                false
+            }
+        }
+    }
+
+    async fn try_start(&mut self, upstream: Option<&Address>) -> Result<u32, Problem> {
+        let engine = self.engine().await?;
+        let state = self.check_volume();
+        if state == VolumeState::Lost && upstream.is_none() {
+            return Err(problem(ProblemCode::VolumeLost, "the volume of this node is gone".into()));
+        }
+        let address = self.config.address.clone();
+        let bus = (self.config.mode == NodeMode::Clustered).then(|| address.bus_port()).flatten();
+        for port in [Some(address.port), bus].into_iter().flatten() {
+            if !port_is_free(&address.host, port) {
+                // It may be our own server, started by a former agent that died too early.
+                if matches!(self.server.supervisor.adopt(), Ok(true)) {
+                    self.server.began(true);
+                    return Ok(self.server.supervisor.pid().unwrap_or_default());
+                }
+                return Err(problem(
+                    ProblemCode::PortTaken,
+                    format!("another process listens on port {port} of {}", address.host),
+                ));
+            }
+        }
+        let io = |doing: &str, error: &std::io::Error| {
+            let code = if files::is_disk_full(error) {
+                ProblemCode::DiskFull
+            } else {
+                ProblemCode::ServerWillNotStart
+            };
+            problem(code, format!("{doing}: {error}"))
+        };
+        self.volume.create().map_err(|e| io("making the volume", &e))?;
+        if state != VolumeState::Lost {
+            self.volume.write_marker().map_err(|e| io("marking the volume", &e))?;
+        }
+        if !self.memory.get().born {
+            self.memory.change(|memory| memory.born = true);
+            self.memory.save();
+        }
+        let users = self.dir.users();
+        let paths = render::Paths { volume: self.volume.path(), users: &users };
+        let text = render::server_config(&self.config, &self.secrets, &paths);
+        files::write_if_different(&self.dir.server_config(), text.as_bytes())
+            .map_err(|e| io("writing the server's configuration", &e))?;
+        files::write_if_different(&users, render::users(&self.secrets, engine).as_bytes())
+            .map_err(|e| io("writing the server's users", &e))?;
+        if self.config.mode == NodeMode::Clustered {
+            self.announce_anew();
+        }
+        let mut args = vec![self.dir.server_config().to_string_lossy().into_owned()];
+        if let Some(address) = upstream {
+            args.extend(["--replicaof".into(), address.host.clone(), address.port.to_string()]);
+        }
+        let (binary, folder) = (self.boot.server_binary.clone(), self.volume.path().to_owned());
+        self.server
+            .supervisor
+            .start(&binary, &args, &folder)
+            .map_err(|e| io("starting the server", &e))
+    }
+
+    async fn engine(&mut self) -> Result<Engine, Problem> {
+        let missing = |text: String| problem(ProblemCode::EngineMissing, text);
+        let binary = self.boot.server_binary.clone();
+        if !is_executable(&binary) {
+            return Err(missing(format!("the server binary {} is missing", binary.display())));
+        }
+        if self.engine.is_err() {
+            self.engine = Engine::probe(&binary).await;
+        }
+        match &self.engine {
+            Ok(engine) => Ok(*engine),
+            // Better the catalogue's word than no server, when the binary is there.
+            Err(error) => Engine::from_name(&self.config.engine).ok_or(missing(error.clone())),
+        }
+    }
+
+    /// Cluster mode: the node's own line in `nodes.conf` follows its address. The server reads
+    /// its announced address from the configuration and corrects the line itself; only a file
+    /// that was never written has nothing to correct.
+    fn announce_anew(&self) {
+        let file = self.volume.path().join("nodes.conf");
+        // A file cut short by a full disk keeps the server from starting ("Unrecoverable error:
+        // corrupted cluster config file"); an empty one is the same as none.
+        if std::fs::metadata(&file).is_ok_and(|meta| meta.len() == 0) {
+            let _ = std::fs::remove_file(&file);
+        }
+    }
+
+    /// Records the end of the server's process.
+    pub(crate) fn server_ended(&mut self, exit: Exit) {
+        let expected = self.memory.get().stopped;
+        let mut message =
+            format!("the server (process {}) ended after {}: {}", exit.mark.pid, exit.lived, exit.how);
+        if !exit.last_words.is_empty() && !exit.how.starts_with("signal 9") {
+            message.push_str("; its last words: ");
+            message.push_str(&exit.last_words);
+        }
+        let severity = if expected { Severity::Info } else { Severity::Warning };
+        self.memory.event(severity, "server-exited", message.clone());
+        if self.server.supervisor.short_lives() > 1 {
+            let taken = exit.last_words.contains("listen") && exit.last_words.contains("in use");
+            let code =
+                if taken { ProblemCode::PortTaken } else { ProblemCode::ServerWillNotStart };
+            self.start_problem = Some(problem(code, message));
+        }
+        self.server.ended(exit);
+        self.check_volume();
+    }
+
+    /// Kills the server and records its end. Answers whether it is gone.
+    pub(crate) async fn kill_server(&mut self) -> bool {
+        if self.server.supervisor.running().is_none() {
+            return true;
+        }
+        match self.server.supervisor.kill().await {
+            Some(exit) => {
+                self.server_ended(exit);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Ends the server so that its append-only file is complete; kills it when it does not go.
+    pub(crate) async fn shut_down_server(&mut self) -> bool {
+        if let Ok(hands) = self.server.hands().await {
+            let _ = hands.shutdown_nosave().await;
+            let waited = tokio::time::timeout(Duration::from_millis(800), async {
+                self.server.supervisor.wait().await
+            });
+            if let Ok(exit) = waited.await {
+                self.server_ended(exit);
+                return true;
+            }
+        }
+        self.kill_server().await
+    }
+
+    /// Checks an order's stamp against the newest seen, and remembers it.
+    pub(crate) fn accept(&mut self, fence: Fence) -> Result<(), Fence> {
+        match self.memory.get().fence {
+            Some(seen) if fence < seen => Err(seen),
+            Some(seen) if fence == seen => Ok(()),
+            _ => {
+                self.memory.change(|memory| memory.fence = Some(fence));
+                self.memory.save();
+                Ok(())
+            }
+        }
+    }
+
+    /// Orders that mean the same in every mode; `None` when the mode has to answer.
+    pub(crate) async fn order(&mut self, order: &Order) -> Option<Result<(), Refusal>> {
+        match order {
+            Order::Configure { config } => Some(self.configure((**config).clone())),
+            Order::RestartServer { run_id } => {
+                if self.server.run_id().as_ref() == Some(run_id) {
+                    let message = "the server restarts by order".to_owned();
+                    self.memory.event(Severity::Info, "server-restart", message);
+                    self.shut_down_server().await;
+                    self.server.supervisor.forget_deaths();
+                }
+                // Another run id: it has restarted since, which is what was wanted.
+                Some(Ok(()))
+            }
+            Order::StopServer => {
+                self.memory.change(|memory| memory.stopped = true);
+                self.memory.save();
+                self.kill_server().await;
+                Some(Ok(()))
+            }
+            _ => None,
+        }
+    }
+
+    fn configure(&mut self, config: NodeConfig) -> Result<(), Refusal> {
+        if config.node != self.config.node || config.instance != self.config.instance {
+            return Err(Refusal::new(
+                Code::NodeNotFound,
+                format!("this is node {}, not {}", self.config.node, config.node),
+            ));
+        }
+        if config.address != self.config.address || config.mode != self.config.mode {
+            return Err(Refusal::new(
+                Code::InvalidRequest,
+                "address and mode of a node do not change in its life",
+            ));
+        }
+        if config.generation < self.config.generation {
+            return Err(Refusal::new(
+                Code::GenerationConflict,
+                format!("generation {} is older than {}", config.generation, self.config.generation),
+            ));
+        }
+        self.adopt_config(config);
+        Ok(())
+    }
+
+    fn adopt_config(&mut self, config: NodeConfig) {
+        if config == self.config {
+            return;
+        }
+        self.maxmemory_due |= config.maxmemory != self.config.maxmemory;
+        self.config = config.clone();
+        self.memory.change(|memory| memory.config = Some(config));
+        self.memory.save();
+    }
+
+    /// What is due once a second: a newer `agent.json`, the log's size, unwritten memory.
+    pub(crate) async fn housekeeping(&mut self) {
+        let path = self.dir.boot();
+        let changed = changed_at(&path);
+        if changed.is_some() && changed != self.boot_changed_at {
+            match read_json::<AgentBoot>(&path) {
+                Ok(boot) => {
+                    self.boot_changed_at = changed;
+                    if boot.config.generation > self.config.generation {
+                        let result = self.configure(boot.config.clone());
+                        if let Err(error) = result {
+                            tracing::warn!(%error, "agent.json not adopted");
+                        }
+                    }
+                    self.boot = boot;
+                }
+                Err(error) => tracing::warn!(%error, "agent.json not read"),
+            }
+        }
+        if self.maxmemory_due && self.server.state() == ServerState::Serving {
+            let bytes = self.config.maxmemory.bytes().to_string();
+            if let Ok(hands) = self.server.hands().await
+                && hands.config_set("maxmemory", &bytes).await.is_ok()
+            {
+                self.maxmemory_due = false;
+            }
+        }
+        self.server.supervisor.trim_log();
+        self.memory.save();
+    }
+
+    /// Publishes the status; its version rises when something in it matters to a planner.
+    /// `concern` is what the mode has to say, unless the server's own problem is worse.
+    pub(crate) fn publish(&mut self, lease: Option<LeaseSummary>, concern: Option<Problem>) {
+        if self.server.state() == ServerState::Serving {
+            self.start_problem = None;
+        }
+        let old = Arc::clone(&self.status.borrow());
+        let mut status = AgentStatus {
+            node: self.config.node.clone(),
+            instance: self.config.instance.clone(),
+            agent_run: self.agent_run.clone(),
+            version: old.version,
+            generation: self.config.generation,
+            at: clock::wall(),
+            server: self.server.status(),
+            volume: self.volume_state(),
+            replication: self.server.replication().cloned(),
+            cluster: self.server.cluster().cloned(),
+            lease,
+            problem: self.problem(concern),
+            events: self.memory.get().events.iter().cloned().collect(),
+        };
+        if old.version == 0 || essence(&old) != essence(&status) {
+            status.version += 1;
+        }
+        if !self.metrics.is_closed() {
+            let text = metrics::render(&self.config, &status, self.server.info());
+            self.metrics.send_replace(Arc::new(text));
+        }
+        self.status.send_replace(Arc::new(status));
+    }
+
+    fn problem(&self, concern: Option<Problem>) -> Option<Problem> {
+        if self.server.is_stranger() {
+            let message = format!("a stranger answers at {}", self.config.address);
+            return Some(problem(ProblemCode::PortTaken, message));
+        }
+        if let Some(start) = &self.start_problem {
+            return Some(start.clone());
+        }
+        if self.memory.get().rebuilding && self.server.state() != ServerState::Serving {
+            let message = "the volume is gone; the node waits to copy from another one".to_owned();
+            return Some(problem(ProblemCode::VolumeLost, message));
+        }
+        if concern.is_some() {
+            return concern;
+        }
+        let aof_broken =
+            self.server.info().is_some_and(|info| !info.persistence.aof_last_write_ok);
+        if aof_broken {
+            let message =
+                "the server cannot write its append-only file and refuses writes".to_owned();
+            return Some(problem(ProblemCode::DiskFull, message));
+        }
+        match self.memory.failure() {
+            Some((text, true)) => Some(problem(ProblemCode::DiskFull, text.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn problem(code: ProblemCode, message: String) -> Problem {
+    Problem { code, message }
+}
+
+/// The status without what changes all the time and matters to nobody who plans.
+fn essence(status: &AgentStatus) -> AgentStatus {
+    let mut status = status.clone();
+    status.version = 0;
+    status.at = Timestamp(0);
+    status.server.used_memory = None;
+    status.server.connected_clients = None;
+    if let Some(view) = &mut status.replication {
+        view.offset = 0;
+        view.replicas.iter_mut().for_each(|replica| replica.offset = 0);
+    }
+    status
+}
+
+fn changed_at(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
+}
+
+fn is_executable(path: &PathBuf) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Names this life of the agent: nothing else on this machine starts in the same millisecond
+/// with the same pid.
+fn agent_run() -> String {
+    format!("{:x}-{:x}", clock::wall().0, std::process::id())
+}

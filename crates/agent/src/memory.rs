@@ -1,0 +1,179 @@
+//! What an agent remembers over its own death: `state.json`.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use larder_election::SyncMark;
+use larder_model::agent::{AgentEvent, Fence, NodeConfig};
+use larder_model::{Severity, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::{clock, files};
+
+/// How many events an agent keeps; older ones have long been read by `serve`.
+const EVENTS: usize = 64;
+
+/// The content of `state.json`. Every field has a default, so that a newer agent reads an older
+/// one's memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct AgentMemory {
+    /// The server has been started on this node's volume at least once: from then on an empty
+    /// volume is a lost one.
+    pub(crate) born: bool,
+    /// The newest configuration by order; `agent.json` wins when its generation is higher.
+    pub(crate) config: Option<NodeConfig>,
+    /// The newest stamp of an order seen.
+    pub(crate) fence: Option<Fence>,
+    /// Number of the next event.
+    pub(crate) next_event: u64,
+    pub(crate) events: VecDeque<AgentEvent>,
+    /// Which server process completed a sync with which primary.
+    pub(crate) synced: Option<SyncMark>,
+    /// Lease epoch under which the data on the volume was last led or fully copied; 0 before.
+    pub(crate) data_epoch: u64,
+    /// The volume was found lost and the server runs on a new one that is not synced yet.
+    pub(crate) rebuilding: bool,
+    /// A word given to a lease holder; see [`PromiseGiven`].
+    pub(crate) promise: Option<PromiseGiven>,
+    /// The node is on its way out: the server stays down.
+    pub(crate) stopped: bool,
+    /// Wall-clock times of the failovers that this node's death has caused (cluster mode).
+    pub(crate) failovers: Vec<Timestamp>,
+    /// Cluster mode: the id of this node's server and its slots when it last served.
+    pub(crate) cluster_id: Option<String>,
+}
+
+/// Not to take the lease of `epoch` before `until_ms` of this boot's monotonic clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PromiseGiven {
+    pub(crate) epoch: u64,
+    pub(crate) until_ms: Timestamp,
+    /// The promise is void after a reboot: then the holder's server is gone as well.
+    pub(crate) boot_id: String,
+}
+
+/// [`AgentMemory`] with its file. Changes are made in memory and written by [`Memory::save`];
+/// a full disk leaves them in memory until a later attempt succeeds.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    path: PathBuf,
+    content: AgentMemory,
+    dirty: bool,
+    /// The last attempt to write failed with this text.
+    failure: Option<String>,
+    disk_full: bool,
+}
+
+impl Memory {
+    /// Reads the memory; a missing or unreadable file is an agent without a past, and the
+    /// volume's own marker then still tells that there was one.
+    pub(crate) fn load(path: PathBuf) -> Self {
+        let content = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "memory unreadable, starting anew");
+                AgentMemory::default()
+            }),
+            Err(_) => AgentMemory::default(),
+        };
+        Self { path, content, dirty: false, failure: None, disk_full: false }
+    }
+
+    pub(crate) fn get(&self) -> &AgentMemory {
+        &self.content
+    }
+
+    /// Changes the memory; nothing is written before [`Memory::save`].
+    pub(crate) fn change<T>(&mut self, change: impl FnOnce(&mut AgentMemory) -> T) -> T {
+        self.dirty = true;
+        change(&mut self.content)
+    }
+
+    /// Records an event.
+    pub(crate) fn event(&mut self, severity: Severity, reason: &str, message: String) {
+        tracing::info!(reason, message, "event");
+        self.change(|memory| {
+            memory.next_event += 1;
+            memory.events.push_back(AgentEvent {
+                seq: memory.next_event,
+                at: clock::wall(),
+                severity,
+                reason: reason.to_owned(),
+                message,
+            });
+            while memory.events.len() > EVENTS {
+                memory.events.pop_front();
+            }
+        });
+    }
+
+    /// Writes what has changed. Answers `false` when that failed; it is kept and tried again at
+    /// the next call.
+    pub(crate) fn save(&mut self) -> bool {
+        if !self.dirty {
+            return true;
+        }
+        let bytes = match serde_json::to_vec(&self.content) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.failure = Some(error.to_string());
+                return false;
+            }
+        };
+        match files::write(&self.path, &bytes, true) {
+            Ok(()) => {
+                self.dirty = false;
+                self.failure = None;
+                self.disk_full = false;
+                true
+            }
+            Err(error) => {
+                if self.failure.is_none() {
+                    tracing::warn!(path = %self.path.display(), %error, "memory not written");
+                }
+                self.disk_full = files::is_disk_full(&error);
+                self.failure = Some(format!("writing {}: {error}", self.path.display()));
+                false
+            }
+        }
+    }
+
+    /// Why the last write failed, while it has not succeeded since.
+    pub(crate) fn failure(&self) -> Option<(&str, bool)> {
+        self.failure.as_deref().map(|text| (text, self.disk_full))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_keep_their_numbers_over_restarts_and_stay_bounded() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let path = folder.path().join("state.json");
+        let mut memory = Memory::load(path.clone());
+        for n in 0..100 {
+            memory.event(Severity::Info, "test", format!("event {n}"));
+        }
+        assert!(memory.save());
+        let mut again = Memory::load(path);
+        again.event(Severity::Info, "test", "one more".into());
+        assert_eq!(again.get().events.len(), EVENTS);
+        assert_eq!(again.get().events.back().map(|e| e.seq), Some(101));
+    }
+
+    #[test]
+    fn a_failed_write_is_kept_and_tried_again() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let inner = folder.path().join("not-there-yet");
+        let mut memory = Memory::load(inner.join("state.json"));
+        memory.change(|m| m.born = true);
+        assert!(!memory.save());
+        assert!(memory.failure().is_some());
+        std::fs::create_dir(&inner).expect("mkdir");
+        assert!(memory.save());
+        assert!(memory.failure().is_none());
+        assert!(Memory::load(inner.join("state.json")).get().born);
+    }
+}

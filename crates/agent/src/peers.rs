@@ -1,0 +1,120 @@
+//! Questions to the agents of other nodes: all at once, each with its own deadline.
+
+use std::time::Duration;
+
+use larder_election::PeerReport;
+use larder_model::agent::{ClusterFailoverMode, ClusterView, Member};
+use larder_model::local::RunDir;
+use larder_model::{Millis, NodeId, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::client::{AgentClient, ClientError};
+use crate::clock;
+use crate::command::{Command, DemoteRequest, FailOverRequest, PromiseAnswer, PromiseRequest};
+
+/// No peer is waited for longer than this.
+pub(crate) const DEADLINE: Duration = Duration::from_millis(300);
+
+/// What became of one question.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Report { node: NodeId, sent: Timestamp, report: Option<Box<PeerReport>> },
+    Promise { node: NodeId, sent: Timestamp, epoch: u64, for_: Millis, given: bool },
+}
+
+/// A peer's answer to `GET /v1/peer`: the election's report, and in cluster mode what its server
+/// says of the cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PeerAnswer {
+    #[serde(flatten)]
+    pub(crate) report: PeerReport,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster: Option<ClusterView>,
+}
+
+/// Speaks to the agents of the same machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Peers {
+    run_dir: RunDir,
+}
+
+impl Peers {
+    pub(crate) fn new(run_dir: RunDir) -> Self {
+        Self { run_dir }
+    }
+
+    fn client(&self, node: &NodeId) -> AgentClient {
+        AgentClient::new(self.run_dir.agent_socket(node))
+    }
+
+    /// Asks for a report. Never takes longer than [`DEADLINE`].
+    pub(crate) async fn report(&self, node: &NodeId) -> Option<PeerAnswer> {
+        match self.client(node).get::<PeerAnswer>("/v1/peer", DEADLINE).await {
+            Ok(answer) if answer.report.node == *node => Some(answer),
+            Ok(answer) => {
+                tracing::warn!(%node, claims = %answer.report.node, "peer answers as another node");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%node, %error, "peer silent");
+                None
+            }
+        }
+    }
+
+    /// Asks all of `members`; answers go to `loop_` one by one as they come.
+    pub(crate) fn ask_reports(&self, members: &[Member], loop_: &mpsc::Sender<Command>) {
+        for member in members {
+            let (peers, node, loop_) = (self.clone(), member.node.clone(), loop_.clone());
+            let sent = clock::monotonic();
+            tokio::spawn(async move {
+                let report = peers.report(&node).await.map(|answer| Box::new(answer.report));
+                let _ = loop_.send(Command::Heard(vec![Heard::Report { node, sent, report }])).await;
+            });
+        }
+    }
+
+    /// Asks all of `members` to promise; answers go to `loop_`.
+    pub(crate) fn ask_promises(
+        &self,
+        members: &[Member],
+        epoch: u64,
+        for_: Millis,
+        loop_: &mpsc::Sender<Command>,
+    ) {
+        for member in members {
+            let (peers, node, loop_) = (self.clone(), member.node.clone(), loop_.clone());
+            let sent = clock::monotonic();
+            tokio::spawn(async move {
+                let request = PromiseRequest { epoch, for_ms: for_.0 };
+                let client = peers.client(&node);
+                let given = match client.post("/v1/peer/promise", &request, DEADLINE).await {
+                    Ok(body) => client.parse::<PromiseAnswer>(&body).is_ok(),
+                    Err(_) => false,
+                };
+                let heard = Heard::Promise { node, sent, epoch, for_, given };
+                let _ = loop_.send(Command::Heard(vec![heard])).await;
+            });
+        }
+    }
+
+    /// Tells the agent of a former primary that its server shall take no more writes.
+    pub(crate) async fn demote(
+        &self,
+        old: &NodeId,
+        request: &DemoteRequest,
+    ) -> Result<(), ClientError> {
+        self.client(old).post("/v1/peer/demote", request, DEADLINE).await.map(drop)
+    }
+
+    /// Tells the agent of a cluster replica to take its dead primary's part.
+    pub(crate) async fn fail_over(
+        &self,
+        node: &NodeId,
+        mode: ClusterFailoverMode,
+    ) -> Result<(), ClientError> {
+        let request = FailOverRequest { mode };
+        self.client(node).post("/v1/peer/fail-over", &request, DEADLINE).await.map(drop)
+    }
+}

@@ -1,0 +1,250 @@
+//! The server's `redis.conf` and `users.acl`, as pure functions of the node's configuration.
+//!
+//! Whom a server copies from is not here: it goes on the command line of each start, so that
+//! these files do not change when roles do and a full disk does not stop a failover.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use larder_model::agent::NodeConfig;
+use larder_model::local::NodeSecrets;
+use larder_model::{ByteSize, NodeMode};
+
+use crate::engine::Engine;
+
+/// The name of Larder's own user of the server; also `masteruser`.
+pub(crate) const SYSTEM_USER: &str = "larder";
+
+/// Clients of the tenant that a server takes (Redis' own default).
+const TENANT_CLIENTS: u32 = 10_000;
+
+/// Connections beyond the tenant's: agent, replicas, movers.
+const OWN_CLIENTS: u32 = 64;
+
+/// Where things are on the node's disk.
+pub(crate) struct Paths<'a> {
+    pub(crate) volume: &'a Path,
+    pub(crate) users: &'a Path,
+}
+
+/// The text of `redis.conf`. It holds the system password: mode 0600.
+pub(crate) fn server_config(
+    config: &NodeConfig,
+    secrets: &NodeSecrets,
+    paths: &Paths<'_>,
+) -> String {
+    let mut text = String::with_capacity(2048);
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name} {value}");
+    };
+    let address = &config.address;
+    let port = address.port.to_string();
+
+    line("bind", &address.host);
+    line("port", &port);
+    // Every user has a password; protected mode would only shut replicas out.
+    line("protected-mode", "no");
+    line("tcp-keepalive", "60");
+    line("timeout", "0");
+    line("maxclients", &(TENANT_CLIENTS + OWN_CLIENTS).to_string());
+    line("daemonize", "no");
+    line("loglevel", "notice");
+    // Standard output is the node's server.log, which also gets a crash's last words.
+    line("logfile", "\"\"");
+    line("always-show-logo", "no");
+    line("dir", &quoted(&paths.volume.to_string_lossy()));
+    line("aclfile", &quoted(&paths.users.to_string_lossy()));
+
+    line("maxmemory", &config.maxmemory.bytes().to_string());
+    line("maxmemory-policy", "noeviction");
+
+    // The append-only file is the one persistence: a snapshot beside it would fork for nothing.
+    line("save", "\"\"");
+    line("appendonly", "yes");
+    line("appendfsync", "everysec");
+
+    line("masteruser", SYSTEM_USER);
+    line("masterauth", &quoted(secrets.system_password.expose()));
+    line("replica-announce-ip", &quoted(&address.host));
+    line("replica-announce-port", &port);
+    line("replica-read-only", "yes");
+    line("replica-serve-stale-data", "yes");
+    line("repl-diskless-sync", "yes");
+    // The default of 5 s delays the first sync of every new replica.
+    line("repl-diskless-sync-delay", "0");
+    line("repl-backlog-size", &backlog(config.maxmemory).bytes().to_string());
+
+    if config.mode == NodeMode::Clustered {
+        line("cluster-enabled", "yes");
+        line("cluster-config-file", "nodes.conf");
+        line("cluster-node-timeout", &config.cluster_node_timeout.0.to_string());
+        line("cluster-announce-ip", &quoted(&address.host));
+        line("cluster-require-full-coverage", "yes");
+        // Replicas belong to the shard that the planner placed them in.
+        line("cluster-allow-replica-migration", "no");
+        // Any replica may ask for votes; which one is asked first is ranked by offset.
+        line("cluster-replica-validity-factor", "0");
+    }
+    text
+}
+
+/// The replication backlog: room for a broken link's catch-up, 16 MiB for small nodes and
+/// 1/64 of the data's limit for larger ones, 256 MiB at most.
+fn backlog(maxmemory: ByteSize) -> ByteSize {
+    ByteSize((maxmemory.bytes() / 64).clamp(ByteSize::mib(16).bytes(), ByteSize::mib(256).bytes()))
+}
+
+/// The text of `users.acl`: the tenant's `default` and Larder's own user, by their hashes.
+pub(crate) fn users(secrets: &NodeSecrets, engine: Engine) -> String {
+    format!(
+        "user default on #{} ~* &* +@all {}\nuser {SYSTEM_USER} on #{} ~* &* +@all\n",
+        secrets.default_password_sha256.expose(),
+        denied(engine),
+        sha256_hex(secrets.system_password.expose()),
+    )
+}
+
+/// What a tenant may not do, because it would take the server out of Larder's hands or show the
+/// system password (`CONFIG GET masterauth`). Whole commands are denied and harmless subcommands
+/// given back: Redis 6.2 cannot deny subcommands, and Redis 7.0 will not start when a named
+/// subcommand does not exist.
+fn denied(engine: Engine) -> String {
+    let mut rules = String::from(
+        "-shutdown -replicaof -slaveof -failover -sync -psync -replconf -debug -module -save \
+         -config +config|resetstat \
+         -acl +acl|whoami +acl|cat +acl|genpass \
+         -cluster +cluster|slots +cluster|nodes +cluster|info +cluster|myid +cluster|keyslot \
+         +cluster|countkeysinslot +cluster|getkeysinslot +cluster|replicas +cluster|slaves \
+         +cluster|count-failure-reports",
+    );
+    if engine.is_seven_or_later() {
+        rules.push_str(" +cluster|shards +cluster|links");
+    }
+    rules
+}
+
+/// Lower-case hex of the SHA-256, as ACL files write passwords.
+pub(crate) fn sha256_hex(text: &str) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// A configuration value in double quotes, escaped as `sdssplitargs` (Redis' sds.c) reads it.
+fn quoted(value: &str) -> String {
+    let mut text = String::with_capacity(value.len() + 2);
+    text.push('"');
+    for byte in value.bytes() {
+        match byte {
+            b'"' | b'\\' => {
+                text.push('\\');
+                text.push(char::from(byte));
+            }
+            b' '..=b'~' => text.push(char::from(byte)),
+            other => {
+                let _ = write!(text, "\\x{other:02x}");
+            }
+        }
+    }
+    text.push('"');
+    text
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::engine::Flavour;
+    use larder_model::agent::Member;
+    use larder_model::{
+        Address, ElectionPolicy, EngineName, InstanceId, InstanceName, Millis, NodeId, Secret,
+    };
+
+    pub(crate) fn config(mode: NodeMode) -> NodeConfig {
+        let node = NodeId::new("n-1").expect("valid");
+        let address = Address::new("127.0.0.1", 17_001);
+        NodeConfig {
+            renderer: 1,
+            node: node.clone(),
+            instance: InstanceId::new("i-1").expect("valid"),
+            instance_name: InstanceName::new("one").expect("valid"),
+            shard: 0,
+            zone: None,
+            mode,
+            engine: EngineName::new("redis-7.0").expect("valid"),
+            address: address.clone(),
+            memory: ByteSize::mib(128),
+            maxmemory: ByteSize::mib(102),
+            cluster_node_timeout: Millis(5000),
+            bootstrap: true,
+            initialized: false,
+            members: vec![Member { node, shard: 0, zone: None, address }],
+            election: ElectionPolicy::default(),
+            generation: 1,
+        }
+    }
+
+    fn secrets() -> NodeSecrets {
+        NodeSecrets {
+            system_password: Secret::new("se\"cret"),
+            default_password_sha256: Secret::new(sha256_hex("tenant")),
+        }
+    }
+
+    fn rendered(mode: NodeMode) -> String {
+        let paths = Paths { volume: Path::new("/d/my volume"), users: Path::new("/d/users.acl") };
+        server_config(&config(mode), &secrets(), &paths)
+    }
+
+    #[test]
+    fn a_leased_node_has_no_cluster_lines_and_no_upstream() {
+        let text = rendered(NodeMode::Leased);
+        for expected in [
+            "bind 127.0.0.1\n",
+            "port 17001\n",
+            "dir \"/d/my volume\"\n",
+            "maxmemory 106954752\n",
+            "maxmemory-policy noeviction\n",
+            "appendonly yes\n",
+            "maxclients 10064\n",
+            "masterauth \"se\\\"cret\"\n",
+            "repl-backlog-size 16777216\n",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+        assert!(!text.contains("cluster-"), "{text}");
+        assert!(!text.contains("replicaof"), "{text}");
+    }
+
+    #[test]
+    fn a_clustered_node_announces_itself_and_stays_in_its_shard() {
+        let text = rendered(NodeMode::Clustered);
+        for expected in [
+            "cluster-enabled yes\n",
+            "cluster-node-timeout 5000\n",
+            "cluster-announce-ip \"127.0.0.1\"\n",
+            "cluster-allow-replica-migration no\n",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn users_are_known_by_hash_alone() {
+        let engine = Engine { flavour: Flavour::Redis, major: 6, minor: 2 };
+        let text = users(&secrets(), engine);
+        assert!(!text.contains("secret") && !text.contains("cret\""), "{text}");
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.contains(&format!("user larder on #{}", sha256_hex("se\"cret"))));
+        assert!(!text.contains("cluster|shards"), "6.2 has no CLUSTER SHARDS");
+    }
+
+    #[test]
+    fn large_nodes_have_larger_backlogs() {
+        assert_eq!(backlog(ByteSize::mib(102)), ByteSize::mib(16));
+        assert_eq!(backlog(ByteSize::gib(4)), ByteSize::mib(64));
+        assert_eq!(backlog(ByteSize::gib(64)), ByteSize::mib(256));
+    }
+}

@@ -1,0 +1,284 @@
+//! The node's server as its agent sees it: process and answers together, so that alive, hung and
+//! dead are defined and not felt.
+
+use std::time::Duration;
+
+use larder_model::agent::{ClusterView, ReplicationView, ServerState, ServerStatus};
+use larder_model::{Address, Millis, Secret, Timestamp};
+use larder_node::{Connection, NodeError, ServerInfo};
+
+use crate::clock;
+use crate::proc::RunState;
+use crate::process::{Exit, Supervisor};
+use crate::render::SYSTEM_USER;
+
+/// `lua-time-limit` (5 s, never rendered otherwise) and 5 s more: after that a server in a script
+/// answers `BUSY`, so one that says nothing is hung.
+const SILENT_IS_HUNG: Millis = Millis(10_000);
+/// In an uninterruptible wait; shorter ones are normal during fsync.
+const DISK_WAIT_IS_HUNG: Millis = Millis(5_000);
+/// From the start of the process to its first answer; it listens before it loads.
+const START_IS_HUNG: Millis = Millis(30_000);
+
+/// How long an order to the server may take.
+const ORDER_DEADLINE: Duration = Duration::from_millis(700);
+
+/// What the last question to the server brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Ready,
+    Loading,
+    /// `BUSY`, or any other answer that is not the one asked for.
+    Busy,
+    Silent,
+    /// Something else answers on the node's port.
+    Stranger,
+}
+
+/// Process, connections and the newest sample.
+pub(crate) struct Server {
+    pub(crate) supervisor: Supervisor,
+    address: Address,
+    password: Secret,
+    clustered: bool,
+    /// Opened at the server's start and kept: a tenant that takes all connections takes none of
+    /// these. One asks, one orders.
+    eyes: Option<Connection>,
+    hands: Option<Connection>,
+    answer: Answer,
+    /// When this process last answered (monotonic).
+    answered_at: Option<Timestamp>,
+    /// The newest answer of this process; kept while it is silent.
+    info: Option<ServerInfo>,
+    cluster: Option<ClusterView>,
+    /// A process of this node has run in this or a former life of the agent.
+    pub(crate) has_run: bool,
+    pub(crate) down_since: Option<Timestamp>,
+    pub(crate) last_exit: Option<Exit>,
+    /// Until when writes are paused by this agent.
+    paused_until: Option<Timestamp>,
+}
+
+impl Server {
+    pub(crate) fn new(
+        supervisor: Supervisor,
+        address: Address,
+        password: Secret,
+        clustered: bool,
+        has_run: bool,
+    ) -> Self {
+        Self {
+            supervisor,
+            address,
+            password,
+            clustered,
+            eyes: None,
+            hands: None,
+            answer: Answer::Silent,
+            answered_at: None,
+            info: None,
+            cluster: None,
+            has_run,
+            down_since: Some(clock::monotonic()),
+            last_exit: None,
+            paused_until: None,
+        }
+    }
+
+    /// A process was started or adopted: nothing is known of it yet.
+    pub(crate) fn began(&mut self, adopted: bool) {
+        self.forget();
+        self.has_run = true;
+        self.down_since = None;
+        if adopted {
+            // It may be busy just now; it gets the time that any silent server gets.
+            self.answered_at = Some(clock::monotonic());
+        }
+    }
+
+    /// The process has ended.
+    pub(crate) fn ended(&mut self, exit: Exit) {
+        self.forget();
+        self.down_since = Some(clock::monotonic());
+        self.last_exit = Some(exit);
+    }
+
+    fn forget(&mut self) {
+        self.eyes = None;
+        self.hands = None;
+        self.answer = Answer::Silent;
+        self.answered_at = None;
+        self.info = None;
+        self.cluster = None;
+        self.paused_until = None;
+    }
+
+    /// Asks the server how it is, within `deadline`.
+    pub(crate) async fn sample(&mut self, deadline: Duration) {
+        let Some(state) = self.supervisor.run_state() else { return };
+        // A stopped process cannot answer: do not spend the deadline on it.
+        if matches!(state, RunState::Stopped | RunState::Exited) {
+            self.answer = Answer::Silent;
+        } else {
+            self.answer = match tokio::time::timeout(deadline, self.ask(deadline)).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    self.eyes = None;
+                    Answer::Silent
+                }
+            };
+        }
+        let now = clock::monotonic();
+        if matches!(self.answer, Answer::Ready | Answer::Loading | Answer::Busy) {
+            self.answered_at = Some(now);
+        }
+        if self.state() == ServerState::Hung {
+            self.down_since.get_or_insert(now);
+        } else {
+            self.down_since = None;
+        }
+    }
+
+    async fn ask(&mut self, deadline: Duration) -> Answer {
+        let result = self.ask_or_fail(deadline).await;
+        match result {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.eyes = None;
+                let verified = self.info.is_some();
+                match error {
+                    NodeError::Loading { .. } => Answer::Loading,
+                    NodeError::NotAllowed { .. } if !verified => Answer::Stranger,
+                    error if error.is_alive() => Answer::Busy,
+                    error => {
+                        tracing::debug!(%error, "no answer from the server");
+                        Answer::Silent
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ask_or_fail(&mut self, deadline: Duration) -> Result<Answer, NodeError> {
+        if self.eyes.as_ref().is_none_or(Connection::is_closed) {
+            self.eyes = Some(self.connect(deadline).await?);
+        }
+        let Some(eyes) = &mut self.eyes else { return Ok(Answer::Silent) };
+        eyes.set_timeout(deadline);
+        let info = eyes.info().await?;
+        if Some(info.process_id) != self.supervisor.pid() {
+            self.eyes = None;
+            return Ok(Answer::Stranger);
+        }
+        let loading = info.loading.is_some();
+        self.info = Some(info);
+        if self.clustered && !loading {
+            self.cluster = Some(eyes.cluster_view().await?);
+        }
+        // The second connection is opened now, while there is surely room for it.
+        if self.hands.as_ref().is_none_or(Connection::is_closed) {
+            self.hands = self.connect(deadline).await.ok();
+        }
+        Ok(if loading { Answer::Loading } else { Answer::Ready })
+    }
+
+    async fn connect(&self, deadline: Duration) -> Result<Connection, NodeError> {
+        Connection::login(&self.address, SYSTEM_USER, &self.password, deadline).await
+    }
+
+    /// The connection for orders. Each order takes 700 ms at most.
+    ///
+    /// # Errors
+    /// When the server lets nobody in.
+    pub(crate) async fn hands(&mut self) -> Result<&mut Connection, NodeError> {
+        let connection = match self.hands.take().filter(|connection| !connection.is_closed()) {
+            Some(connection) => connection,
+            None => self.connect(ORDER_DEADLINE).await?,
+        };
+        let hands = self.hands.insert(connection);
+        hands.set_timeout(ORDER_DEADLINE);
+        Ok(hands)
+    }
+
+    /// Alive, hung or dead, by the rules of the design.
+    pub(crate) fn state(&self) -> ServerState {
+        let run_state = match self.supervisor.run_state() {
+            None if self.has_run => return ServerState::Dead,
+            None => return ServerState::Absent,
+            Some(RunState::Exited) => return ServerState::Dead,
+            Some(RunState::Stopped) => return ServerState::Hung,
+            Some(state) => state,
+        };
+        match self.answer {
+            Answer::Ready => ServerState::Serving,
+            Answer::Loading => ServerState::Loading,
+            Answer::Busy => ServerState::Busy,
+            Answer::Stranger => ServerState::Starting,
+            Answer::Silent => self.silent_state(run_state),
+        }
+    }
+
+    fn silent_state(&self, run_state: RunState) -> ServerState {
+        let now = clock::monotonic();
+        let Some(answered_at) = self.answered_at else {
+            let since = self.supervisor.running().map_or(now, |running| running.since);
+            return if now.since(since) >= START_IS_HUNG {
+                ServerState::Hung
+            } else {
+                ServerState::Starting
+            };
+        };
+        let limit =
+            if run_state == RunState::Disk { DISK_WAIT_IS_HUNG } else { SILENT_IS_HUNG };
+        if now.since(answered_at) >= limit { ServerState::Hung } else { ServerState::Busy }
+    }
+
+    /// Something that is not this node's server answers on its port.
+    pub(crate) fn is_stranger(&self) -> bool {
+        self.answer == Answer::Stranger
+    }
+
+    /// The newest answer of this process, however old.
+    pub(crate) fn info(&self) -> Option<&ServerInfo> {
+        self.info.as_ref()
+    }
+
+    pub(crate) fn run_id(&self) -> Option<String> {
+        self.info.as_ref().map(|info| info.run_id.clone())
+    }
+
+    /// Replication as of the last sample; `None` when that was not answered.
+    pub(crate) fn replication(&self) -> Option<&ReplicationView> {
+        match self.answer {
+            Answer::Ready | Answer::Loading => self.info.as_ref().map(|info| &info.replication),
+            Answer::Busy | Answer::Silent | Answer::Stranger => None,
+        }
+    }
+
+    /// The cluster as of the last sample; `None` when that was not answered.
+    pub(crate) fn cluster(&self) -> Option<&ClusterView> {
+        if self.answer == Answer::Ready { self.cluster.as_ref() } else { None }
+    }
+
+    /// Writes are paused for this long from now; zero ends the pause.
+    pub(crate) fn paused(&mut self, for_: Millis) {
+        self.paused_until = (for_.0 > 0).then(|| clock::monotonic() + for_);
+    }
+
+    pub(crate) fn writes_paused(&self) -> bool {
+        self.paused_until.is_some_and(|until| until > clock::monotonic())
+    }
+
+    pub(crate) fn status(&self) -> ServerStatus {
+        let info = self.info.as_ref();
+        ServerStatus {
+            state: self.state(),
+            pid: self.supervisor.pid(),
+            run_id: self.run_id(),
+            engine_version: info.map(|info| info.engine_version.clone()),
+            started_at: self.supervisor.running().map(|running| running.started_wall),
+            used_memory: info.map(|info| info.used_memory),
+            connected_clients: info.map(|info| info.connected_clients),
+        }
+    }
+}

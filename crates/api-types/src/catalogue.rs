@@ -1,0 +1,70 @@
+//! What an installation has: engines, projects, container clusters.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A server that instances can run on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Engine {
+    /// `redis-7.0`, `valkey-8.0`.
+    pub name: String,
+    /// `7.0.15`.
+    pub version: String,
+    /// `redis` or `valkey`.
+    pub flavour: String,
+    /// The server binary on the machine where Larder runs.
+    pub path: String,
+    /// Found by Larder, not added by a person.
+    pub builtin: bool,
+    /// RFC 3339.
+    pub added_at: String,
+    /// What was probed, never assumed.
+    pub capabilities: serde_json::Value,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddEngine {
+    /// Absolute path of a server binary on the machine where Larder runs.
+    pub path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Project {
+    pub name: String,
+}
+
+/// The installation at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Larder's own.
+    pub version: String,
+    /// RFC 3339.
+    pub started_at: String,
+    /// Number of instances in each state.
+    pub instances: BTreeMap<String, u64>,
+    pub engines: u64,
+    pub container_clusters: Vec<ContainerClusterStatus>,
+}
+
+/// A place where nodes run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContainerClusterStatus {
+    pub name: String,
+    /// It answered when it was last asked.
+    pub reachable: bool,
+    pub workers: u32,
+    /// Memory that nodes may use in all.
+    pub memory_bytes: u64,
+    /// Memory that is promised to nodes.
+    pub requested_memory_bytes: u64,
+}
+
+/// Whether the server lives or is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// `ok` or what is missing.
+    pub status: String,
+}

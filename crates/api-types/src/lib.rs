@@ -1,0 +1,23 @@
+//! The wire format of Larder's REST API: requests, responses, events, errors.
+//!
+//! Apart from `larder-model`, so that each can change alone: these shapes are a contract with
+//! scripts (`larder … -o json` prints them as they are). Requests refuse unknown fields;
+//! responses may grow. Times are RFC 3339 in UTC, sizes are bytes.
+
+mod catalogue;
+mod event;
+mod instance;
+mod operation;
+mod problem;
+mod secret_in_body;
+mod session;
+
+pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, Status};
+pub use event::{Event, Record};
+pub use instance::{
+    Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, Instance, Node, PlanView,
+    RestartInstance, UpdateInstance,
+};
+pub use operation::{Operation, OperationStep};
+pub use problem::Problem;
+pub use session::{CreateToken, CreatedToken, Login, Session, Token, UpdateUser, WhoAmI};

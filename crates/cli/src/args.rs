@@ -1,0 +1,371 @@
+//! The command tree: what can be typed. What it means is in `commands`.
+
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use larder_model::ByteSize;
+
+use crate::duration;
+
+/// Options that every subcommand takes.
+#[derive(Args, Clone, Debug)]
+pub struct Globals {
+    /// How data is printed
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A table for people
+    Table,
+    /// A table with more columns
+    Wide,
+    /// What the API answered
+    Json,
+}
+
+/// The commands that talk to a server, for a binary to flatten into its own tree.
+#[derive(Subcommand, Debug)]
+pub enum Commands {
+    /// Log in to a server; keeps a token in the config file
+    Login(LoginArgs),
+    /// End the session and forget its token
+    Logout,
+    /// Who you are to the server
+    Whoami,
+    /// The server at a glance
+    Status,
+    /// The version of this program
+    Version,
+    /// Create, look at, change and delete instances
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Instance(InstanceArgs),
+    /// Follow and cancel long pieces of work
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Operation(OperationArgs),
+    /// What happened
+    #[command(subcommand, arg_required_else_help = true)]
+    Event(EventCommand),
+    /// Who asked for what
+    #[command(subcommand, arg_required_else_help = true)]
+    Record(RecordCommand),
+    /// Servers that instances can run on
+    #[command(subcommand, arg_required_else_help = true)]
+    Engine(EngineCommand),
+    /// Tokens for scripts
+    #[command(subcommand, arg_required_else_help = true)]
+    Token(TokenCommand),
+    /// Accounts
+    #[command(subcommand, arg_required_else_help = true)]
+    User(UserCommand),
+    /// Projects
+    #[command(subcommand, arg_required_else_help = true)]
+    Project(ProjectCommand),
+}
+
+#[derive(Args, Debug)]
+pub struct LoginArgs {
+    /// Address of the server [default: $LARDER_SERVER, the config file's, http://127.0.0.1:7300]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub user: String,
+    /// Read the password from one line of standard input
+    #[arg(long)]
+    pub password_stdin: bool,
+}
+
+/// The project that names are looked up in.
+#[derive(Args, Clone, Debug)]
+pub struct ProjectOption {
+    /// Project [default: $LARDER_PROJECT, the config file's, default]
+    #[arg(long, global = true, value_name = "P")]
+    pub project: Option<String>,
+}
+
+/// Waiting for the operation that a command starts.
+#[derive(Args, Clone, Debug)]
+pub struct WaitOption {
+    /// Wait until the work is done
+    #[arg(long)]
+    pub wait: bool,
+    /// For how long to wait (90s, 10m, 2h); the work goes on after that
+    #[arg(long, value_name = "D", default_value = "10m", value_parser = duration::parse)]
+    pub timeout: Duration,
+}
+
+#[derive(Args, Debug)]
+pub struct InstanceArgs {
+    #[command(flatten)]
+    pub project: ProjectOption,
+    #[command(subcommand)]
+    pub command: InstanceCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum InstanceCommand {
+    /// Create an instance
+    Create(Box<CreateArgs>),
+    /// List instances
+    List(ListArgs),
+    /// Show one instance
+    Get {
+        name: String,
+    },
+    /// Show the nodes of an instance
+    Nodes {
+        name: String,
+    },
+    /// What Larder would do now for an instance, and what it waits for
+    Plan {
+        name: String,
+    },
+    /// Change name, description or tags
+    #[command(group = ArgGroup::new("change").multiple(true).required(true)
+        .args(["new_name", "description", "tag"]))]
+    Update {
+        name: String,
+        /// New name
+        #[arg(long = "name", value_name = "N", id = "new_name")]
+        new_name: Option<String>,
+        #[arg(long, value_name = "T")]
+        description: Option<String>,
+        /// The tags from now on, all of them; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = key_value)]
+        tag: Vec<(String, String)>,
+    },
+    /// Give a shard another primary
+    Failover {
+        name: String,
+        /// Shard, counted from 0
+        #[arg(long, value_name = "I")]
+        shard: Option<u32>,
+        /// Node that shall be primary [default: the most advanced replica]
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// Take over even if acknowledged writes may be lost
+        #[arg(long, requires = "to")]
+        accept_data_loss: bool,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Restart the servers, replicas first
+    Restart {
+        name: String,
+        /// This node only
+        #[arg(long, value_name = "ID")]
+        node: Option<String>,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Delete an instance
+    Delete {
+        name: String,
+        /// Instance and data are gone for good
+        #[arg(long, required = true)]
+        permanent: bool,
+        #[command(flatten)]
+        wait: WaitOption,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct CreateArgs {
+    /// Lower-case letters, digits and inner hyphens; unique in the project
+    pub name: String,
+    /// Engine, as `larder engine list` names it
+    #[arg(long, value_name = "E")]
+    pub engine: String,
+    #[arg(long, value_enum, value_name = "A")]
+    pub architecture: ArchitectureArg,
+    /// Memory of each node [default: 128MiB]
+    #[arg(long, value_name = "M")]
+    pub memory: Option<ByteSize>,
+    /// Shards of a cluster [default: 3]
+    #[arg(long, value_name = "N")]
+    pub shards: Option<u32>,
+    /// Nodes per shard, the primary counted in [default for a cluster: 2]
+    #[arg(long, value_name = "N")]
+    pub replicas: Option<u32>,
+    /// Read-only nodes of a read-write instance [default: 1]
+    #[arg(long, value_name = "N")]
+    pub read_only_nodes: Option<u32>,
+    /// Where the nodes run [default: local]
+    #[arg(long, value_name = "C")]
+    pub container_cluster: Option<String>,
+    #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
+    pub description: String,
+    /// May be repeated
+    #[arg(long, value_name = "K=V", value_parser = key_value)]
+    pub tag: Vec<(String, String)>,
+    /// Read the password from one line of standard input
+    #[arg(long, conflicts_with = "generate_password")]
+    pub password_stdin: bool,
+    /// Make a password and print it once
+    #[arg(long)]
+    pub generate_password: bool,
+    #[command(flatten)]
+    pub wait: WaitOption,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchitectureArg {
+    /// One primary
+    Standalone,
+    /// A primary and read-only nodes, with a write and a read endpoint
+    ReadWrite,
+    /// Shards that speak the cluster protocol
+    Cluster,
+}
+
+impl ArchitectureArg {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Standalone => "standalone",
+            Self::ReadWrite => "read-write",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// The instances of every project
+    #[arg(long, conflicts_with = "project")]
+    pub all_projects: bool,
+    #[arg(long, value_name = "S")]
+    pub state: Option<String>,
+    #[arg(long, value_enum, value_name = "A")]
+    pub architecture: Option<ArchitectureArg>,
+    /// Part of the name
+    #[arg(long, value_name = "T")]
+    pub search: Option<String>,
+    /// Field to sort by [default: name]
+    #[arg(long, value_name = "F")]
+    pub sort: Option<String>,
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub struct OperationArgs {
+    #[command(flatten)]
+    pub project: ProjectOption,
+    #[command(subcommand)]
+    pub command: OperationCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum OperationCommand {
+    /// List operations, the newest first
+    List {
+        /// Of this instance only
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+    },
+    /// Show one operation
+    Get { id: String },
+    /// Follow an operation to its end
+    Watch {
+        id: String,
+        /// For how long (90s, 10m, 2h) [default: until it ends]
+        #[arg(long, value_name = "D", value_parser = duration::parse)]
+        timeout: Option<Duration>,
+    },
+    /// Stop an operation
+    Cancel { id: String },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum EventCommand {
+    /// List the newest events, oldest first
+    List {
+        #[command(flatten)]
+        project: ProjectOption,
+        /// Of this instance only
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+        /// Go on printing as things happen; as JSON one line per event
+        #[arg(long)]
+        follow: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum RecordCommand {
+    /// List the newest records, oldest first
+    List {
+        /// About this instance only
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+        /// Of this user only
+        #[arg(long, value_name = "U")]
+        user: Option<String>,
+        /// From this time on: RFC 3339, a date (UTC), or how long ago (2h)
+        #[arg(long, value_name = "T")]
+        since: Option<String>,
+        /// Comma-separated values with a header line
+        #[arg(long)]
+        csv: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum EngineCommand {
+    /// List the engines that instances can run on
+    List,
+    /// Probe a server binary on the server's machine and add it
+    Add {
+        /// Absolute path on the machine where `larder serve` runs
+        path: String,
+    },
+    /// Remove an engine that no instance runs on
+    Remove { engine: String },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum TokenCommand {
+    /// Make a token; its secret is shown this once
+    Create {
+        #[arg(long, value_name = "N")]
+        name: String,
+        /// When it ends (90s, 10m, 2h, 30d) [default: never]
+        #[arg(long, value_name = "D", value_parser = duration::parse)]
+        expires: Option<Duration>,
+    },
+    /// List your tokens and sessions
+    List,
+    /// Make a token worthless
+    Revoke { id: String },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum UserCommand {
+    /// Change a password
+    Update {
+        name: String,
+        /// Read the new password from one line of standard input
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ProjectCommand {
+    /// List projects
+    List,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not a tag: write it like key=value")),
+    }
+}

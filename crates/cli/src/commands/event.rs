@@ -1,0 +1,106 @@
+//! Events and records.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::args::{EventCommand, RecordCommand};
+use crate::config::Context;
+use crate::console::Console;
+use crate::duration;
+use crate::exit::CliError;
+use crate::render;
+
+pub(crate) async fn run(
+    command: EventCommand,
+    context: &Context,
+    console: &mut Console,
+) -> Result<(), CliError> {
+    let EventCommand::List { project, instance, follow } = command;
+    let client = context.client()?;
+    let project = context.project(project.project.as_deref());
+    let instance = instance.as_deref();
+    let events = client.event_list(&project, instance).await?;
+    if !follow {
+        return if console.is_json() {
+            console.json(&events)
+        } else {
+            let text = render::events(console, &events);
+            console.data(&text)
+        };
+    }
+    if !console.is_json() {
+        console.data(&render::event_header())?;
+    }
+    // From where the list ends; an empty list ends before the very first event.
+    let after = events.last().map_or(0, |event| event.seq);
+    for event in &events {
+        print(console, event)?;
+    }
+    let mut stream = client.event_stream(&project, instance, Some(after)).await?;
+    loop {
+        let event = stream.next().await?;
+        print(console, &event)?;
+    }
+}
+
+fn print(console: &mut Console, event: &larder_api_types::Event) -> Result<(), CliError> {
+    if console.is_json() { console.json_line(event) } else { console.data(&render::event_row(event)) }
+}
+
+pub(crate) async fn run_records(
+    command: RecordCommand,
+    context: &Context,
+    console: &mut Console,
+) -> Result<(), CliError> {
+    let RecordCommand::List { instance, user, since, csv } = command;
+    let since = since.map(|text| since_time(&text, Timestamp::now())).transpose()?;
+    let client = context.client()?;
+    let records = client
+        .record_list(instance.as_deref(), user.as_deref(), since.as_deref())
+        .await?;
+    if csv {
+        console.data(&render::records_csv(&records))
+    } else if console.is_json() {
+        console.json(&records)
+    } else {
+        let text = render::records(console, &records);
+        console.data(&text)
+    }
+}
+
+/// RFC 3339, a date (its beginning in UTC), or how long ago; answers RFC 3339.
+fn since_time(text: &str, now: Timestamp) -> Result<String, CliError> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time.to_string());
+    }
+    if let Ok(time) = format!("{text}T00:00:00Z").parse::<Timestamp>() {
+        return Ok(time.to_string());
+    }
+    duration::parse(text)
+        .ok()
+        .and_then(|ago| SignedDuration::try_from(ago).ok())
+        .and_then(|ago| now.checked_sub(ago).ok())
+        .map(|time| time.to_string())
+        .ok_or_else(|| {
+            CliError::Usage(format!(
+                "`{text}` is not a time: write it like 2026-01-31T12:00:00Z, 2026-01-31 or 2h"
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_reads_times_dates_and_lengths() {
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+        for (text, time) in [
+            ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00Z"),
+            ("2026-01-31", "2026-01-31T00:00:00Z"),
+            ("2h", "2026-11-22T10:00:00Z"),
+        ] {
+            assert_eq!(since_time(text, now).unwrap(), time);
+        }
+        assert!(since_time("yesterday", now).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! Engines, projects, tokens, the server, the login.
+
+use larder_api_types::{Engine, Project, Session, Status, Token, WhoAmI};
+use larder_model::ByteSize;
+
+use super::{NONE, finish, or_none, plain, table, time, time_or_none};
+use crate::console::Console;
+
+pub(crate) fn engines(console: &Console, rows: &[Engine]) -> String {
+    let mut header = vec!["NAME", "VERSION", "FLAVOUR", "PATH"];
+    if console.is_wide() {
+        header.extend(["FOUND", "ADDED", "CAPABILITIES"]);
+    }
+    let mut table = table(console, &header);
+    for row in rows {
+        let mut cells =
+            vec![row.name.clone(), row.version.clone(), row.flavour.clone(), row.path.clone()];
+        if console.is_wide() {
+            let found = if row.builtin { "by larder" } else { "by hand" };
+            cells.extend([found.to_owned(), time(&row.added_at), row.capabilities.to_string()]);
+        }
+        table.add_row(cells);
+    }
+    finish(table)
+}
+
+pub(crate) fn projects(console: &Console, rows: &[Project]) -> String {
+    let mut table = table(console, &["NAME"]);
+    for row in rows {
+        table.add_row([row.name.clone()]);
+    }
+    finish(table)
+}
+
+pub(crate) fn tokens(console: &Console, rows: &[Token]) -> String {
+    let mut header = vec!["ID", "NAME", "KIND", "EXPIRES", "LAST USED"];
+    if console.is_wide() {
+        header.extend(["USER", "CREATED"]);
+    }
+    let mut table = table(console, &header);
+    for row in rows {
+        let expires = row.expires_at.as_ref().map_or_else(|| "never".to_owned(), |at| time(at));
+        let mut cells = vec![
+            row.id.clone(),
+            if row.name.is_empty() { NONE.to_owned() } else { row.name.clone() },
+            row.kind.clone(),
+            expires,
+            time_or_none(row.last_used_at.as_ref()),
+        ];
+        if console.is_wide() {
+            cells.extend([row.user.clone(), time(&row.created_at)]);
+        }
+        table.add_row(cells);
+    }
+    finish(table)
+}
+
+pub(crate) fn status(console: &Console, server: &str, one: &Status) -> String {
+    let mut head = plain(console);
+    let mut line = |name: &str, value: String| {
+        head.add_row([name.to_owned(), value]);
+    };
+    line("Server", server.to_owned());
+    line("Version", one.version.clone());
+    line("Started", time(&one.started_at));
+    let instances: Vec<_> = one.instances.iter().map(|(s, n)| format!("{n} {s}")).collect();
+    line("Instances", if instances.is_empty() { "none".to_owned() } else { instances.join(", ") });
+    line("Engines", one.engines.to_string());
+    for cluster in &one.container_clusters {
+        let state = if cluster.reachable { "" } else { ", out of reach" };
+        line(
+            "Runs on",
+            format!(
+                "{}: {} workers, {} of {} promised{state}",
+                cluster.name,
+                cluster.workers,
+                ByteSize(cluster.requested_memory_bytes),
+                ByteSize(cluster.memory_bytes)
+            ),
+        );
+    }
+    finish(head)
+}
+
+pub(crate) fn session(server: &str, one: &Session) -> String {
+    let until = or_none(one.expires_at.as_ref().map(|at| time(at)));
+    format!("logged in to {server} as {} ({}) until {until}", one.user, one.role)
+}
+
+pub(crate) fn who(server: &str, one: &WhoAmI) -> String {
+    format!("{} ({}) at {server}", one.user, one.role)
+}

@@ -1,0 +1,68 @@
+//! Tables for people. JSON needs none of this: it is what the API answered.
+
+mod catalogue;
+mod event;
+mod instance;
+mod operation;
+
+pub(crate) use catalogue::{engines, projects, session, status, tokens, who};
+pub(crate) use event::{event_header, event_row, events, records, records_csv};
+pub(crate) use instance::{instance, instances, nodes};
+pub(crate) use operation::{operation, operations};
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+
+use crate::console::Console;
+
+/// An empty table with a header, without lines around: readable and easy to cut.
+pub(crate) fn table(console: &Console, header: &[&str]) -> Table {
+    let mut table = plain(console);
+    table.set_header(header.iter().copied());
+    trim(&mut table);
+    table
+}
+
+/// A table without a header.
+pub(crate) fn plain(console: &Console) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    // Only on a terminal is there a width to fit into; in a pipe a row stays one line.
+    table.set_content_arrangement(if console.stdout_is_terminal {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    });
+    table
+}
+
+/// Two spaces between columns, none before the first.
+fn trim(table: &mut Table) {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+}
+
+pub(crate) fn finish(mut table: Table) -> String {
+    trim(&mut table);
+    table.trim_fmt()
+}
+
+/// What stands where nothing is known.
+pub(crate) const NONE: &str = "-";
+
+pub(crate) fn or_none<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
+}
+
+/// `2026-11-22T13:12:17.123Z` as `2026-11-22 13:12:17`, in UTC as it came.
+pub(crate) fn time(text: &str) -> String {
+    match text.parse::<jiff::Timestamp>() {
+        Ok(time) => time.strftime("%F %T").to_string(),
+        Err(_) => text.to_owned(),
+    }
+}
+
+pub(crate) fn time_or_none(text: Option<&String>) -> String {
+    or_none(text.map(|text| time(text)))
+}

@@ -1,0 +1,1 @@
+//! The simulator: a whole fleet in memory, under faults, driven by a seed.

@@ -1,0 +1,134 @@
+//! The short folder of unix sockets: where it is, and that it is there and ours.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use larder_model::local::{DataDir, RunDir};
+use rustix::fs::{Access, access};
+use rustix::process::geteuid;
+
+use crate::files;
+
+/// Paths of unix sockets end at 107 bytes (`sun_path`, unix(7)); the longest name in the folder
+/// is `a-<40 characters>.sock`.
+const LONGEST: usize = 107 - "/a-.sock".len() - 40;
+
+/// The run folder of a data directory: the one named in `DATA/run-dir`, else a new one whose name
+/// is written there. It is made again when it vanished, as it does with a reboot.
+///
+/// # Errors
+/// When no place is short enough, writable and ours.
+pub fn ensure(data: &Path) -> io::Result<RunDir> {
+    let file = DataDir(data.to_owned()).run_dir_file();
+    if let Some(named) = read_name(&file)? {
+        make(&named)?;
+        return Ok(RunDir(named));
+    }
+    let data = fs::canonicalize(data)?;
+    let mut last_error = None;
+    for candidate in candidates(&data) {
+        if candidate.as_os_str().len() > LONGEST {
+            continue;
+        }
+        match make(&candidate) {
+            Ok(()) => {
+                files::write_text(&file, &format!("{}\n", candidate.display()))?;
+                return Ok(RunDir(candidate));
+            }
+            Err(error) => last_error = Some(error),
+        }
+    }
+    Err(last_error.unwrap_or_else(|| io::Error::other("no place for the folder of sockets")))
+}
+
+fn read_name(file: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::read_to_string(file) {
+        Ok(text) => {
+            let name = text.trim();
+            Ok((!name.is_empty()).then(|| PathBuf::from(name)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn candidates(data: &Path) -> Vec<PathBuf> {
+    let hash = short_hash(data);
+    let uid = geteuid();
+    let mut candidates = Vec::new();
+    if uid.is_root() && access("/run", Access::WRITE_OK).is_ok() {
+        candidates.push(PathBuf::from(format!("/run/larder-{hash}")));
+    }
+    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        candidates.push(PathBuf::from(runtime).join(format!("larder-{hash}")));
+    }
+    // Anybody may make folders in /tmp, also under the name that we would like to have.
+    candidates.extend((0..4).map(|n| {
+        PathBuf::from(format!("/tmp/larder-{}-{hash}{}", uid.as_raw(), ["", "-b", "-c", "-d"][n]))
+    }));
+    candidates
+}
+
+/// FNV-1a, folded to 32 bits: tells the data directories of one machine apart, no more.
+fn short_hash(data: &Path) -> String {
+    let hash = data.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| {
+        (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff)
+}
+
+/// Makes the folder, or makes sure that the one that is there is ours alone.
+fn make(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() {
+        let text = format!("{} belongs to somebody else", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    if metadata.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_process_finds_the_same_folder_also_after_it_vanished() {
+        let data = tempfile::tempdir().expect("temp dir");
+        let first = ensure(data.path()).expect("first");
+        fs::remove_dir(&first.0).expect("remove");
+        let second = ensure(data.path()).expect("second");
+        assert_eq!(first, second);
+        let mode = fs::metadata(&second.0).expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        fs::remove_dir(&second.0).expect("clean up");
+    }
+
+    #[test]
+    fn a_folder_that_others_can_enter_is_closed() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("run");
+        fs::create_dir(&path).expect("make");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("open up");
+        make(&path).expect("ours");
+        let mode = fs::metadata(&path).expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_link_is_not_taken_for_the_folder() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("run");
+        std::os::unix::fs::symlink(dir.path(), &path).expect("link");
+        assert!(make(&path).is_err());
+    }
+}

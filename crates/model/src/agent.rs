@@ -1,0 +1,323 @@
+//! What agents are told and what they say: the words of the agent's small API.
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
+use crate::architecture::NodeMode;
+use crate::event::Severity;
+use crate::ids::{EngineName, InstanceId, InstanceName, NodeId, ZoneName};
+use crate::policy::ElectionPolicy;
+use crate::size::ByteSize;
+use crate::slots::{SlotRange, SlotSet};
+use crate::time::{Millis, Timestamp};
+
+/// Everything an agent needs to run its node, without secrets. Kept on the node's disk, so that
+/// agents and keeper go on while `serve` is down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConfig {
+    /// Version of the renderer that made it: a newer Larder does not re-render old instances.
+    pub renderer: u32,
+    pub node: NodeId,
+    pub instance: InstanceId,
+    pub instance_name: InstanceName,
+    pub shard: u32,
+    pub zone: Option<ZoneName>,
+    pub mode: NodeMode,
+    pub engine: EngineName,
+    /// Where the server listens and what it announces.
+    pub address: Address,
+    pub memory: ByteSize,
+    pub maxmemory: ByteSize,
+    pub cluster_node_timeout: Millis,
+    /// May take the very first lease, or serve slots, without a past.
+    pub bootstrap: bool,
+    /// The instance has served before: nothing starts empty by itself.
+    pub initialized: bool,
+    /// All nodes of the instance, this one included, sorted by id.
+    pub members: Vec<Member>,
+    pub election: ElectionPolicy,
+    /// Spec generation this was rendered from.
+    pub generation: u64,
+}
+
+/// One node as its peers know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub node: NodeId,
+    pub shard: u32,
+    pub zone: Option<ZoneName>,
+    pub address: Address,
+}
+
+/// Stamps every order: the controller's epoch first, then the spec's generation. An agent
+/// refuses an order that is older than what it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Fence {
+    pub controller_epoch: u64,
+    pub generation: u64,
+}
+
+/// What `serve` may ask of an agent. Idempotent; an accepted order proves nothing, its effect is
+/// observed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "kebab-case")]
+pub enum Order {
+    /// New configuration (members, policy). Nothing restarts.
+    Configure {
+        config: Box<NodeConfig>,
+    },
+    /// To the holder's agent: hand the primary's part over, coordinated, nothing lost.
+    HandOver {
+        to: Option<NodeId>,
+    },
+    /// To the chosen node's agent: take the lease though data may be lost (a person's word).
+    TakeLease {
+        accept_data_loss: bool,
+    },
+    /// Restart the server, if its run id is still this one.
+    RestartServer {
+        run_id: String,
+    },
+    /// Stop the server for good, before the node is removed. Nothing is saved.
+    StopServer,
+    /// A node whose volume is gone may start empty, because another copy of its shard serves.
+    StartEmpty,
+    ClusterMeet {
+        peers: Vec<Address>,
+    },
+    /// Give the slots to this node (new instances only).
+    ClusterAddSlots {
+        ranges: Vec<SlotRange>,
+        config_epoch: u64,
+    },
+    ClusterReplicate {
+        primary: String,
+    },
+    ClusterForget {
+        ids: Vec<String>,
+    },
+    ClusterFailover {
+        mode: ClusterFailoverMode,
+    },
+}
+
+impl Order {
+    /// A word for logs and events.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Configure { .. } => "configure",
+            Self::HandOver { .. } => "hand-over",
+            Self::TakeLease { .. } => "take-lease",
+            Self::RestartServer { .. } => "restart-server",
+            Self::StopServer => "stop-server",
+            Self::StartEmpty => "start-empty",
+            Self::ClusterMeet { .. } => "cluster-meet",
+            Self::ClusterAddSlots { .. } => "cluster-add-slots",
+            Self::ClusterReplicate { .. } => "cluster-replicate",
+            Self::ClusterForget { .. } => "cluster-forget",
+            Self::ClusterFailover { .. } => "cluster-failover",
+        }
+    }
+}
+
+/// How a replica of a cluster shard is made its primary (Redis `CLUSTER FAILOVER`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClusterFailoverMode {
+    /// Writes paused at the primary, offsets equal, then the vote.
+    Coordinated,
+    /// Without the primary's consent, by the vote of the other primaries.
+    Force,
+    /// Without a vote. Only by who knows that the primary's process is dead.
+    Takeover,
+}
+
+/// What an agent reports. `version` rises with every change that matters to a planner (not with
+/// offsets or memory), so that a reader can wait for news.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    pub node: NodeId,
+    pub instance: InstanceId,
+    /// Random for each life of the agent; `version` starts anew with it.
+    pub agent_run: String,
+    pub version: u64,
+    /// Generation of the configuration that the agent works with.
+    pub generation: u64,
+    /// Wall clock of this report.
+    pub at: Timestamp,
+    pub server: ServerStatus,
+    pub volume: VolumeState,
+    pub replication: Option<ReplicationView>,
+    pub cluster: Option<ClusterView>,
+    pub lease: Option<LeaseSummary>,
+    /// Why the node is not serving, when it is not; or what is wrong though it serves.
+    pub problem: Option<Problem>,
+    /// The newest events, oldest first.
+    pub events: Vec<AgentEvent>,
+}
+
+/// The server process as its agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    pub state: ServerState,
+    pub pid: Option<u32>,
+    /// The server's own run id (`INFO server`), new with every start.
+    pub run_id: Option<String>,
+    /// As the server reports it (`redis_version`, or `valkey_version` where there is one).
+    pub engine_version: Option<String>,
+    pub started_at: Option<Timestamp>,
+    pub used_memory: Option<ByteSize>,
+    pub connected_clients: Option<u64>,
+}
+
+/// Alive, hung or dead by definition, not by feeling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerState {
+    /// Not started yet, or held back; `problem` says why.
+    Absent,
+    /// The process runs and has not answered yet.
+    Starting,
+    /// Alive and reading its data (`LOADING`).
+    Loading,
+    /// Answers.
+    Serving,
+    /// Alive and in a long script or command (`BUSY`).
+    Busy,
+    /// Stopped (T), or without an answer for longer than is normal.
+    Hung,
+    /// The process has exited.
+    Dead,
+}
+
+impl ServerState {
+    /// The process is there and well, though it may not answer just now.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Starting | Self::Loading | Self::Serving | Self::Busy)
+    }
+}
+
+/// What is on the node's volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// The node has never run: an empty volume is as it should be.
+    Fresh,
+    /// The node's own data, written by the node.
+    Data,
+    /// The node has a past and its data is gone.
+    Lost,
+}
+
+/// Replication as the server reports it (`INFO replication`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicationView {
+    pub role: Role,
+    /// Where a replica copies from.
+    pub primary: Option<Address>,
+    pub link_up: bool,
+    /// A full sync is under way.
+    pub syncing: bool,
+    pub replid: String,
+    pub offset: u64,
+    /// What a primary says of its replicas.
+    pub replicas: Vec<ReplicaSeen>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Primary,
+    Replica,
+}
+
+/// A replica in its primary's eyes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaSeen {
+    pub address: Address,
+    /// `state=online`: it has its full sync behind it.
+    pub online: bool,
+    pub offset: u64,
+}
+
+/// The cluster in one server's own eyes (`CLUSTER NODES`, `CLUSTER INFO`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub my_id: String,
+    pub state_ok: bool,
+    pub current_epoch: u64,
+    pub nodes: Vec<ClusterPeer>,
+}
+
+impl ClusterView {
+    pub fn me(&self) -> Option<&ClusterPeer> {
+        self.nodes.iter().find(|n| n.id == self.my_id)
+    }
+}
+
+/// One line of `CLUSTER NODES`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterPeer {
+    pub id: String,
+    pub address: Address,
+    pub role: Role,
+    /// The id of its primary, for a replica that has one.
+    pub primary: Option<String>,
+    /// `fail`: the majority agrees that it is gone.
+    pub failed: bool,
+    /// `fail?`: only this server thinks so.
+    pub suspected: bool,
+    pub handshake: bool,
+    pub linked: bool,
+    pub config_epoch: u64,
+    pub slots: SlotSet,
+    /// A slot is on its way in or out.
+    pub migrating: bool,
+}
+
+/// What an agent knows of its shard's lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseSummary {
+    pub epoch: u64,
+    pub holder: Option<NodeId>,
+    /// Automatic failover is on hold: too many in too short a time.
+    pub failover_on_hold: bool,
+}
+
+/// Something a person should know of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    pub code: ProblemCode,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemCode {
+    /// A past, and an empty volume: it waits to join as a replica, or for a person.
+    VolumeLost,
+    /// The server will not start or exits at once; the message has its last words.
+    ServerWillNotStart,
+    /// Another process listens on the node's port.
+    PortTaken,
+    DiskFull,
+    /// The server binary is missing or is not what it was.
+    EngineMissing,
+    /// Nobody may take the lease.
+    NoPrimary,
+    /// Too many automatic failovers; waiting.
+    FailoverOnHold,
+    /// The lease cannot be reached; writes go on only by the replicas' promise, or are stopped.
+    LeaseUnreachable,
+}
+
+/// Something that happened at a node. `seq` rises over the node's whole life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentEvent {
+    pub seq: u64,
+    pub at: Timestamp,
+    pub severity: Severity,
+    /// A stable word, kebab-case.
+    pub reason: String,
+    pub message: String,
+}

@@ -1,0 +1,47 @@
+//! The words of Larder: identifiers, sizes, specs, observations, steps, operations, events.
+//!
+//! Pure: no IO, no clock, no chance. Constructors validate, so a value that exists is valid.
+//! What is *decided* from these words lives in `larder-planner` and `larder-election`.
+
+mod address;
+pub mod agent;
+mod architecture;
+mod error;
+mod event;
+mod ids;
+pub mod lease;
+pub mod local;
+mod node;
+mod observation;
+mod operation;
+mod password;
+pub mod plan;
+mod policy;
+mod secret;
+mod size;
+mod slots;
+mod spec;
+mod state;
+mod time;
+
+pub use address::Address;
+pub use architecture::{Architecture, EndpointKind, NodeMode};
+pub use error::{Code, Refusal};
+pub use event::{Event, EventKind, Severity};
+pub use ids::{
+    EngineName, IdSource, InstanceId, InstanceName, InvalidName, NodeId, OperationId, ProjectName,
+    SeededIds, WorkerName, ZoneName,
+};
+pub use node::{NodePhase, NodeRecord};
+pub use observation::{
+    BackendNode, EndpointStatus, Observation, Observed, ObservedNode, Worker, WorkerState,
+};
+pub use operation::{Operation, OperationKind, OperationState, OperationStep, StepState};
+pub use password::check_password;
+pub use policy::{ElectionPolicy, PlannerPolicy};
+pub use secret::{Secret, secret_in_file};
+pub use size::{ByteSize, InvalidSize};
+pub use slots::{SLOT_COUNT, SlotRange, SlotSet, even_slots};
+pub use spec::{DeletePolicy, Desired, InstanceSpec, limits};
+pub use state::{Condition, InstanceState};
+pub use time::{Millis, Timestamp};

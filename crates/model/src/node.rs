@@ -1,0 +1,33 @@
+//! One record per node: a random id, its own volume, its own stable address.
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
+use crate::ids::{NodeId, WorkerName, ZoneName};
+use crate::time::Timestamp;
+
+/// Where a node is in its life. Roles are not here: they are observed, never recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodePhase {
+    /// Wanted: it is built, healed and kept.
+    Wanted,
+    /// On its way out: out of the topology first, then removed with its volume.
+    Leaving,
+}
+
+/// The lasting record of one node. Written before anything of the node exists and deleted only
+/// after everything of it has been seen to be gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub id: NodeId,
+    pub shard: u32,
+    pub worker: WorkerName,
+    pub zone: Option<ZoneName>,
+    /// Taken before the first start and kept for the node's life; `None` until it was reserved.
+    pub address: Option<Address>,
+    /// May take the very first lease of its instance, or get the first slots of its shard.
+    pub bootstrap: bool,
+    pub phase: NodePhase,
+    pub created_at: Timestamp,
+}

@@ -1,0 +1,146 @@
+//! Long pieces of work on an instance, kept as records.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Refusal;
+use crate::ids::{InstanceId, NodeId, OperationId};
+use crate::time::Timestamp;
+
+/// What is being done, with what the work needs to remember.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum OperationKind {
+    Create,
+    Delete,
+    /// Restart of all nodes or of one. `run_ids` holds the servers to be replaced, filled when
+    /// the work begins: a node is done when its server has another run id.
+    Restart {
+        node: Option<NodeId>,
+        run_ids: BTreeMap<NodeId, String>,
+    },
+    /// Planned or forced change of a shard's primary. `from` is the primary when it began.
+    Failover {
+        shard: u32,
+        to: Option<NodeId>,
+        accept_data_loss: bool,
+        from: Option<NodeId>,
+    },
+}
+
+impl OperationKind {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Delete => "delete",
+            Self::Restart { .. } => "restart",
+            Self::Failover { .. } => "failover",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationState {
+    Queued,
+    Running,
+    /// Cannot go on just now; the step's message says what it waits for.
+    Waiting,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl OperationState {
+    pub const ALL: [Self; 6] = [
+        Self::Queued,
+        Self::Running,
+        Self::Waiting,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text)
+    }
+
+    pub fn is_finished(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// One operation. At most one unfinished operation holds an instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    pub id: OperationId,
+    pub instance: InstanceId,
+    /// The instance's name when the operation was asked for; it outlives the instance.
+    pub instance_name: String,
+    pub kind: OperationKind,
+    pub state: OperationState,
+    pub steps: Vec<OperationStep>,
+    pub requested_by: String,
+    /// Address the request came from.
+    pub requested_from: String,
+    pub created_at: Timestamp,
+    pub finished_at: Option<Timestamp>,
+    pub error: Option<Refusal>,
+}
+
+impl Operation {
+    /// Finished share, 0 to 1, each step counting alike.
+    pub fn progress(&self) -> f64 {
+        if self.state == OperationState::Succeeded {
+            return 1.0;
+        }
+        if self.steps.is_empty() {
+            return 0.0;
+        }
+        let done: f64 = self
+            .steps
+            .iter()
+            .map(|step| match step.state {
+                StepState::Succeeded => 1.0,
+                StepState::Running | StepState::Waiting => step.progress.unwrap_or(0.0),
+                StepState::Pending | StepState::Failed => 0.0,
+            })
+            .sum();
+        done / self.steps.len() as f64
+    }
+}
+
+/// One step of an operation as people see it. Times are filled in by who records it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperationStep {
+    /// A stable word, kebab-case: `start-nodes`.
+    pub name: String,
+    pub state: StepState,
+    /// 0 to 1, where it can be measured.
+    pub progress: Option<f64>,
+    pub message: String,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepState {
+    Pending,
+    Running,
+    Waiting,
+    Succeeded,
+    Failed,
+}

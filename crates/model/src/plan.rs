@@ -1,0 +1,364 @@
+//! What the planner answers: steps to take, things it waits for, and a report for people.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::ClusterFailoverMode;
+use crate::architecture::EndpointKind;
+use crate::error::Refusal;
+use crate::ids::{InstanceId, NodeId, WorkerName, ZoneName};
+use crate::operation::{OperationKind, OperationStep};
+use crate::slots::SlotRange;
+use crate::state::{Condition, InstanceState};
+use crate::time::Millis;
+
+/// One thing to do. Idempotent: done twice it is as done once. Whether it worked is observed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// Write the node's record; nothing of the node exists yet.
+    RecordNode {
+        node: NodeId,
+        shard: u32,
+        worker: WorkerName,
+        zone: Option<ZoneName>,
+        bootstrap: bool,
+    },
+    /// Take an address for the node and write it into its record.
+    ReserveAddress {
+        node: NodeId,
+    },
+    /// Make the container cluster hold the node: folder, volume, agent.
+    EnsureNode {
+        node: NodeId,
+    },
+    /// Hand the living agent its newer configuration.
+    ConfigureNode {
+        node: NodeId,
+    },
+    EnsureEndpoint {
+        endpoint: EndpointKind,
+    },
+    /// From now on nothing of the instance starts empty by itself.
+    MarkInitialized,
+    /// Let `node` meet the others over the cluster bus.
+    MeetNodes {
+        node: NodeId,
+        peers: Vec<NodeId>,
+    },
+    AssignSlots {
+        node: NodeId,
+        ranges: Vec<SlotRange>,
+        config_epoch: u64,
+    },
+    /// `primary_id` is the id that the servers know the primary by.
+    ReplicateNode {
+        node: NodeId,
+        primary: NodeId,
+        primary_id: String,
+    },
+    /// Let `node` forget servers that are no more, by the ids that the servers know.
+    ForgetNodes {
+        node: NodeId,
+        ids: Vec<String>,
+    },
+    /// A node whose volume is gone may start empty: another copy of its shard serves.
+    StartEmpty {
+        node: NodeId,
+    },
+    HandOver {
+        holder: NodeId,
+        to: Option<NodeId>,
+    },
+    TakeLease {
+        node: NodeId,
+    },
+    FailOverShard {
+        node: NodeId,
+        mode: ClusterFailoverMode,
+    },
+    RestartServer {
+        node: NodeId,
+        run_id: String,
+    },
+    /// Remember in the operation what its steps will be measured against.
+    UpdateOperation {
+        kind: OperationKind,
+    },
+    /// Write in the record that the node is on its way out.
+    RetireNode {
+        node: NodeId,
+    },
+    /// Remove node, volume and address reservation from the container cluster.
+    RemoveNode {
+        node: NodeId,
+    },
+    RemoveEndpoint {
+        endpoint: EndpointKind,
+    },
+    /// Delete the record of a node of which nothing is left.
+    ForgetRecord {
+        node: NodeId,
+    },
+    /// Delete the instance's records: nothing of it is left.
+    PurgeInstance,
+}
+
+impl Step {
+    /// The node that the step is about, if it is about one.
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Self::RecordNode { node, .. }
+            | Self::ReserveAddress { node }
+            | Self::EnsureNode { node }
+            | Self::ConfigureNode { node }
+            | Self::MeetNodes { node, .. }
+            | Self::AssignSlots { node, .. }
+            | Self::ReplicateNode { node, .. }
+            | Self::ForgetNodes { node, .. }
+            | Self::StartEmpty { node }
+            | Self::TakeLease { node }
+            | Self::FailOverShard { node, .. }
+            | Self::RestartServer { node, .. }
+            | Self::RetireNode { node }
+            | Self::RemoveNode { node }
+            | Self::ForgetRecord { node }
+            | Self::HandOver { holder: node, .. } => Some(node),
+            Self::EnsureEndpoint { .. }
+            | Self::MarkInitialized
+            | Self::UpdateOperation { .. }
+            | Self::RemoveEndpoint { .. }
+            | Self::PurgeInstance => None,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RecordNode { node, shard, worker, zone, bootstrap } => {
+                write!(f, "record node {node} of shard {shard} on worker {worker}")?;
+                if let Some(zone) = zone {
+                    write!(f, " in zone {zone}")?;
+                }
+                if *bootstrap {
+                    f.write_str(", first primary")?;
+                }
+                Ok(())
+            }
+            Self::ReserveAddress { node } => write!(f, "reserve an address for node {node}"),
+            Self::EnsureNode { node } => write!(f, "ensure node {node}"),
+            Self::ConfigureNode { node } => write!(f, "configure node {node}"),
+            Self::EnsureEndpoint { endpoint } => write!(f, "ensure {endpoint} endpoint"),
+            Self::MarkInitialized => f.write_str("mark the instance as initialized"),
+            Self::MeetNodes { node, peers } => {
+                write!(f, "let node {node} meet")?;
+                for peer in peers {
+                    write!(f, " {peer}")?;
+                }
+                Ok(())
+            }
+            Self::AssignSlots { node, ranges, config_epoch } => {
+                write!(f, "assign slots")?;
+                for range in ranges {
+                    write!(f, " {range}")?;
+                }
+                write!(f, " to node {node} (config epoch {config_epoch})")
+            }
+            Self::ReplicateNode { node, primary, .. } => {
+                write!(f, "make node {node} a replica of node {primary}")
+            }
+            Self::ForgetNodes { node, ids } => {
+                write!(f, "let node {node} forget {}", ids.join(" "))
+            }
+            Self::StartEmpty { node } => write!(f, "start node {node} empty"),
+            Self::HandOver { holder, to: Some(to) } => {
+                write!(f, "hand over from node {holder} to node {to}")
+            }
+            Self::HandOver { holder, to: None } => {
+                write!(f, "hand over from node {holder} to the most advanced replica")
+            }
+            Self::TakeLease { node } => {
+                write!(f, "let node {node} take the lease, accepting data loss")
+            }
+            Self::FailOverShard { node, mode } => {
+                let how = match mode {
+                    ClusterFailoverMode::Coordinated => "coordinated",
+                    ClusterFailoverMode::Force => "forced",
+                    ClusterFailoverMode::Takeover => "by takeover",
+                };
+                write!(f, "fail over to node {node}, {how}")
+            }
+            Self::RestartServer { node, .. } => write!(f, "restart the server of node {node}"),
+            Self::UpdateOperation { kind } => {
+                write!(f, "note the starting point of the {}", kind.as_str())
+            }
+            Self::RetireNode { node } => write!(f, "retire node {node}"),
+            Self::RemoveNode { node } => write!(f, "remove node {node} with its volume"),
+            Self::RemoveEndpoint { endpoint } => write!(f, "remove {endpoint} endpoint"),
+            Self::ForgetRecord { node } => write!(f, "delete the record of node {node}"),
+            Self::PurgeInstance => f.write_str("delete the instance's records"),
+        }
+    }
+}
+
+/// A step with the stamps that make it safe to do late or twice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    pub instance: InstanceId,
+    pub generation: u64,
+    /// Why, in a few words, for the log and for `instance plan`.
+    pub reason: String,
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+impl fmt::Display for PlannedStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} — {}", self.step, self.reason)
+    }
+}
+
+/// Why the planner does not do more just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "wait", rename_all = "kebab-case")]
+pub enum Wait {
+    /// The container cluster cannot be asked.
+    BackendUnreachable,
+    /// Nothing is heard of the node's agent.
+    AgentSilent { node: NodeId, unknown_for: Millis },
+    /// The server is starting or loading its data.
+    ServerStarting { node: NodeId },
+    /// The node's server is down; its agent restarts it or hands over.
+    ServerDown { node: NodeId },
+    /// No node of the shard is its primary; the agents are electing one.
+    Election { shard: u32 },
+    /// The replica copies its primary's data.
+    ReplicaSyncing { node: NodeId },
+    /// The servers have not all heard of each other.
+    Gossip { node: NodeId },
+    /// The cluster says of itself that it is down.
+    ClusterDown { node: NodeId },
+    /// The endpoint leads to no server that answers.
+    EndpointSilent { endpoint: EndpointKind },
+    /// A lost node is not replaced before this much more time has passed.
+    ReplacementDelay { node: NodeId, left: Millis },
+    /// No worker has room.
+    NoRoom { shard: u32, needed_bytes: u64 },
+    /// No copy of the shard is left; a person decides.
+    DataLost { shard: u32 },
+    /// An order was given and its effect is awaited.
+    Effect { what: String },
+    /// Something still exists that is being removed.
+    Removal { what: String },
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BackendUnreachable => f.write_str("the container cluster does not answer"),
+            Self::AgentSilent { node, unknown_for } => {
+                write!(f, "nothing heard of node {node} for {unknown_for}")
+            }
+            Self::ServerStarting { node } => write!(f, "the server of node {node} is starting"),
+            Self::ServerDown { node } => write!(f, "the server of node {node} is down"),
+            Self::Election { shard } => write!(f, "shard {shard} has no primary yet"),
+            Self::ReplicaSyncing { node } => write!(f, "node {node} is copying its primary's data"),
+            Self::Gossip { node } => write!(f, "node {node} has not met every other node yet"),
+            Self::ClusterDown { node } => write!(f, "node {node} sees the cluster as down"),
+            Self::EndpointSilent { endpoint } => {
+                write!(f, "the {endpoint} endpoint does not answer yet")
+            }
+            Self::ReplacementDelay { node, left } => {
+                write!(f, "node {node} is replaced when it stays away for {left} more")
+            }
+            Self::NoRoom { shard, needed_bytes } => write!(
+                f,
+                "no worker has room for a node of shard {shard} ({})",
+                crate::size::ByteSize(*needed_bytes)
+            ),
+            Self::DataLost { shard } => {
+                write!(f, "no copy of shard {shard} is left: a person has to decide")
+            }
+            Self::Effect { what } => write!(f, "waiting to see that {what}"),
+            Self::Removal { what } => write!(f, "waiting until {what} is gone"),
+        }
+    }
+}
+
+/// What happened to the operation that holds the instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperationReport {
+    pub steps: Vec<OperationStep>,
+    pub outcome: OperationOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationOutcome {
+    Running,
+    Waiting,
+    Succeeded,
+    Failed(Refusal),
+}
+
+/// What the plan means to people. An unread report is not actionable: show it.
+#[must_use = "an unread report is not actionable"]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub state: InstanceState,
+    pub conditions: Vec<Condition>,
+    pub operation: Option<OperationReport>,
+}
+
+/// The whole answer for one instance at one moment.
+#[must_use = "a plan does nothing by itself"]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub instance: InstanceId,
+    pub generation: u64,
+    pub steps: Vec<PlannedStep>,
+    pub waits: Vec<Wait>,
+    pub report: Report,
+}
+
+impl Plan {
+    /// Nothing to do and nothing waited for.
+    pub fn is_settled(&self) -> bool {
+        self.steps.is_empty() && self.waits.is_empty()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "instance {} generation {}: {}",
+            self.instance, self.generation, self.report.state
+        )?;
+        if self.is_settled() {
+            writeln!(f, "  nothing to do")?;
+        }
+        for step in &self.steps {
+            writeln!(f, "  do   {step}")?;
+        }
+        for wait in &self.waits {
+            writeln!(f, "  wait {wait}")?;
+        }
+        for condition in &self.report.conditions {
+            let sign = if condition.status { '+' } else { '-' };
+            writeln!(
+                f,
+                "  {sign} {} ({}): {}",
+                condition.kind, condition.reason, condition.message
+            )?;
+        }
+        if let Some(operation) = &self.report.operation {
+            for step in &operation.steps {
+                writeln!(f, "  step {} {:?}: {}", step.name, step.state, step.message)?;
+            }
+        }
+        Ok(())
+    }
+}

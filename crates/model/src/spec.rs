@@ -1,0 +1,232 @@
+//! What the user asked for.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::architecture::Architecture;
+use crate::error::{Code, Refusal};
+use crate::ids::{EngineName, InstanceId, InstanceName, ProjectName};
+use crate::node::NodeRecord;
+use crate::operation::Operation;
+use crate::policy::PlannerPolicy;
+use crate::size::ByteSize;
+use crate::time::Timestamp;
+
+/// Ranges of the spec's fields (spec rows A2, A4, B1).
+pub mod limits {
+    use crate::size::ByteSize;
+    use std::ops::RangeInclusive;
+
+    pub const MEMORY: RangeInclusive<ByteSize> = ByteSize::mib(128)..=ByteSize::gib(64);
+    pub const CLUSTER_SHARDS: RangeInclusive<u32> = 3..=10;
+    pub const CLUSTER_REPLICAS: RangeInclusive<u32> = 1..=3;
+    pub const READ_ONLY_NODES: RangeInclusive<u32> = 1..=10;
+    pub const DESCRIPTION_BYTES: usize = 1024;
+    pub const TAGS: usize = 32;
+    pub const TAG_BYTES: usize = 128;
+}
+
+/// The wish for one instance. Every accepted change makes a new generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    pub id: InstanceId,
+    pub name: InstanceName,
+    pub project: ProjectName,
+    #[serde(default)]
+    pub description: String,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    pub architecture: Architecture,
+    pub engine: EngineName,
+    /// Memory of each node; 80 % of it is `maxmemory`.
+    pub memory: ByteSize,
+    /// 1 except for cluster instances.
+    pub shards: u32,
+    /// Nodes per shard, the primary counted in.
+    pub replicas: u32,
+    /// Name of the container cluster where the nodes run: `local` is this machine.
+    pub container_cluster: String,
+}
+
+impl InstanceSpec {
+    /// How many nodes the instance has when it is whole.
+    pub fn node_count(&self) -> u32 {
+        self.shards * self.replicas
+    }
+
+    /// `maxmemory` of each node: 80 % of its memory, the rest is for forks and buffers.
+    pub fn maxmemory(&self) -> ByteSize {
+        ByteSize(self.memory.bytes() / 5 * 4)
+    }
+
+    /// Checks every range that does not depend on what is installed or free.
+    ///
+    /// # Errors
+    /// The first [`Refusal`], with the field at fault.
+    pub fn check(&self) -> Result<(), Refusal> {
+        if !limits::MEMORY.contains(&self.memory) {
+            return Err(Refusal::new(
+                Code::MemoryOutOfRange,
+                format!(
+                    "{} is outside of {} to {} of memory per node",
+                    self.memory,
+                    limits::MEMORY.start(),
+                    limits::MEMORY.end()
+                ),
+            )
+            .field("memory"));
+        }
+        let (shards, replicas, replicas_field) = match self.architecture {
+            Architecture::Standalone => (1..=1, 1..=1, "replicas"),
+            Architecture::ReadWrite => (
+                1..=1,
+                limits::READ_ONLY_NODES.start() + 1..=limits::READ_ONLY_NODES.end() + 1,
+                "read_only_nodes",
+            ),
+            Architecture::Cluster => (limits::CLUSTER_SHARDS, limits::CLUSTER_REPLICAS, "replicas"),
+        };
+        if !shards.contains(&self.shards) {
+            return Err(Refusal::new(
+                Code::ShardsOutOfRange,
+                format!(
+                    "{} shards asked for; a {} instance has {}",
+                    self.shards,
+                    self.architecture,
+                    range_text(&shards)
+                ),
+            )
+            .field("shards"));
+        }
+        if !replicas.contains(&self.replicas) {
+            let detail = match self.architecture {
+                Architecture::ReadWrite => format!(
+                    "{} read-only nodes asked for; a read-write instance has {}",
+                    i64::from(self.replicas) - 1,
+                    range_text(&limits::READ_ONLY_NODES)
+                ),
+                architecture => format!(
+                    "{} nodes per shard asked for; a {architecture} instance has {} (the primary counted in)",
+                    self.replicas,
+                    range_text(&replicas)
+                ),
+            };
+            return Err(Refusal::new(Code::ReplicasOutOfRange, detail).field(replicas_field));
+        }
+        check_description(&self.description)?;
+        check_tags(&self.tags)
+    }
+}
+
+fn range_text(range: &std::ops::RangeInclusive<u32>) -> String {
+    if range.start() == range.end() {
+        format!("exactly {}", range.start())
+    } else {
+        format!("{} to {}", range.start(), range.end())
+    }
+}
+
+fn check_description(description: &str) -> Result<(), Refusal> {
+    if description.len() > limits::DESCRIPTION_BYTES {
+        return Err(Refusal::new(
+            Code::InvalidRequest,
+            format!("the description is longer than {} bytes", limits::DESCRIPTION_BYTES),
+        )
+        .field("description"));
+    }
+    Ok(())
+}
+
+fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    let refuse = |detail: String| Err(Refusal::new(Code::InvalidRequest, detail).field("tags"));
+    if tags.len() > limits::TAGS {
+        return refuse(format!("more than {} tags", limits::TAGS));
+    }
+    for (key, value) in tags {
+        if key.is_empty() || key.len() > limits::TAG_BYTES || value.len() > limits::TAG_BYTES {
+            return refuse(format!(
+                "tag keys have 1 to {0} bytes and values at most {0}",
+                limits::TAG_BYTES
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What happens to an instance that is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeletePolicy {
+    /// Instance and data are gone.
+    Permanent,
+}
+
+/// Everything the planner may know of what is wanted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    pub spec: InstanceSpec,
+    pub generation: u64,
+    pub created_at: Timestamp,
+    /// Set once deletion was asked for; there is no way back.
+    pub deletion: Option<DeletePolicy>,
+    /// One record per node, also of nodes that are about to go.
+    pub nodes: Vec<NodeRecord>,
+    /// The instance has served before. From then on nothing of it is ever started empty by itself.
+    pub initialized: bool,
+    /// The operation that holds the instance, if any.
+    pub operation: Option<Operation>,
+    pub policy: PlannerPolicy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn spec(architecture: Architecture, shards: u32, replicas: u32) -> InstanceSpec {
+        InstanceSpec {
+            id: InstanceId::new("i-1").expect("valid"),
+            name: InstanceName::new("one").expect("valid"),
+            project: ProjectName::new("default").expect("valid"),
+            description: String::new(),
+            tags: BTreeMap::new(),
+            architecture,
+            engine: EngineName::new("redis-7.0").expect("valid"),
+            memory: ByteSize::mib(128),
+            shards,
+            replicas,
+            container_cluster: "local".into(),
+        }
+    }
+
+    #[test]
+    fn each_architecture_has_its_own_ranges() {
+        use Architecture::{Cluster, ReadWrite, Standalone};
+        for (architecture, shards, replicas, wrong) in [
+            (Standalone, 1, 1, None),
+            (Standalone, 2, 1, Some("shards")),
+            (Standalone, 1, 2, Some("replicas")),
+            (ReadWrite, 1, 2, None),
+            (ReadWrite, 1, 11, None),
+            (ReadWrite, 1, 1, Some("read_only_nodes")),
+            (ReadWrite, 1, 12, Some("read_only_nodes")),
+            (Cluster, 3, 1, None),
+            (Cluster, 10, 3, None),
+            (Cluster, 2, 2, Some("shards")),
+            (Cluster, 11, 2, Some("shards")),
+            (Cluster, 3, 0, Some("replicas")),
+            (Cluster, 3, 4, Some("replicas")),
+        ] {
+            let field = spec(architecture, shards, replicas).check().err().and_then(|r| r.field);
+            assert_eq!(field.as_deref(), wrong, "{architecture} {shards} x {replicas}");
+        }
+    }
+
+    #[test]
+    fn memory_below_and_above_the_range_is_refused() {
+        for memory in [ByteSize::mib(127), ByteSize(ByteSize::gib(64).0 + 1)] {
+            let mut spec = spec(Architecture::Standalone, 1, 1);
+            spec.memory = memory;
+            assert_eq!(spec.check().map_err(|r| r.code), Err(Code::MemoryOutOfRange));
+        }
+    }
+}

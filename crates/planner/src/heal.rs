@@ -1,0 +1,180 @@
+//! Bringing an instance back to what it was: empty starts beside a living copy, replacement of
+//! nodes that are lost for good, and the way out for those that were replaced.
+//!
+//! Nothing here is decided from how many nodes are seen. Who goes is a record that is marked as
+//! leaving, and a record is marked only while every other node of its shard is seen to be well.
+
+use larder_model::plan::{Step, Wait};
+use larder_model::{IdSource, Millis, NodeRecord, Observation, OperationKind};
+
+use crate::draft::Draft;
+use crate::ensure;
+use crate::placement::Placer;
+use crate::view::View;
+
+pub(crate) fn heal(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSource) {
+    start_empty(view, draft);
+    for shard in view.shards() {
+        if view.data_is_lost(shard) {
+            draft.wait(Wait::DataLost { shard });
+        }
+    }
+    // A restart or failover changes one node after another itself.
+    let busy = view.operation().is_some_and(|operation| match operation.kind {
+        OperationKind::Restart { .. } | OperationKind::Failover { .. } => true,
+        OperationKind::Create | OperationKind::Delete => false,
+    });
+    if view.desired.initialized && !busy {
+        for shard in view.shards() {
+            replace(view, draft, shard, ids);
+            retire(view, draft, shard);
+            remove_leaving(view, draft, shard);
+        }
+    }
+}
+
+/// A node whose volume is gone may copy from the copy that serves. Without one nothing is
+/// started: an empty server would be mistaken for the data.
+fn start_empty(view: &View<'_>, draft: &mut Draft<'_>) {
+    for record in view.wanted.iter().filter(|record| view.volume_is_lost(&record.id)) {
+        let Some(primary) = view.primary(record.shard) else { continue };
+        if primary.id != record.id {
+            draft.step(
+                Step::StartEmpty { node: record.id.clone() },
+                format!("its volume is gone; node {} has the data", primary.id),
+            );
+        }
+    }
+}
+
+/// Records a node for a lost one, on another worker, while another copy serves. One at a time.
+fn replace(view: &View<'_>, draft: &mut Draft<'_>, shard: u32, ids: &mut dyn IdSource) {
+    for record in view.wanted_of(shard).filter(|record| view.worker_is_away(record)) {
+        let unknown = view.agent(&record.id).is_none();
+        if unknown && !view.is_lost(record) {
+            let after = view.desired.policy.replace_lost_after;
+            let left = Millis(after.0.saturating_sub(view.silent_for(&record.id).0));
+            draft.wait(Wait::ReplacementDelay { node: record.id.clone(), left });
+        }
+    }
+    let Some(lost) = view.wanted_of(shard).find(|record| view.is_lost(record)) else { return };
+    let recorded = view.wanted_of(shard).count();
+    if recorded > view.desired.spec.replicas as usize {
+        return; // Its replacement is on the way.
+    }
+    if view.primary(shard).is_none_or(|primary| primary.id == lost.id) {
+        return; // No copy to fill a new node from.
+    }
+    let mut placer = Placer::new(view.desired, view.observed);
+    match placer.place(shard, false, std::slice::from_ref(&lost.worker)) {
+        Some(placement) => draft.step(
+            Step::RecordNode {
+                node: ensure::fresh_id(view, ids),
+                shard,
+                worker: placement.worker,
+                zone: placement.zone,
+                bootstrap: false,
+            },
+            format!("node {} is lost with worker {}", lost.id, lost.worker),
+        ),
+        None => draft.wait(ensure::no_room(view, shard)),
+    }
+}
+
+/// More nodes are recorded than the spec asks for: a replacement has come. The lost node goes;
+/// if it came back meanwhile, the youngest replica does.
+fn retire(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
+    let recorded: Vec<&NodeRecord> = view.wanted_of(shard).collect();
+    let surplus = recorded.len() > view.desired.spec.replicas as usize;
+    let one_is_going = view.leaving.iter().any(|record| record.shard == shard);
+    if !surplus || one_is_going || draft.disturbs(view.all_of(shard).map(|record| &record.id)) {
+        return;
+    }
+    let lost = recorded.iter().find(|record| view.is_lost(record) && !view.is_primary(record));
+    let youngest = || {
+        recorded
+            .iter()
+            .filter(|record| !view.is_primary(record))
+            .max_by_key(|record| (record.created_at, &record.id))
+    };
+    let Some(goes) = lost.or_else(youngest) else { return };
+    // Every other node must do without it, among them as many as the spec asks for.
+    if may_go(view, goes, true) {
+        let reason = if lost.is_some() {
+            "it is lost, and its replacement is in sync"
+        } else {
+            "the node it stands in for is back"
+        };
+        draft.step(Step::RetireNode { node: goes.id.clone() }, reason);
+    }
+}
+
+/// Whether the shard is whole without the node: another one leads, and the wanted others (all
+/// of them when `strict`, else at least as many as the spec asks for) are well.
+pub(crate) fn may_go(view: &View<'_>, record: &NodeRecord, strict: bool) -> bool {
+    let others: Vec<&NodeRecord> =
+        view.wanted_of(record.shard).filter(|other| other.id != record.id).collect();
+    let well = others.iter().filter(|other| view.is_well(other)).count();
+    let led = view.primary(record.shard).is_some_and(|primary| primary.id != record.id);
+    let enough = well >= view.desired.spec.replicas as usize;
+    led && enough && (!strict || well == others.len())
+}
+
+/// Takes nodes that are on their way out from the topology, then away.
+fn remove_leaving(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
+    for record in view.leaving.iter().filter(|record| record.shard == shard) {
+        let node = record.id.clone();
+        if view.backend(&node).is_absent() {
+            draft.step(Step::ForgetRecord { node }, "nothing of it is left");
+            continue;
+        }
+        if draft.disturbs(view.all_of(shard).map(|record| &record.id)) {
+            continue;
+        }
+        if view.is_primary(record) {
+            hand_over_from(view, draft, record);
+            continue;
+        }
+        if view.holds_slots(record) {
+            draft.wait(Wait::Effect { what: format!("node {node} holds no slots") });
+            continue;
+        }
+        if !may_go(view, record, false) {
+            draft.wait(Wait::Effect { what: format!("shard {shard} is whole without node {node}") });
+            continue;
+        }
+        match view.backend(&node) {
+            Observation::Known { .. } => {
+                draft.step(Step::RemoveNode { node }, "its shard is whole without it");
+            }
+            _ if view.worker_is_lost(record) => {
+                draft.step(Step::ForgetRecord { node }, "its worker is lost for good");
+            }
+            _ => draft.wait(Wait::Removal { what: format!("node {node}") }),
+        }
+    }
+}
+
+fn hand_over_from(view: &View<'_>, draft: &mut Draft<'_>, holder: &NodeRecord) {
+    match view.successor(holder.shard) {
+        Some(successor) => draft.step(
+            coordinated_change(view, holder, successor),
+            format!("node {} is on its way out", holder.id),
+        ),
+        None => draft.wait(Wait::Effect {
+            what: format!("a replica may take over from node {}", holder.id),
+        }),
+    }
+}
+
+/// The step that makes `to` the primary in place of `holder` without losing a write.
+pub(crate) fn coordinated_change(view: &View<'_>, holder: &NodeRecord, to: &NodeRecord) -> Step {
+    if view.is_cluster() {
+        Step::FailOverShard {
+            node: to.id.clone(),
+            mode: larder_model::agent::ClusterFailoverMode::Coordinated,
+        }
+    } else {
+        Step::HandOver { holder: holder.id.clone(), to: Some(to.id.clone()) }
+    }
+}

@@ -1,0 +1,180 @@
+//! On which worker a new node goes.
+
+use larder_model::{
+    Architecture, ByteSize, Desired, NodePhase, NodeRecord, Observation, Observed, Worker,
+    WorkerName, WorkerState, ZoneName,
+};
+
+/// A worker chosen for a new node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub worker: WorkerName,
+    pub zone: Option<ZoneName>,
+}
+
+/// A node that counts for the spreading: recorded, or chosen a moment ago.
+#[derive(Clone, Debug)]
+struct Placed {
+    shard: u32,
+    bootstrap: bool,
+    worker: WorkerName,
+    zone: Option<ZoneName>,
+}
+
+/// Chooses workers for several nodes in a row, each choice knowing the former ones.
+pub(crate) struct Placer<'a> {
+    desired: &'a Desired,
+    workers: Vec<Load<'a>>,
+    placed: Vec<Placed>,
+}
+
+struct Load<'a> {
+    worker: &'a Worker,
+    /// Promised in all, nodes that only have a record included. In bytes.
+    requested: u64,
+}
+
+impl Load<'_> {
+    fn has_room(&self, memory: ByteSize) -> bool {
+        self.requested.saturating_add(memory.bytes()) <= self.worker.allocatable.bytes()
+    }
+
+    /// Thousandths of the worker's memory that are promised.
+    fn permille(&self) -> u64 {
+        let allocatable = u128::from(self.worker.allocatable.bytes().max(1));
+        u64::try_from(u128::from(self.requested) * 1000 / allocatable).unwrap_or(u64::MAX)
+    }
+}
+
+impl<'a> Placer<'a> {
+    pub(crate) fn new(desired: &'a Desired, observed: &'a Observed) -> Self {
+        let memory = desired.spec.memory.bytes();
+        let workers = observed
+            .workers
+            .iter()
+            .map(|worker| {
+                // The backend counts what it holds; a record that it does not hold yet is a
+                // promise too.
+                let promised = desired
+                    .nodes
+                    .iter()
+                    .filter(|record| record.worker == worker.name)
+                    .filter(|record| !is_held(observed, record))
+                    .count();
+                let promised = u64::try_from(promised).unwrap_or(u64::MAX);
+                Load {
+                    worker,
+                    requested: worker
+                        .requested
+                        .bytes()
+                        .saturating_add(memory.saturating_mul(promised)),
+                }
+            })
+            .collect();
+        let placed = desired
+            .nodes
+            .iter()
+            .filter(|record| record.phase == NodePhase::Wanted)
+            .map(|record| Placed {
+                shard: record.shard,
+                bootstrap: record.bootstrap,
+                worker: record.worker.clone(),
+                zone: record.zone.clone(),
+            })
+            .collect();
+        Self { desired, workers, placed }
+    }
+
+    /// Chooses a worker and remembers the choice; `None` when no worker may take the node.
+    pub(crate) fn place(
+        &mut self,
+        shard: u32,
+        bootstrap: bool,
+        avoid: &[WorkerName],
+    ) -> Option<Placement> {
+        let spec = &self.desired.spec;
+        let ready =
+            self.workers.iter().filter(|load| load.worker.state == WorkerState::Ready).count();
+        let least = self.desired.policy.cluster_min_workers;
+        if spec.architecture == Architecture::Cluster
+            && ready < usize::try_from(least).unwrap_or(usize::MAX)
+        {
+            return None;
+        }
+        let choice = self
+            .workers
+            .iter()
+            .enumerate()
+            .filter(|(_, load)| load.worker.state == WorkerState::Ready)
+            .filter(|(_, load)| !avoid.contains(&load.worker.name))
+            .filter(|(_, load)| load.has_room(spec.memory))
+            .filter(|(_, load)| ready < 2 || !self.would_hold_the_whole_shard(shard, load.worker))
+            .min_by_key(|(_, load)| self.cost(shard, bootstrap, load))
+            .map(|(index, _)| index)?;
+        let load = &mut self.workers[choice];
+        load.requested = load.requested.saturating_add(spec.memory.bytes());
+        let placement =
+            Placement { worker: load.worker.name.clone(), zone: load.worker.zone.clone() };
+        self.placed.push(Placed {
+            shard,
+            bootstrap,
+            worker: placement.worker.clone(),
+            zone: placement.zone.clone(),
+        });
+        Some(placement)
+    }
+
+    /// All nodes of the shard on one worker are lost together: the last one goes elsewhere.
+    fn would_hold_the_whole_shard(&self, shard: u32, worker: &Worker) -> bool {
+        let others: Vec<&Placed> = self.placed.iter().filter(|p| p.shard == shard).collect();
+        !others.is_empty()
+            && others.len() + 1 >= usize::try_from(self.desired.spec.replicas).unwrap_or(usize::MAX)
+            && others.iter().all(|placed| placed.worker == worker.name)
+    }
+
+    /// Smaller is better: fewest nodes of the shard on the worker, then in its zone; first
+    /// primaries apart from each other; then the least loaded worker, then by name.
+    fn cost(
+        &self,
+        shard: u32,
+        bootstrap: bool,
+        load: &Load<'_>,
+    ) -> (usize, usize, usize, usize, u64, WorkerName) {
+        let count = |test: &dyn Fn(&Placed) -> bool| self.placed.iter().filter(|p| test(p)).count();
+        let here = |placed: &Placed| placed.worker == load.worker.name;
+        let same_zone = |placed: &Placed| placed.zone.is_some() && placed.zone == load.worker.zone;
+        let of_shard = count(&|p| p.shard == shard && here(p));
+        let of_shard_in_zone = count(&|p| p.shard == shard && same_zone(p));
+        let (primaries, primaries_in_zone) = if bootstrap {
+            (count(&|p| p.bootstrap && here(p)), count(&|p| p.bootstrap && same_zone(p)))
+        } else {
+            (0, 0)
+        };
+        (
+            of_shard,
+            of_shard_in_zone,
+            primaries,
+            primaries_in_zone,
+            load.permille(),
+            load.worker.name.clone(),
+        )
+    }
+}
+
+fn is_held(observed: &Observed, record: &NodeRecord) -> bool {
+    observed
+        .nodes
+        .get(&record.id)
+        .is_some_and(|node| matches!(node.backend, Observation::Known { .. }))
+}
+
+/// Where a further node of `shard` would go now, or `None` when no worker may take it. For
+/// checks before a change; [`crate::plan`] chooses by the same rules.
+pub fn place(
+    desired: &Desired,
+    observed: &Observed,
+    shard: u32,
+    bootstrap: bool,
+) -> Option<Placement> {
+    Placer::new(desired, observed).place(shard, bootstrap, &[])
+}

@@ -1,0 +1,78 @@
+//! What an agent is told about its node.
+
+use larder_model::agent::{Member, NodeConfig};
+use larder_model::{Desired, NodePhase, NodeRecord};
+
+/// Version of this renderer, stamped on what it makes. It rises when the same wish would be
+/// rendered differently.
+pub const RENDERER: u32 = 1;
+
+/// The generation that nodes are measured against. Callers let `desired.generation` rise with
+/// every change of the spec, of a node record, of an address and of `initialized`, so it is
+/// simply that.
+pub fn config_generation(desired: &Desired) -> u64 {
+    desired.generation
+}
+
+/// The nodes that their peers have to know, sorted by id: the wanted ones, and those on their way
+/// out for as long as they have a record. Nodes without an address are left out.
+pub fn members(desired: &Desired) -> Vec<Member> {
+    let mut members: Vec<Member> = desired
+        .nodes
+        .iter()
+        .filter_map(|record| {
+            Some(Member {
+                node: record.id.clone(),
+                shard: record.shard,
+                zone: record.zone.clone(),
+                address: record.address.clone()?,
+            })
+        })
+        .collect();
+    members.sort_by(|a, b| a.node.cmp(&b.node));
+    members
+}
+
+/// The configuration of one node.
+///
+/// `None` while the node has no address; before the instance has served for the first time also
+/// while any wanted node is missing or has none, so that every agent knows all its peers from
+/// its first moment and the first election is between all of them.
+pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig> {
+    let address = record.address.clone()?;
+    if !desired.initialized && !everybody_has_an_address(desired) {
+        return None;
+    }
+    let spec = &desired.spec;
+    Some(NodeConfig {
+        renderer: RENDERER,
+        node: record.id.clone(),
+        instance: spec.id.clone(),
+        instance_name: spec.name.clone(),
+        shard: record.shard,
+        zone: record.zone.clone(),
+        mode: spec.architecture.node_mode(),
+        engine: spec.engine.clone(),
+        address,
+        memory: spec.memory,
+        maxmemory: spec.maxmemory(),
+        cluster_node_timeout: desired.policy.cluster_node_timeout,
+        bootstrap: record.bootstrap,
+        initialized: desired.initialized,
+        members: members(desired),
+        election: desired.policy.election,
+        generation: config_generation(desired),
+    })
+}
+
+/// Every node that the spec asks for has a record with an address.
+pub(crate) fn everybody_has_an_address(desired: &Desired) -> bool {
+    let mut wanted = 0;
+    for record in desired.nodes.iter().filter(|record| record.phase == NodePhase::Wanted) {
+        if record.address.is_none() {
+            return false;
+        }
+        wanted += 1;
+    }
+    wanted >= desired.spec.node_count()
+}

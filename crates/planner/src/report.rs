@@ -1,0 +1,275 @@
+//! What the observation means to people: the state of the instance and its conditions.
+
+use larder_model::agent::Role;
+use larder_model::plan::{OperationReport, Report};
+use larder_model::{
+    Condition, Desired, EndpointKind, InstanceState, NodeRecord, Observation, Observed,
+    OperationKind, Timestamp,
+};
+
+use crate::view::View;
+
+/// How well the instance serves, whatever is being done with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Health {
+    /// Running, degraded or unavailable.
+    pub(crate) state: InstanceState,
+    /// What keeps it from running, worst first; empty when it runs.
+    pub(crate) complaints: Vec<Complaint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Complaint {
+    /// Writes do not get through somewhere.
+    pub(crate) blocks_writes: bool,
+    /// A stable word, kebab-case.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// The state of the instance (spec row B12), from what is seen and from the operation that holds
+/// it.
+pub fn instance_state(desired: &Desired, observed: &Observed, now: Timestamp) -> InstanceState {
+    let view = View::new(desired, observed, now);
+    state(&view, &health(&view))
+}
+
+/// The conditions of the instance: `ready`, `available`, `redundant` always; `data-lost`,
+/// `failover-on-hold`, `node-problem` only while they are so.
+pub fn conditions(desired: &Desired, observed: &Observed, now: Timestamp) -> Vec<Condition> {
+    let view = View::new(desired, observed, now);
+    all_conditions(&view, &health(&view))
+}
+
+pub(crate) fn report(view: &View<'_>, operation: Option<OperationReport>) -> Report {
+    let health = health(view);
+    Report {
+        state: state(view, &health),
+        conditions: all_conditions(view, &health),
+        operation,
+    }
+}
+
+fn state(view: &View<'_>, health: &Health) -> InstanceState {
+    if view.desired.deletion.is_some() {
+        return InstanceState::Deleting;
+    }
+    if view.creation_failed() {
+        return InstanceState::Failed;
+    }
+    match view.operation().map(|operation| &operation.kind) {
+        Some(OperationKind::Create) => InstanceState::Creating,
+        Some(OperationKind::Delete) => InstanceState::Deleting,
+        Some(OperationKind::Restart { .. } | OperationKind::Failover { .. }) => {
+            InstanceState::Updating
+        }
+        None => health.state,
+    }
+}
+
+/// `Running` means: every wanted node is there and well, every endpoint answers, and a cluster
+/// is whole in every node's own eyes.
+pub(crate) fn health(view: &View<'_>) -> Health {
+    let mut complaints = Vec::new();
+    for shard in view.shards() {
+        shard_complaints(view, shard, &mut complaints);
+    }
+    if view.is_cluster() {
+        cluster_complaints(view, &mut complaints);
+    }
+    endpoint_complaints(view, &mut complaints);
+    complaints.sort_by_key(|complaint| !complaint.blocks_writes);
+    let state = match complaints.first() {
+        None => InstanceState::Running,
+        Some(worst) if worst.blocks_writes => InstanceState::Unavailable,
+        Some(_) => InstanceState::Degraded,
+    };
+    Health { state, complaints }
+}
+
+fn shard_complaints(view: &View<'_>, shard: u32, complaints: &mut Vec<Complaint>) {
+    let mut complain = |blocks_writes: bool, reason: &'static str, message: String| {
+        complaints.push(Complaint { blocks_writes, reason, message });
+    };
+    if view.data_is_lost(shard) {
+        complain(true, "data-lost", format!("no copy of shard {shard} is left"));
+        return;
+    }
+    if view.primary(shard).is_none() {
+        let message = format!("shard {shard} has no serving primary");
+        complain(!may_be_led(view, shard), "no-primary", message);
+    }
+    let missing = (view.desired.spec.replicas as usize).saturating_sub(view.wanted_of(shard).count());
+    if missing > 0 {
+        complain(false, "node-missing", format!("shard {shard} lacks {missing} nodes"));
+    }
+    for record in view.wanted_of(shard).filter(|record| !view.is_well(record)) {
+        let (reason, what) = ailment(view, record);
+        complain(false, reason, format!("node {} {what}", record.id));
+    }
+}
+
+/// Nobody is seen to lead the shard, but a node that nothing is heard of may: not contradicted by
+/// a replica whose link is down.
+fn may_be_led(view: &View<'_>, shard: u32) -> bool {
+    let silent = view.all_of(shard).any(|record| view.is_silent(&record.id));
+    let links: Vec<bool> = view
+        .all_of(shard)
+        .filter(|record| view.serves(&record.id))
+        .filter_map(|record| view.replication(&record.id))
+        .filter(|replication| replication.role == Role::Replica)
+        .map(|replication| replication.link_up)
+        .collect();
+    silent && (links.is_empty() || links.contains(&true))
+}
+
+/// Why a node is not well, in words that follow its id.
+fn ailment(view: &View<'_>, record: &NodeRecord) -> (&'static str, String) {
+    use larder_model::agent::ServerState::{Absent, Busy, Dead, Hung, Loading, Serving, Starting};
+    if view.agent(&record.id).is_none() {
+        if view.backend(&record.id).is_absent() {
+            return ("node-absent", "does not exist".to_owned());
+        }
+        let silent = view.silent_for(&record.id);
+        return ("node-silent", format!("has not been heard of for {silent}"));
+    }
+    match view.server(&record.id) {
+        Some(Absent) | None => ("server-down", "has no server running".to_owned()),
+        Some(Starting) => ("server-starting", "is starting".to_owned()),
+        Some(Loading) => ("server-loading", "is loading its data".to_owned()),
+        Some(Busy) => ("server-busy", "is busy in a long command".to_owned()),
+        Some(Hung) => ("server-hung", "hangs".to_owned()),
+        Some(Dead) => ("server-down", "is down".to_owned()),
+        Some(Serving) => ("not-in-sync", "is not in sync with its primary".to_owned()),
+    }
+}
+
+fn cluster_complaints(view: &View<'_>, complaints: &mut Vec<Complaint>) {
+    let led = view.shards().all(|shard| view.primary(shard).is_some());
+    let held = view.held_slots().count();
+    if led && !view.all_slots_are_held() {
+        complaints.push(Complaint {
+            blocks_writes: true,
+            reason: "slots-uncovered",
+            message: format!("{held} of {} slots are served", larder_model::SLOT_COUNT),
+        });
+    }
+    let views: Vec<_> = view.views().filter(|(r, _)| view.wanted.iter().any(|w| w.id == r.id)).collect();
+    let down: Vec<&NodeRecord> =
+        views.iter().filter(|(_, cluster)| !cluster.state_ok).map(|(record, _)| *record).collect();
+    if down.is_empty() {
+        return;
+    }
+    let everywhere = down.len() == views.len();
+    for record in down {
+        complaints.push(Complaint {
+            blocks_writes: everywhere,
+            reason: "cluster-down",
+            message: format!("node {} sees the cluster as down", record.id),
+        });
+    }
+}
+
+fn endpoint_complaints(view: &View<'_>, complaints: &mut Vec<Complaint>) {
+    for &kind in view.desired.spec.architecture.endpoints() {
+        let (blocks_writes, what) = match view.endpoint(kind) {
+            Observation::Known { value, .. } if value.answers => continue,
+            Observation::Known { .. } => (kind == EndpointKind::Write, "does not answer"),
+            Observation::Absent => (kind == EndpointKind::Write, "does not exist"),
+            Observation::UnknownYet | Observation::Unknown { .. } => (false, "cannot be asked"),
+        };
+        complaints.push(Complaint {
+            blocks_writes,
+            reason: "endpoint-down",
+            message: format!("the {kind} endpoint {what}"),
+        });
+    }
+}
+
+fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
+    let state = state(view, health);
+    let all: Vec<&str> = health.complaints.iter().map(|c| c.message.as_str()).collect();
+    let mut conditions = vec![
+        match health.complaints.first() {
+            None => condition("ready", state == InstanceState::Running, state.as_str(), READY),
+            Some(worst) => condition("ready", false, worst.reason, &all.join("; ")),
+        },
+        match health.complaints.first().filter(|worst| worst.blocks_writes) {
+            None => condition("available", true, "writes-served", "every shard takes writes"),
+            Some(worst) => condition("available", false, worst.reason, &worst.message),
+        },
+        redundancy(view),
+    ];
+    let lost: Vec<String> =
+        view.shards().filter(|s| view.data_is_lost(*s)).map(|s| s.to_string()).collect();
+    if !lost.is_empty() {
+        conditions.push(condition(
+            "data-lost",
+            true,
+            "no-copy-left",
+            &format!("no copy is left of shard {}: a person has to decide", lost.join(", ")),
+        ));
+    }
+    let agents = || view.wanted.iter().filter_map(|r| Some((*r, view.agent(&r.id)?)));
+    let on_hold: Vec<String> = agents()
+        .filter(|(_, status)| status.lease.as_ref().is_some_and(|lease| lease.failover_on_hold))
+        .map(|(record, _)| record.shard.to_string())
+        .collect();
+    if let Some(shard) = on_hold.first() {
+        conditions.push(condition(
+            "failover-on-hold",
+            true,
+            "too-many-failovers",
+            &format!(
+                "shard {shard} has failed over too often in a short time; it fails over by a \
+                 person's word only until the hold ends"
+            ),
+        ));
+    }
+    let problems: Vec<String> = agents()
+        .filter_map(|(record, status)| {
+            let problem = status.problem.as_ref()?;
+            Some(format!("node {}: {}", record.id, problem.message))
+        })
+        .collect();
+    if !problems.is_empty() {
+        conditions.push(condition("node-problem", true, "reported", &problems.join("; ")));
+    }
+    conditions
+}
+
+const READY: &str = "every node serves with its link up and every endpoint answers";
+
+/// Every shard has all the copies that the spec asks for, and more than one.
+fn redundancy(view: &View<'_>) -> Condition {
+    let spec = &view.desired.spec;
+    if spec.replicas < 2 {
+        return condition("redundant", false, "one-copy", "the instance has no replicas by design");
+    }
+    let thin: Vec<String> = view
+        .shards()
+        .filter(|&shard| {
+            let replicas = view.linked_of(shard).count() + 1;
+            view.primary(shard).is_none() || replicas < spec.replicas as usize
+        })
+        .map(|shard| shard.to_string())
+        .collect();
+    if thin.is_empty() {
+        return condition("redundant", true, "in-sync", "every replica is in sync");
+    }
+    condition(
+        "redundant",
+        false,
+        "replica-missing",
+        &format!("not every copy is in sync in shard {}", thin.join(", ")),
+    )
+}
+
+fn condition(kind: &str, status: bool, reason: &str, message: &str) -> Condition {
+    Condition {
+        kind: kind.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}

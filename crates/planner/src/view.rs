@@ -1,0 +1,320 @@
+//! What is seen, put in the planner's words: who serves, who leads a shard, who is linked, who is
+//! lost. Every question has one answer here, so that deciding, reporting and checking agree.
+
+use std::collections::BTreeMap;
+
+use larder_model::agent::{
+    AgentStatus, ClusterPeer, ClusterView, ReplicationView, Role, ServerState, VolumeState,
+};
+use larder_model::{
+    BackendNode, Desired, EndpointKind, EndpointStatus, Millis, NodeId, NodeMode, NodePhase,
+    NodeRecord, Observation, Observed, Operation, OperationKind, SLOT_COUNT, SlotSet, Timestamp,
+    Worker, WorkerState,
+};
+
+pub(crate) struct View<'a> {
+    pub(crate) desired: &'a Desired,
+    pub(crate) observed: &'a Observed,
+    pub(crate) now: Timestamp,
+    /// Wanted nodes by shard, then id.
+    pub(crate) wanted: Vec<&'a NodeRecord>,
+    /// Nodes on their way out, by shard, then id.
+    pub(crate) leaving: Vec<&'a NodeRecord>,
+    /// The serving primary of each shard that has one.
+    primaries: BTreeMap<u32, &'a NodeRecord>,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(desired: &'a Desired, observed: &'a Observed, now: Timestamp) -> Self {
+        let in_phase = |phase: NodePhase| {
+            let mut records: Vec<&NodeRecord> =
+                desired.nodes.iter().filter(|record| record.phase == phase).collect();
+            records.sort_by(|a, b| (a.shard, &a.id).cmp(&(b.shard, &b.id)));
+            records
+        };
+        let mut view = Self {
+            desired,
+            observed,
+            now,
+            wanted: in_phase(NodePhase::Wanted),
+            leaving: in_phase(NodePhase::Leaving),
+            primaries: BTreeMap::new(),
+        };
+        view.primaries = (0..desired.spec.shards)
+            .filter_map(|shard| Some((shard, view.find_primary(shard)?)))
+            .collect();
+        view
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.desired.spec.architecture.node_mode() == NodeMode::Clustered
+    }
+
+    pub(crate) fn shards(&self) -> std::ops::Range<u32> {
+        0..self.desired.spec.shards
+    }
+
+    /// The operation that holds the instance.
+    pub(crate) fn operation(&self) -> Option<&'a Operation> {
+        self.desired.operation.as_ref().filter(|operation| !operation.state.is_finished())
+    }
+
+    /// Never served, and nobody is creating it any more.
+    pub(crate) fn creation_failed(&self) -> bool {
+        let creating =
+            self.operation().is_some_and(|operation| operation.kind == OperationKind::Create);
+        !self.desired.initialized && self.desired.deletion.is_none() && !creating
+    }
+
+    pub(crate) fn record(&self, node: &NodeId) -> Option<&'a NodeRecord> {
+        self.desired.nodes.iter().find(|record| record.id == *node)
+    }
+
+    /// Wanted nodes of the shard, by id.
+    pub(crate) fn wanted_of(&self, shard: u32) -> impl Iterator<Item = &'a NodeRecord> + '_ {
+        self.wanted.iter().copied().filter(move |record| record.shard == shard)
+    }
+
+    /// Wanted nodes of the shard, then those on their way out.
+    pub(crate) fn all_of(&self, shard: u32) -> impl Iterator<Item = &'a NodeRecord> + '_ {
+        self.wanted.iter().chain(&self.leaving).copied().filter(move |r| r.shard == shard)
+    }
+
+    pub(crate) fn backend(&self, node: &NodeId) -> &'a Observation<BackendNode> {
+        self.observed.nodes.get(node).map_or(&Observation::UnknownYet, |seen| &seen.backend)
+    }
+
+    pub(crate) fn backend_is_known(&self, node: &NodeId) -> bool {
+        matches!(self.backend(node), Observation::Known { .. })
+    }
+
+    pub(crate) fn endpoint(&self, kind: EndpointKind) -> &'a Observation<EndpointStatus> {
+        self.observed.endpoints.get(&kind).unwrap_or(&Observation::UnknownYet)
+    }
+
+    /// What the node's agent says. An answer in another node's name is no answer: somebody else
+    /// lives at that address.
+    pub(crate) fn agent(&self, node: &NodeId) -> Option<&'a AgentStatus> {
+        self.observed
+            .nodes
+            .get(node)?
+            .agent
+            .known()
+            .filter(|status| status.node == *node && status.instance == self.desired.spec.id)
+    }
+
+    /// Nobody can say how the node is: neither its agent, nor the backend that it is not there.
+    pub(crate) fn is_silent(&self, node: &NodeId) -> bool {
+        self.agent(node).is_none() && !self.backend(node).is_absent()
+    }
+
+    /// For how long nothing was heard of the agent; zero when nobody has tried yet.
+    pub(crate) fn silent_for(&self, node: &NodeId) -> Millis {
+        self.observed
+            .nodes
+            .get(node)
+            .and_then(|seen| seen.agent.unknown_for(self.now))
+            .unwrap_or(Millis(0))
+    }
+
+    pub(crate) fn server(&self, node: &NodeId) -> Option<ServerState> {
+        self.agent(node).map(|status| status.server.state)
+    }
+
+    /// Takes commands, though perhaps in a long script just now.
+    pub(crate) fn serves(&self, node: &NodeId) -> bool {
+        matches!(self.server(node), Some(ServerState::Serving | ServerState::Busy))
+    }
+
+    /// The server's process is seen to be gone, or never came up.
+    pub(crate) fn is_down(&self, node: &NodeId) -> bool {
+        matches!(self.server(node), Some(ServerState::Dead | ServerState::Absent))
+    }
+
+    pub(crate) fn replication(&self, node: &NodeId) -> Option<&'a ReplicationView> {
+        self.agent(node)?.replication.as_ref()
+    }
+
+    pub(crate) fn offset(&self, node: &NodeId) -> u64 {
+        self.replication(node).map_or(0, |replication| replication.offset)
+    }
+
+    pub(crate) fn worker(&self, record: &NodeRecord) -> Option<&'a Worker> {
+        self.observed.workers.iter().find(|worker| worker.name == record.worker)
+    }
+
+    /// The worker runs what it has. Not known when the container cluster cannot be asked.
+    pub(crate) fn worker_lives(&self, record: &NodeRecord) -> bool {
+        self.worker(record)
+            .is_some_and(|w| matches!(w.state, WorkerState::Ready | WorkerState::Cordoned))
+    }
+
+    /// An administrator has said that the worker will not come back.
+    pub(crate) fn worker_is_lost(&self, record: &NodeRecord) -> bool {
+        self.worker(record).is_some_and(|worker| worker.state == WorkerState::Lost)
+    }
+
+    /// The worker is not heard of, or the container cluster does not list it any more.
+    pub(crate) fn worker_is_away(&self, record: &NodeRecord) -> bool {
+        !self.observed.workers.is_empty() && !self.worker_lives(record)
+    }
+
+    /// The node is given up: its worker is lost by an administrator's word, or is away and
+    /// nothing was heard of the node for the policy's time, or is away and the container cluster
+    /// says that it holds the node no longer.
+    pub(crate) fn is_lost(&self, record: &NodeRecord) -> bool {
+        if self.agent(&record.id).is_some() {
+            return false;
+        }
+        self.worker_is_lost(record)
+            || (self.worker_is_away(record)
+                && (self.backend(&record.id).is_absent()
+                    || self.silent_for(&record.id) > self.desired.policy.replace_lost_after))
+    }
+
+    /// A past and an empty volume, and the server is held back because of it.
+    pub(crate) fn volume_is_lost(&self, node: &NodeId) -> bool {
+        self.agent(node).is_some_and(|status| status.volume == VolumeState::Lost)
+            && self.is_down(node)
+    }
+
+    /// Every copy of the shard is seen to be gone: nothing that anybody could bring back.
+    pub(crate) fn data_is_lost(&self, shard: u32) -> bool {
+        let mut nodes = self.all_of(shard).peekable();
+        self.desired.initialized
+            && nodes.peek().is_some()
+            && nodes.all(|record| {
+                self.volume_is_lost(&record.id)
+                    || (self.worker_is_lost(record) && self.agent(&record.id).is_none())
+            })
+    }
+
+    /// The serving primary of the shard.
+    pub(crate) fn primary(&self, shard: u32) -> Option<&'a NodeRecord> {
+        self.primaries.get(&shard).copied()
+    }
+
+    pub(crate) fn is_primary(&self, record: &NodeRecord) -> bool {
+        self.primary(record.shard).is_some_and(|primary| primary.id == record.id)
+    }
+
+    fn find_primary(&self, shard: u32) -> Option<&'a NodeRecord> {
+        if self.is_cluster() {
+            // Two that claim slots: the one with the higher configuration epoch has the last
+            // word on the cluster bus too.
+            self.all_of(shard)
+                .filter(|record| self.serves(&record.id))
+                .filter_map(|record| {
+                    let me = self.me(&record.id)?;
+                    (me.role == Role::Primary && !me.slots.is_empty())
+                        .then_some((me.config_epoch, record))
+                })
+                .max_by(|(a, a_node), (b, b_node)| (a, &b_node.id).cmp(&(b, &a_node.id)))
+                .map(|(_, record)| record)
+        } else {
+            self.all_of(shard)
+                .filter(|record| self.serves(&record.id))
+                .filter_map(|record| {
+                    let status = self.agent(&record.id)?;
+                    let lease = status.lease.as_ref()?;
+                    let leads = lease.holder.as_ref() == Some(&record.id)
+                        && status.replication.as_ref()?.role == Role::Primary;
+                    leads.then_some((lease.epoch, record))
+                })
+                .max_by(|(a, a_node), (b, b_node)| (a, &b_node.id).cmp(&(b, &a_node.id)))
+                .map(|(_, record)| record)
+        }
+    }
+
+    /// A replica that serves and copies from the shard's primary without a gap.
+    pub(crate) fn is_linked(&self, record: &NodeRecord) -> bool {
+        let Some(primary) = self.primary(record.shard) else { return false };
+        if primary.id == record.id || self.server(&record.id) != Some(ServerState::Serving) {
+            return false;
+        }
+        let Some(replication) = self.replication(&record.id) else { return false };
+        let up = replication.role == Role::Replica && replication.link_up && !replication.syncing;
+        if !up {
+            return false;
+        }
+        if self.is_cluster() {
+            self.me(&record.id).is_some_and(|me| {
+                me.role == Role::Replica && me.primary.as_deref() == self.server_id(&primary.id)
+            })
+        } else {
+            match (&replication.primary, &primary.address) {
+                (Some(copied), Some(address)) => copied == address,
+                _ => true,
+            }
+        }
+    }
+
+    /// Serves in its part: the primary, or a linked replica.
+    pub(crate) fn is_well(&self, record: &NodeRecord) -> bool {
+        let answers = self.server(&record.id) == Some(ServerState::Serving);
+        answers && (self.is_primary(record) || self.is_linked(record))
+    }
+
+    /// Linked replicas of the shard that are to stay: lowest id first.
+    pub(crate) fn linked_of(&self, shard: u32) -> impl Iterator<Item = &'a NodeRecord> + '_ {
+        self.wanted_of(shard).filter(|record| self.is_linked(record))
+    }
+
+    /// The replica that shall lead next in a planned change: same zone as the primary first, then
+    /// the lowest id. Not by offset: a coordinated change waits for equal offsets, and a choice
+    /// that moved with every write would order a new one each time.
+    pub(crate) fn successor(&self, shard: u32) -> Option<&'a NodeRecord> {
+        let zone = self.primary(shard).and_then(|primary| primary.zone.as_ref());
+        self.linked_of(shard).min_by_key(|record| (record.zone.as_ref() != zone, &record.id))
+    }
+
+    /// The cluster in the node's own eyes.
+    pub(crate) fn cluster(&self, node: &NodeId) -> Option<&'a ClusterView> {
+        self.agent(node)?.cluster.as_ref()
+    }
+
+    /// The node's own line in its own view.
+    pub(crate) fn me(&self, node: &NodeId) -> Option<&'a ClusterPeer> {
+        self.cluster(node)?.me()
+    }
+
+    /// The id that the servers know the node by, from its own mouth.
+    pub(crate) fn server_id(&self, node: &NodeId) -> Option<&'a str> {
+        self.cluster(node).map(|view| view.my_id.as_str())
+    }
+
+    /// Views of all nodes that serve, with their records.
+    pub(crate) fn views(&self) -> impl Iterator<Item = (&'a NodeRecord, &'a ClusterView)> + '_ {
+        self.wanted
+            .iter()
+            .chain(&self.leaving)
+            .filter(|record| self.serves(&record.id))
+            .filter_map(|record| Some((*record, self.cluster(&record.id)?)))
+    }
+
+    /// Slots that serving primaries hold by their own word.
+    pub(crate) fn held_slots(&self) -> SlotSet {
+        self.shards()
+            .filter_map(|shard| self.me(&self.primary(shard)?.id))
+            .flat_map(|me| me.slots.ranges().iter().copied())
+            .collect()
+    }
+
+    pub(crate) fn all_slots_are_held(&self) -> bool {
+        self.held_slots().count() == u32::from(SLOT_COUNT)
+    }
+
+    /// The node has slots in anybody's eyes, its own included.
+    pub(crate) fn holds_slots(&self, record: &NodeRecord) -> bool {
+        let id = self.server_id(&record.id);
+        self.views().any(|(_, view)| {
+            view.nodes.iter().any(|peer| {
+                let same = match id {
+                    Some(id) => peer.id == id,
+                    None => Some(&peer.address) == record.address.as_ref(),
+                };
+                same && !peer.slots.is_empty()
+            })
+        })
+    }
+}

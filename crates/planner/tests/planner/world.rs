@@ -1,0 +1,786 @@
+//! A small pure world: a container cluster, agents and servers that do at once what they are
+//! told, and break when they are told to. What it shows is what the planner sees.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use larder_model::agent::{
+    AgentStatus, ClusterFailoverMode, ClusterPeer, ClusterView, LeaseSummary, ReplicationView,
+    Role, ServerState, ServerStatus, VolumeState,
+};
+use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
+use larder_model::{
+    Address, Architecture, BackendNode, ByteSize, Desired, EndpointKind, EndpointStatus,
+    EngineName, IdSource, InstanceId, InstanceName, InstanceSpec, Millis, NodeId, NodeMode,
+    NodePhase, NodeRecord, Observation, Observed, ObservedNode, Operation, OperationId,
+    OperationKind, OperationState, PlannerPolicy, ProjectName, Refusal, SlotRange, SlotSet,
+    Timestamp, Worker, WorkerName, WorkerState, ZoneName,
+};
+use larder_planner::{lint, node_config, plan};
+
+/// Node ids `n1`, `n2` …, so that texts can speak of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Counter(u64);
+
+impl IdSource for Counter {
+    fn next_u64(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+
+    fn node_id(&mut self) -> NodeId {
+        let n = self.next_u64();
+        NodeId::new(format!("n{n}")).expect("a valid id")
+    }
+}
+
+/// What the container cluster and the node itself hold of one node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SimNode {
+    pub(crate) worker: WorkerName,
+    pub(crate) address: Address,
+    pub(crate) realised: bool,
+    pub(crate) generation: u64,
+    pub(crate) agent_generation: u64,
+    pub(crate) state: ServerState,
+    pub(crate) volume: VolumeState,
+    /// Counts starts of the server.
+    pub(crate) run: u32,
+    /// Since when nothing can be heard of the agent.
+    pub(crate) silent: Option<Timestamp>,
+    pub(crate) link_up: bool,
+    /// The id on the cluster bus.
+    pub(crate) id: String,
+    pub(crate) knows: BTreeSet<String>,
+    pub(crate) slots: SlotSet,
+    pub(crate) epoch: u64,
+    pub(crate) follows: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct World {
+    pub(crate) desired: Desired,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) nodes: BTreeMap<NodeId, SimNode>,
+    pub(crate) endpoints: BTreeMap<EndpointKind, bool>,
+    pub(crate) now: Timestamp,
+    pub(crate) ids: Counter,
+    pub(crate) backend_unknown: bool,
+    pub(crate) purged: bool,
+    pub(crate) failure: Option<Refusal>,
+    /// Nothing moves by itself while this is set: no election, no start, no sync.
+    pub(crate) frozen: bool,
+    lease_epoch: u64,
+    holder: Option<NodeId>,
+    /// Servers that are no more, by the id that others may remember.
+    ghosts: BTreeMap<String, Address>,
+    next_port: u16,
+    next_id: u32,
+    last_epoch: u64,
+}
+
+pub(crate) fn worker(text: &str) -> Worker {
+    let mut parts = text.split('/');
+    let name = parts.next().expect("a name");
+    let zone = parts.next().filter(|zone| !zone.is_empty());
+    let size = parts.next().unwrap_or("64GiB");
+    Worker {
+        name: WorkerName::new(name).expect("a valid worker name"),
+        zone: zone.map(|zone| ZoneName::new(zone).expect("a valid zone name")),
+        state: WorkerState::Ready,
+        allocatable: size.parse().expect("a size"),
+        requested: ByteSize(0),
+    }
+}
+
+impl World {
+    pub(crate) fn new(
+        architecture: Architecture,
+        shards: u32,
+        replicas: u32,
+        workers: &[&str],
+    ) -> Self {
+        let spec = InstanceSpec {
+            id: InstanceId::new("i-1").expect("valid"),
+            name: InstanceName::new("one").expect("valid"),
+            project: ProjectName::new("default").expect("valid"),
+            description: String::new(),
+            tags: BTreeMap::new(),
+            architecture,
+            engine: EngineName::new("redis-7.0").expect("valid"),
+            memory: ByteSize::mib(128),
+            shards,
+            replicas,
+            container_cluster: "local".into(),
+        };
+        let mut world = Self {
+            desired: Desired {
+                spec,
+                generation: 1,
+                created_at: Timestamp(0),
+                deletion: None,
+                nodes: Vec::new(),
+                initialized: false,
+                operation: None,
+                policy: PlannerPolicy::default(),
+            },
+            workers: workers.iter().map(|text| worker(text)).collect(),
+            nodes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            now: Timestamp(1_000_000),
+            ids: Counter::default(),
+            backend_unknown: false,
+            purged: false,
+            failure: None,
+            frozen: false,
+            lease_epoch: 0,
+            holder: None,
+            ghosts: BTreeMap::new(),
+            next_port: 17_000,
+            next_id: 0,
+            last_epoch: 0,
+        };
+        world.begin(OperationKind::Create);
+        world
+    }
+
+    /// A world whose instance is created and settled.
+    pub(crate) fn running(
+        architecture: Architecture,
+        shards: u32,
+        replicas: u32,
+        workers: &[&str],
+    ) -> Self {
+        let mut world = Self::new(architecture, shards, replicas, workers);
+        world.settle();
+        assert!(world.desired.operation.is_none(), "not created: {}", world.plan());
+        world
+    }
+
+    pub(crate) fn begin(&mut self, kind: OperationKind) {
+        self.failure = None;
+        self.desired.operation = Some(Operation {
+            id: OperationId::new("o-1").expect("valid"),
+            instance: self.desired.spec.id.clone(),
+            instance_name: self.desired.spec.name.to_string(),
+            kind,
+            state: OperationState::Running,
+            steps: Vec::new(),
+            requested_by: "admin".into(),
+            requested_from: "127.0.0.1".into(),
+            created_at: self.now,
+            finished_at: None,
+            error: None,
+        });
+    }
+
+    pub(crate) fn delete(&mut self) {
+        self.desired.deletion = Some(larder_model::DeletePolicy::Permanent);
+        self.desired.generation += 1;
+        self.begin(OperationKind::Delete);
+    }
+
+    fn clustered(&self) -> bool {
+        self.desired.spec.architecture.node_mode() == NodeMode::Clustered
+    }
+
+    /// The plan for what is now; every plan is linted, and planning has no memory.
+    pub(crate) fn plan(&self) -> Plan {
+        let observed = self.observe();
+        let planned = plan(&self.desired, &observed, self.now, &mut self.ids.clone());
+        let violations = lint(&self.desired, &observed, &planned);
+        assert!(violations.is_empty(), "{violations:#?}\n{planned}");
+        let again = plan(&self.desired, &observed, self.now, &mut self.ids.clone());
+        assert_eq!(planned, again, "planning twice is not the same");
+        planned
+    }
+
+    /// One round: plan, do it, record what the plan says of the operation, let agents act.
+    pub(crate) fn round(&mut self) -> Plan {
+        let planned = self.plan();
+        for step in &planned.steps {
+            self.apply(step);
+        }
+        self.record(&planned);
+        self.tick();
+        planned
+    }
+
+    /// Rounds until there is nothing to do any more. Panics when that does not come to pass.
+    pub(crate) fn settle(&mut self) -> Vec<Plan> {
+        let mut plans = Vec::new();
+        for _ in 0..200 {
+            if self.purged {
+                return plans;
+            }
+            let before = self.clone();
+            let planned = self.round();
+            plans.push(planned);
+            if *self == before {
+                return plans;
+            }
+        }
+        panic!("it never settles: {}", self.plan());
+    }
+
+    pub(crate) fn record(&mut self, planned: &Plan) {
+        let Some(report) = &planned.report.operation else { return };
+        let Some(operation) = &mut self.desired.operation else { return };
+        operation.steps.clone_from(&report.steps);
+        match &report.outcome {
+            OperationOutcome::Running | OperationOutcome::Waiting => {}
+            OperationOutcome::Succeeded => self.desired.operation = None,
+            OperationOutcome::Failed(refusal) => {
+                self.failure = Some(refusal.clone());
+                self.desired.operation = None;
+            }
+        }
+    }
+
+    pub(crate) fn record_of(&self, node: &NodeId) -> &NodeRecord {
+        self.desired.nodes.iter().find(|record| record.id == *node).expect("a record")
+    }
+
+    fn record_mut(&mut self, node: &NodeId) -> Option<&mut NodeRecord> {
+        self.desired.nodes.iter_mut().find(|record| record.id == *node)
+    }
+
+    pub(crate) fn node(&mut self, name: &str) -> &mut SimNode {
+        let id = NodeId::new(name).expect("a valid id");
+        self.nodes.get_mut(&id).expect("a node of that name")
+    }
+
+    pub(crate) fn primary(&self, shard: u32) -> Option<NodeId> {
+        self.desired.nodes.iter().filter(|r| r.shard == shard).map(|r| r.id.clone()).find(|id| {
+            let Some(node) = self.nodes.get(id) else { return false };
+            let leads = if self.clustered() {
+                !node.slots.is_empty()
+            } else {
+                self.holder.as_ref() == Some(id)
+            };
+            leads && node.state == ServerState::Serving
+        })
+    }
+
+    pub(crate) fn apply(&mut self, planned: &PlannedStep) {
+        match &planned.step {
+            Step::RecordNode { node, shard, worker, zone, bootstrap } => {
+                if self.record_mut(node).is_none() {
+                    self.ids.next_u64();
+                    self.desired.nodes.push(NodeRecord {
+                        id: node.clone(),
+                        shard: *shard,
+                        worker: worker.clone(),
+                        zone: zone.clone(),
+                        address: None,
+                        bootstrap: *bootstrap,
+                        phase: NodePhase::Wanted,
+                        created_at: self.now,
+                    });
+                    self.desired.generation += 1;
+                }
+            }
+            Step::ReserveAddress { node } => self.reserve(node),
+            Step::EnsureNode { node } => self.ensure(node),
+            Step::ConfigureNode { node } => {
+                let generation = self.desired.generation;
+                self.told(node, |sim| sim.agent_generation = generation);
+            }
+            Step::EnsureEndpoint { endpoint } => {
+                self.endpoints.entry(*endpoint).or_insert(false);
+            }
+            Step::MarkInitialized => {
+                if !self.desired.initialized {
+                    self.desired.initialized = true;
+                    self.desired.generation += 1;
+                }
+            }
+            Step::MeetNodes { node, peers } => {
+                let Some(me) = self.nodes.get(node).map(|sim| sim.id.clone()) else { return };
+                let theirs: Vec<String> =
+                    peers.iter().filter_map(|p| Some(self.nodes.get(p)?.id.clone())).collect();
+                self.told(node, |sim| sim.knows.extend(theirs));
+                for peer in peers {
+                    let me = me.clone();
+                    self.told(peer, |sim| {
+                        sim.knows.insert(me);
+                    });
+                }
+            }
+            Step::AssignSlots { node, ranges, config_epoch } => {
+                let alone = self.nodes.get(node).is_some_and(|sim| sim.knows.len() <= 1);
+                assert!(alone, "a config epoch can be set only at a server that knows no others");
+                self.last_epoch = self.last_epoch.max(*config_epoch);
+                let slots: SlotSet = ranges.iter().copied().collect::<SlotSet>();
+                self.told(node, |sim| {
+                    sim.slots = slots;
+                    sim.epoch = *config_epoch;
+                });
+            }
+            Step::ReplicateNode { node, primary_id, .. } => {
+                self.told(node, |sim| {
+                    sim.follows = Some(primary_id.clone());
+                    sim.link_up = false;
+                });
+            }
+            Step::ForgetNodes { node, ids } => self.told(node, |sim| {
+                sim.knows.retain(|id| !ids.contains(id));
+            }),
+            Step::StartEmpty { node } => {
+                let id = self.fresh_server_id();
+                let old = self.nodes[node].clone();
+                self.ghosts.insert(old.id, old.address);
+                self.told(node, |sim| {
+                    sim.volume = VolumeState::Fresh;
+                    sim.knows = [id.clone()].into();
+                    sim.id = id;
+                    sim.slots = SlotSet::default();
+                    sim.follows = None;
+                    sim.run += 1;
+                    sim.state = ServerState::Starting;
+                });
+            }
+            Step::HandOver { to, .. } => {
+                let to = to.clone().expect("the planner names the successor");
+                self.lead(&to);
+            }
+            Step::TakeLease { node } => self.lead(&node.clone()),
+            Step::FailOverShard { node, mode } => {
+                let needs_vote = *mode != ClusterFailoverMode::Takeover;
+                self.promote(&node.clone(), needs_vote);
+            }
+            Step::RestartServer { node, run_id } => {
+                let name = node.to_string();
+                self.told(node, |sim| {
+                    if run_of(&name, sim.run) == *run_id {
+                        sim.run += 1;
+                        sim.state = ServerState::Loading;
+                        sim.link_up = false;
+                    }
+                });
+            }
+            Step::UpdateOperation { kind } => {
+                if let Some(operation) = &mut self.desired.operation {
+                    operation.kind = kind.clone();
+                }
+            }
+            Step::RetireNode { node } => {
+                if let Some(record) = self.record_mut(node)
+                    && record.phase != NodePhase::Leaving
+                {
+                    record.phase = NodePhase::Leaving;
+                    self.desired.generation += 1;
+                }
+            }
+            Step::RemoveNode { node } => {
+                if let Some(gone) = self.nodes.remove(node) {
+                    self.ghosts.insert(gone.id, gone.address);
+                }
+            }
+            Step::RemoveEndpoint { endpoint } => {
+                self.endpoints.remove(endpoint);
+            }
+            Step::ForgetRecord { node } => {
+                let before = self.desired.nodes.len();
+                self.desired.nodes.retain(|record| record.id != *node);
+                if self.desired.nodes.len() != before {
+                    self.desired.generation += 1;
+                }
+            }
+            Step::PurgeInstance => self.purged = true,
+        }
+    }
+
+    /// Orders reach only agents that can be reached.
+    fn told(&mut self, node: &NodeId, order: impl FnOnce(&mut SimNode)) {
+        if let Some(sim) = self.nodes.get_mut(node)
+            && sim.silent.is_none()
+        {
+            order(sim);
+        }
+    }
+
+    fn fresh_server_id(&mut self) -> String {
+        self.next_id += 1;
+        format!("s{}", self.next_id)
+    }
+
+    fn reserve(&mut self, node: &NodeId) {
+        if !self.nodes.contains_key(node) {
+            let id = self.fresh_server_id();
+            self.next_port += 1;
+            let sim = SimNode {
+                worker: self.record_of(node).worker.clone(),
+                address: Address::new("127.0.0.1", self.next_port),
+                realised: false,
+                generation: 0,
+                agent_generation: 0,
+                state: ServerState::Absent,
+                volume: VolumeState::Fresh,
+                run: 0,
+                silent: None,
+                link_up: false,
+                knows: [id.clone()].into(),
+                id,
+                slots: SlotSet::default(),
+                epoch: 0,
+                follows: None,
+            };
+            self.nodes.insert(node.clone(), sim);
+        }
+        let address = self.nodes[node].address.clone();
+        if let Some(record) = self.record_mut(node)
+            && record.address.is_none()
+        {
+            record.address = Some(address);
+            self.desired.generation += 1;
+        }
+    }
+
+    fn ensure(&mut self, node: &NodeId) {
+        let record = self.record_of(node).clone();
+        let config = node_config(&self.desired, &record).expect("planned only when it renders");
+        if !self.nodes.contains_key(node) {
+            // The container cluster lost it: a folder without its volume is made again.
+            self.reserve(node);
+            let address = record.address.clone().expect("rendered, so it has one");
+            let sim = self.nodes.get_mut(node).expect("reserved above");
+            sim.address = address;
+            sim.volume =
+                if self.desired.initialized { VolumeState::Lost } else { VolumeState::Fresh };
+        }
+        let sim = self.nodes.get_mut(node).expect("reserved above");
+        sim.realised = true;
+        sim.generation = config.generation;
+        if sim.agent_generation == 0 {
+            sim.agent_generation = config.generation;
+        }
+    }
+
+    /// `id` becomes the lease's holder.
+    fn lead(&mut self, id: &NodeId) {
+        if self.holder.as_ref() != Some(id) {
+            self.lease_epoch += 1;
+            self.holder = Some(id.clone());
+        }
+    }
+
+    fn majority(&self) -> bool {
+        let led = (0..self.desired.spec.shards).filter(|s| self.primary(*s).is_some()).count();
+        led * 2 > self.desired.spec.shards as usize
+    }
+
+    /// A replica of a shard takes its primary's slots.
+    fn promote(&mut self, id: &NodeId, needs_vote: bool) {
+        let Some(old) = self.nodes.get(id).and_then(|sim| sim.follows.clone()) else { return };
+        if needs_vote && !self.majority() {
+            return;
+        }
+        let new_id = self.nodes[id].id.clone();
+        self.last_epoch += 1;
+        let mut slots = SlotSet::default();
+        for sim in self.nodes.values_mut() {
+            if sim.id == old {
+                slots = std::mem::take(&mut sim.slots);
+                if sim.state.is_alive() {
+                    sim.follows = Some(new_id.clone());
+                    sim.link_up = false;
+                }
+            } else if sim.follows.as_ref() == Some(&old) && sim.id != new_id {
+                sim.follows = Some(new_id.clone());
+                sim.link_up = false;
+            }
+        }
+        let sim = self.nodes.get_mut(id).expect("it was there a moment ago");
+        sim.slots = slots;
+        sim.epoch = self.last_epoch;
+        sim.follows = None;
+    }
+
+    /// What agents and servers do by themselves.
+    pub(crate) fn tick(&mut self) {
+        self.now = self.now + Millis(100);
+        if self.frozen {
+            return;
+        }
+        for sim in self.nodes.values_mut() {
+            if !sim.realised || sim.volume == VolumeState::Lost {
+                continue;
+            }
+            sim.state = match sim.state {
+                ServerState::Absent => {
+                    sim.run += 1;
+                    ServerState::Starting
+                }
+                ServerState::Starting | ServerState::Loading => {
+                    sim.volume = VolumeState::Data;
+                    ServerState::Serving
+                }
+                other => other,
+            };
+        }
+        if self.clustered() { self.bus() } else { self.elect() }
+        for answers in self.endpoints.values_mut() {
+            *answers = true;
+        }
+    }
+
+    fn elect(&mut self) {
+        let holder_serves = self.holder.as_ref().and_then(|id| self.nodes.get(id)).is_some_and(|sim| {
+            sim.state == ServerState::Serving && sim.volume == VolumeState::Data
+        });
+        if !holder_serves {
+            let alone = self.desired.spec.replicas == 1;
+            let next = self
+                .desired
+                .nodes
+                .iter()
+                .filter(|record| {
+                    let Some(sim) = self.nodes.get(&record.id) else { return false };
+                    let first = !self.desired.initialized && record.bootstrap;
+                    sim.state == ServerState::Serving && (first || alone || sim.link_up)
+                })
+                .map(|record| record.id.clone())
+                .next();
+            if let Some(next) = next {
+                self.lead(&next);
+            }
+        }
+        let led = self.primary(0);
+        for (id, sim) in &mut self.nodes {
+            let replica = led.as_ref().is_some_and(|primary| primary != id);
+            if sim.state == ServerState::Serving && led.is_some() {
+                sim.link_up = replica;
+            }
+        }
+    }
+
+    fn bus(&mut self) {
+        // Gossip: who knows each other knows the same.
+        let known: Vec<BTreeSet<String>> = self
+            .nodes
+            .values()
+            .filter(|sim| sim.state == ServerState::Serving)
+            .map(|sim| sim.knows.clone())
+            .collect();
+        let alive: BTreeSet<String> = self
+            .nodes
+            .values()
+            .filter(|sim| sim.state == ServerState::Serving)
+            .map(|sim| sim.id.clone())
+            .collect();
+        for sim in self.nodes.values_mut().filter(|sim| sim.state == ServerState::Serving) {
+            for other in &known {
+                if other.contains(&sim.id) {
+                    sim.knows.extend(other.iter().filter(|id| alive.contains(*id)).cloned());
+                }
+            }
+        }
+        // A dead primary's replica is voted in.
+        let orphans: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|(_, sim)| sim.state == ServerState::Serving && sim.follows.is_some())
+            .filter(|(_, sim)| {
+                !self.nodes.values().any(|p| {
+                    Some(&p.id) == sim.follows.as_ref() && p.state != ServerState::Dead
+                })
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for orphan in orphans {
+            self.promote(&orphan, true);
+        }
+        let serving: BTreeSet<String> = self
+            .nodes
+            .values()
+            .filter(|sim| sim.state == ServerState::Serving)
+            .map(|sim| sim.id.clone())
+            .collect();
+        for sim in self.nodes.values_mut() {
+            sim.link_up = sim.follows.as_ref().is_some_and(|id| serving.contains(id));
+        }
+    }
+
+    pub(crate) fn observe(&self) -> Observed {
+        let mut observed = Observed { workers: self.seen_workers(), ..Observed::default() };
+        for record in &self.desired.nodes {
+            let absent = ObservedNode { backend: Observation::Absent, agent: Observation::Absent };
+            let unknown = ObservedNode {
+                backend: Observation::Unknown { since: self.now },
+                agent: Observation::Unknown { since: self.now },
+            };
+            let seen = if self.backend_unknown { unknown } else { absent };
+            observed.nodes.insert(record.id.clone(), seen);
+        }
+        for (id, sim) in &self.nodes {
+            observed.nodes.insert(id.clone(), self.observe_node(id, sim));
+        }
+        for &kind in self.desired.spec.architecture.endpoints() {
+            let seen = match self.endpoints.get(&kind) {
+                _ if self.backend_unknown => Observation::Unknown { since: self.now },
+                None => Observation::Absent,
+                Some(answers) => Observation::Known {
+                    value: EndpointStatus {
+                        address: Address::new("127.0.0.1", 16_000),
+                        answers: *answers,
+                        leads_to: Vec::new(),
+                    },
+                    at: self.now,
+                },
+            };
+            observed.endpoints.insert(kind, seen);
+        }
+        observed
+    }
+
+    fn seen_workers(&self) -> Vec<Worker> {
+        if self.backend_unknown {
+            return Vec::new();
+        }
+        let memory = self.desired.spec.memory.bytes();
+        let mut workers = self.workers.clone();
+        for worker in &mut workers {
+            let held = self.nodes.values().filter(|sim| sim.worker == worker.name).count() as u64;
+            worker.requested = ByteSize(worker.requested.bytes() + held * memory);
+        }
+        workers
+    }
+
+    fn observe_node(&self, id: &NodeId, sim: &SimNode) -> ObservedNode {
+        let backend = if self.backend_unknown {
+            Observation::Unknown { since: self.now }
+        } else {
+            Observation::Known {
+                value: BackendNode {
+                    worker: sim.worker.clone(),
+                    address: Some(sim.address.clone()),
+                    realised: sim.realised,
+                    volume: sim.realised,
+                    generation: sim.generation,
+                },
+                at: self.now,
+            }
+        };
+        let agent = match sim.silent {
+            Some(since) => Observation::Unknown { since },
+            None if !sim.realised => Observation::UnknownYet,
+            None => Observation::Known { value: self.status(id, sim), at: self.now },
+        };
+        ObservedNode { backend, agent }
+    }
+
+    fn status(&self, id: &NodeId, sim: &SimNode) -> AgentStatus {
+        let answers = sim.state == ServerState::Serving;
+        let leads = self.holder.as_ref() == Some(id);
+        let replica = if self.clustered() { sim.follows.is_some() } else { !leads };
+        let holder = self.holder.as_ref().and_then(|id| self.nodes.get(id));
+        let followed = if self.clustered() {
+            self.nodes.values().find(|other| Some(&other.id) == sim.follows.as_ref())
+        } else {
+            holder
+        };
+        AgentStatus {
+            node: id.clone(),
+            instance: self.desired.spec.id.clone(),
+            agent_run: "a".into(),
+            version: 1,
+            generation: sim.agent_generation,
+            at: self.now,
+            server: ServerStatus {
+                state: sim.state,
+                pid: Some(4711),
+                run_id: (sim.run > 0).then(|| run_of(id.as_str(), sim.run)),
+                engine_version: Some("7.0.15".into()),
+                started_at: None,
+                used_memory: None,
+                connected_clients: None,
+            },
+            volume: sim.volume,
+            replication: answers.then(|| ReplicationView {
+                role: if replica { Role::Replica } else { Role::Primary },
+                primary: replica.then(|| followed.map(|f| f.address.clone())).flatten(),
+                link_up: replica && sim.link_up,
+                syncing: false,
+                replid: "r".into(),
+                offset: 100,
+                replicas: Vec::new(),
+            }),
+            cluster: (self.clustered() && answers).then(|| self.cluster_view(sim)),
+            lease: (!self.clustered()).then(|| LeaseSummary {
+                epoch: self.lease_epoch,
+                holder: self.holder.clone(),
+                failover_on_hold: false,
+            }),
+            problem: None,
+            events: Vec::new(),
+        }
+    }
+
+    fn cluster_view(&self, sim: &SimNode) -> ClusterView {
+        let mut nodes: Vec<ClusterPeer> = sim
+            .knows
+            .iter()
+            .filter_map(|id| {
+                let found = self.nodes.values().find(|other| other.id == *id);
+                let address = found.map(|f| &f.address).or_else(|| self.ghosts.get(id))?.clone();
+                let alive = found.is_some_and(|f| f.state == ServerState::Serving);
+                let follows = found.and_then(|f| f.follows.clone());
+                Some(ClusterPeer {
+                    id: id.clone(),
+                    address,
+                    role: if follows.is_some() { Role::Replica } else { Role::Primary },
+                    primary: follows,
+                    failed: !alive,
+                    suspected: !alive,
+                    handshake: false,
+                    linked: alive,
+                    config_epoch: found.map_or(0, |f| f.epoch),
+                    slots: found.map(|f| f.slots.clone()).unwrap_or_default(),
+                    migrating: false,
+                })
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        let served: SlotSet = nodes
+            .iter()
+            .filter(|peer| peer.linked)
+            .flat_map(|peer| peer.slots.ranges().iter().copied())
+            .collect();
+        ClusterView {
+            my_id: sim.id.clone(),
+            state_ok: served == SlotSet::full(),
+            current_epoch: self.last_epoch,
+            nodes,
+        }
+    }
+
+    /// The slots of all serving servers, for assertions.
+    pub(crate) fn served_slots(&self) -> SlotSet {
+        self.nodes
+            .values()
+            .filter(|sim| sim.state == ServerState::Serving)
+            .flat_map(|sim| sim.slots.ranges().to_vec())
+            .collect::<SlotSet>()
+    }
+
+    /// A worker goes away, with everything on it.
+    pub(crate) fn lose_worker(&mut self, name: &str, state: WorkerState) {
+        for worker in self.workers.iter_mut().filter(|worker| worker.name.as_str() == name) {
+            worker.state = state;
+        }
+        let now = self.now;
+        for sim in self.nodes.values_mut().filter(|sim| sim.worker.as_str() == name) {
+            sim.silent = Some(now);
+            sim.state = ServerState::Dead;
+        }
+    }
+}
+
+pub(crate) fn run_of(node: &str, run: u32) -> String {
+    format!("run-{node}-{run}")
+}
+
+/// A range that covers everything, for tests that give all slots to one.
+pub(crate) fn everything() -> SlotRange {
+    SlotSet::full().ranges()[0]
+}

@@ -1,0 +1,343 @@
+//! One round for one instance: load, observe, plan, record, execute.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use larder_cluster::{Agents, Cluster};
+use larder_model::plan::{OperationOutcome, Plan, Step};
+use larder_model::{
+    Code, Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId,
+    Operation, OperationState, Severity, Timestamp,
+};
+
+use crate::book::{Book, BookError};
+use crate::execute::{Executor, Outcome};
+use crate::observe::{Seen, observe};
+use crate::statuses::Statuses;
+use crate::view::{digest, observation};
+
+/// Wall-clock time, in milliseconds since the Unix epoch.
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's own clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// How a round ended, for who decides when the next one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TickOutcome {
+    /// The instance is no more.
+    Gone,
+    /// Nothing to do, nothing waited for.
+    Settled,
+    /// Something new was done: look again at once.
+    Acted,
+    /// The same was done as the round before: its effect is not seen yet.
+    Repeated,
+    /// Something is waited for.
+    Waiting,
+    /// Something failed that may work later.
+    Failed,
+    /// A newer controller is at work: stop.
+    Superseded,
+}
+
+/// What is remembered between two rounds only to write less; losing it costs nothing.
+#[derive(Default)]
+struct Memory {
+    last_state: Option<InstanceState>,
+    last_written: Option<(Timestamp, Vec<Condition>, String)>,
+    node_events: HashMap<NodeId, u64>,
+    backend_seen_at: Option<Timestamp>,
+    /// Step failures already told as events, so that a retry does not tell them again.
+    told: Option<String>,
+    last_steps: Vec<Step>,
+}
+
+/// A record of an idle instance is refreshed this often, for its offsets and last-seen times.
+const REFRESH_MS: i64 = 10_000;
+
+/// Runs rounds. One value serves all instances; rounds of one instance must not overlap.
+pub struct Reconciler {
+    pub(crate) book: Arc<dyn Book>,
+    pub(crate) cluster: Arc<dyn Cluster>,
+    agents: Arc<dyn Agents>,
+    statuses: Arc<dyn Statuses>,
+    clock: Arc<dyn Clock>,
+    ids: Mutex<Box<dyn IdSource + Send>>,
+    pub(crate) controller_epoch: u64,
+    memory: Mutex<HashMap<InstanceId, Memory>>,
+    /// Without a record at the last sweep.
+    pub(crate) strays: Mutex<BTreeSet<InstanceId>>,
+}
+
+impl Reconciler {
+    pub fn new(
+        book: Arc<dyn Book>,
+        cluster: Arc<dyn Cluster>,
+        agents: Arc<dyn Agents>,
+        statuses: Arc<dyn Statuses>,
+        clock: Arc<dyn Clock>,
+        ids: Box<dyn IdSource + Send>,
+        controller_epoch: u64,
+    ) -> Self {
+        Self {
+            book,
+            cluster,
+            agents,
+            statuses,
+            clock,
+            ids: Mutex::new(ids),
+            controller_epoch,
+            memory: Mutex::default(),
+            strays: Mutex::default(),
+        }
+    }
+
+    /// One round. Safe to drop at any await: the next round starts from what is then seen.
+    ///
+    /// # Errors
+    /// When the book cannot be read or written. Everything else is an outcome.
+    pub async fn tick(&self, instance: &InstanceId) -> Result<TickOutcome, BookError> {
+        let Some(desired) = self.book.desired(instance).await? else {
+            self.statuses.retain(instance, &[]);
+            self.with_memory(|all| all.remove(instance));
+            return Ok(TickOutcome::Gone);
+        };
+        let now = self.clock.now();
+        let unknown_since =
+            self.memory_of(instance, |memory| *memory.backend_seen_at.get_or_insert(now));
+        let seen = observe(&*self.cluster, &*self.statuses, &desired, now, unknown_since).await;
+        if seen.trouble.is_none() {
+            self.memory_of(instance, |memory| memory.backend_seen_at = Some(now));
+        }
+        self.collect_node_events(instance, &seen).await?;
+
+        let plan = {
+            let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+            larder_planner::plan(&desired, &seen.observed, now, &mut **ids)
+        };
+        tracing::debug!(%instance, generation = plan.generation, "{plan}");
+        self.record(&desired, &seen, &plan, now).await?;
+        let steps: Vec<Step> = plan.steps.iter().map(|planned| planned.step.clone()).collect();
+        let repeated = self.memory_of(instance, |memory| {
+            !steps.is_empty() && std::mem::replace(&mut memory.last_steps, steps.clone()) == steps
+        });
+        if plan.steps.is_empty() {
+            return Ok(match (seen.trouble, plan.waits.is_empty()) {
+                (Some(_), _) => TickOutcome::Failed,
+                (None, true) => TickOutcome::Settled,
+                (None, false) => TickOutcome::Waiting,
+            });
+        }
+        let executor = Executor {
+            book: &*self.book,
+            cluster: &*self.cluster,
+            agents: &*self.agents,
+            desired: &desired,
+            observed: &seen.observed,
+            controller_epoch: self.controller_epoch,
+            now,
+        };
+        let outcomes = executor.execute(&plan.steps).await;
+        self.judge(&desired, outcomes, repeated, now).await
+    }
+
+    /// Writes down what was seen and planned: always when it matters, now and then when idle.
+    async fn record(
+        &self,
+        desired: &Desired,
+        seen: &Seen,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<(), BookError> {
+        let instance = &desired.spec.id;
+        if plan.steps.iter().any(|step| step.step == Step::PurgeInstance) {
+            // The last step deletes the row: the operation has to end before it.
+            return Ok(());
+        }
+        let report = &plan.report;
+        let view = observation(desired, &seen.observed, plan, now);
+        let digest = digest(&view);
+        let due = self.memory_of(instance, |memory| match &memory.last_written {
+            Some((at, conditions, last)) => {
+                now.0 - at.0 >= REFRESH_MS || *conditions != report.conditions || *last != digest
+            }
+            None => true,
+        });
+        if due {
+            self.book.observation_set(instance, &view).await?;
+            self.memory_of(instance, |memory| {
+                memory.last_written = Some((now, report.conditions.clone(), digest));
+            });
+        }
+        self.tell_state_change(desired, report.state, plan, now).await?;
+        if let (Some(operation), Some(progress)) = (&desired.operation, &report.operation) {
+            let (state, error) = match &progress.outcome {
+                OperationOutcome::Running => (OperationState::Running, None),
+                OperationOutcome::Waiting => (OperationState::Waiting, None),
+                OperationOutcome::Succeeded => (OperationState::Succeeded, None),
+                OperationOutcome::Failed(refusal) => (OperationState::Failed, Some(refusal)),
+            };
+            let unchanged = operation.state == state
+                && operation.error.as_ref() == error
+                && same_steps(operation, &progress.steps);
+            if !unchanged {
+                self.book.operation_report(&operation.id, &progress.steps, state, error).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell_state_change(
+        &self,
+        desired: &Desired,
+        state: InstanceState,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<(), BookError> {
+        let instance = &desired.spec.id;
+        let before = self.memory_of(instance, |memory| memory.last_state.replace(state));
+        // The first round after a start of `serve` is no change.
+        let Some(before) = before.filter(|before| *before != state) else { return Ok(()) };
+        let ready = plan.report.conditions.iter().find(|c| c.kind == "ready");
+        let severity = match state {
+            InstanceState::Unavailable | InstanceState::Failed => Severity::Critical,
+            InstanceState::Degraded => Severity::Warning,
+            InstanceState::Creating
+            | InstanceState::Running
+            | InstanceState::Updating
+            | InstanceState::Deleting => Severity::Info,
+        };
+        let reason = ready.filter(|c| !c.status).map(|c| format!(": {}", c.message));
+        let message = format!("{before} -> {state}{}", reason.unwrap_or_default());
+        self.book.events_append(&[event(desired, now, severity, "state-changed", message)]).await
+    }
+
+    /// Looks at how the steps went. A refusal ends a creation; anything else is tried again.
+    async fn judge(
+        &self,
+        desired: &Desired,
+        outcomes: Vec<Outcome<'_>>,
+        repeated: bool,
+        now: Timestamp,
+    ) -> Result<TickOutcome, BookError> {
+        let instance = &desired.spec.id;
+        let mut result = if repeated { TickOutcome::Repeated } else { TickOutcome::Acted };
+        for Outcome { step, result: outcome } in outcomes {
+            let Err(error) = outcome else {
+                tracing::info!(
+                    %instance, generation = step.generation, step = %step.step,
+                    reason = %step.reason, "step taken"
+                );
+                if step.step == Step::PurgeInstance {
+                    self.statuses.retain(instance, &[]);
+                    self.with_memory(|all| all.remove(instance));
+                    return Ok(TickOutcome::Gone);
+                }
+                continue;
+            };
+            if error.is_stale() {
+                tracing::error!(%instance, %error, "a newer controller is at work");
+                return Ok(TickOutcome::Superseded);
+            }
+            result = TickOutcome::Failed;
+            tracing::info!(%instance, step = %step.step, %error, "step not taken");
+            let Some(refusal) = error.refusal().cloned() else { continue };
+            let text = format!("{}: {refusal}", step.step);
+            let told = self.memory_of(instance, |memory| {
+                memory.told.replace(text.clone()).is_some_and(|last| last == text)
+            });
+            if !told {
+                let told = event(desired, now, Severity::Warning, "step-refused", text);
+                self.book.events_append(&[told]).await?;
+            }
+            let creation = desired.operation.as_ref().filter(|operation| {
+                operation.kind.as_str() == "create" && desired.deletion.is_none()
+            });
+            if let Some(operation) = creation.filter(|_| refusal.code != Code::InstanceBusy) {
+                let steps = operation.steps.clone();
+                let failed = OperationState::Failed;
+                self.book.operation_report(&operation.id, &steps, failed, Some(&refusal)).await?;
+                return Ok(TickOutcome::Acted);
+            }
+        }
+        Ok(result)
+    }
+
+    async fn collect_node_events(
+        &self,
+        instance: &InstanceId,
+        seen: &Seen,
+    ) -> Result<(), BookError> {
+        for (node, observed) in &seen.observed.nodes {
+            let Some(status) = observed.agent.known() else { continue };
+            let Some(newest) = status.events.last().map(|event| event.seq) else { continue };
+            let known = self.memory_of(instance, |memory| memory.node_events.get(node).copied());
+            if known == Some(newest) {
+                continue;
+            }
+            let first_new = known.unwrap_or(0);
+            let new: Vec<_> = status
+                .events
+                .iter()
+                .filter(|e| known.is_none() || e.seq > first_new)
+                .cloned()
+                .collect();
+            self.book.events_from_node(instance, node, &new).await?;
+            self.memory_of(instance, |memory| memory.node_events.insert(node.clone(), newest));
+        }
+        Ok(())
+    }
+
+    fn memory_of<T>(&self, instance: &InstanceId, use_it: impl FnOnce(&mut Memory) -> T) -> T {
+        self.with_memory(|all| use_it(all.entry(instance.clone()).or_default()))
+    }
+
+    fn with_memory<T>(&self, use_it: impl FnOnce(&mut HashMap<InstanceId, Memory>) -> T) -> T {
+        use_it(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+fn event(
+    desired: &Desired,
+    at: Timestamp,
+    severity: Severity,
+    reason: &str,
+    message: String,
+) -> Event {
+    Event {
+        at,
+        kind: EventKind::Control,
+        severity,
+        instance: Some(desired.spec.id.clone()),
+        node: None,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+/// Equal but for the times, which only the book fills in.
+fn same_steps(operation: &Operation, steps: &[larder_model::OperationStep]) -> bool {
+    operation.steps.len() == steps.len()
+        && operation.steps.iter().zip(steps).all(|(a, b)| {
+            a.name == b.name
+                && a.state == b.state
+                && a.progress == b.progress
+                && a.message == b.message
+        })
+}

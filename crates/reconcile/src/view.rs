@@ -1,0 +1,157 @@
+//! What was seen, in the shape that is stored and shown.
+
+use larder_model::agent::{AgentStatus, Role, ServerState, VolumeState};
+use larder_model::plan::{Plan, Wait};
+use larder_model::{
+    Desired, NodeId, NodePhase, NodeRecord, Observation, Observed, ObservedNode, SlotSet,
+    Timestamp, WorkerState,
+};
+use larder_store::{ConditionSince, InstanceObservation, NodeState, NodeView};
+
+/// Renders one round. Conditions are dated `now`; the store keeps the older date of a condition
+/// that has not changed.
+pub fn observation(
+    desired: &Desired,
+    observed: &Observed,
+    plan: &Plan,
+    now: Timestamp,
+) -> InstanceObservation {
+    let mut nodes: Vec<NodeView> =
+        desired.nodes.iter().map(|record| node_view(desired, observed, record)).collect();
+    for index in 0..nodes.len() {
+        nodes[index].lag_bytes = lag(&nodes[index], &nodes);
+    }
+    nodes.sort_by(|a, b| {
+        let primary_first = |node: &NodeView| node.role != Some(Role::Primary);
+        (a.shard, primary_first(a), &a.id).cmp(&(b.shard, primary_first(b), &b.id))
+    });
+    InstanceObservation {
+        at: now,
+        state: plan.report.state,
+        conditions: ConditionSince::carry(&[], plan.report.conditions.clone(), now),
+        endpoints: (observed.endpoints.iter())
+            .filter_map(|(kind, seen)| Some((*kind, seen.known()?.address.clone())))
+            .collect(),
+        nodes,
+        plan: plan.clone(),
+        generation: desired.generation,
+    }
+}
+
+fn node_view(desired: &Desired, observed: &Observed, record: &NodeRecord) -> NodeView {
+    let nothing = ObservedNode::default();
+    let seen = observed.nodes.get(&record.id).unwrap_or(&nothing);
+    let status = seen.agent.known();
+    let replication = status.and_then(|s| s.replication.as_ref());
+    let is_up = status.is_some_and(|s| s.server.state.is_alive());
+    let role = replication.filter(|_| is_up).map(|r| r.role);
+    let replica_of = replication
+        .filter(|r| is_up && r.role == Role::Replica)
+        .and_then(|r| node_at(desired, r.primary.as_ref()?));
+    NodeView {
+        id: record.id.clone(),
+        shard: record.shard,
+        role,
+        state: node_state(observed, record, seen),
+        address: record.address.clone(),
+        pid: status.filter(|_| is_up).and_then(|s| s.server.pid),
+        zone: record.zone.clone(),
+        worker: record.worker.clone(),
+        replica_of,
+        link_up: replication.filter(|_| role == Some(Role::Replica)).map(|r| r.link_up),
+        offset: replication.map(|r| r.offset),
+        lag_bytes: None,
+        used_memory: status.and_then(|s| s.server.used_memory),
+        slots: status.and_then(own_slots).unwrap_or_default(),
+        engine_version: status.and_then(|s| s.server.engine_version.clone()),
+        last_seen_at: match &seen.agent {
+            Observation::Known { value, .. } => Some(value.at),
+            Observation::Unknown { since } => Some(*since),
+            Observation::Absent | Observation::UnknownYet => None,
+        },
+    }
+}
+
+fn node_at(desired: &Desired, address: &larder_model::Address) -> Option<NodeId> {
+    let record = desired.nodes.iter().find(|n| n.address.as_ref() == Some(address));
+    record.map(|n| n.id.clone())
+}
+
+fn own_slots(status: &AgentStatus) -> Option<SlotSet> {
+    let me = status.cluster.as_ref()?.me()?;
+    (me.role == Role::Primary).then(|| me.slots.clone())
+}
+
+fn node_state(observed: &Observed, record: &NodeRecord, seen: &ObservedNode) -> NodeState {
+    let worker = observed.workers.iter().find(|w| w.name == record.worker);
+    if worker.is_some_and(|w| w.state == WorkerState::Lost) {
+        return NodeState::Lost;
+    }
+    if record.phase == NodePhase::Leaving {
+        return NodeState::Draining;
+    }
+    let Some(status) = seen.agent.known() else {
+        return match (&seen.agent, &seen.backend) {
+            (Observation::Unknown { .. }, _) => NodeState::Unknown,
+            (_, Observation::Known { value, .. }) if value.realised => NodeState::Joining,
+            _ => NodeState::Planned,
+        };
+    };
+    match status.server.state {
+        _ if status.volume == VolumeState::Lost && !status.server.state.is_alive() => {
+            NodeState::Lost
+        }
+        ServerState::Dead | ServerState::Hung => NodeState::Down,
+        ServerState::Absent | ServerState::Starting | ServerState::Loading => NodeState::Joining,
+        ServerState::Serving | ServerState::Busy => {
+            let replica = status.replication.as_ref().filter(|r| r.role == Role::Replica);
+            match replica {
+                Some(replica) if replica.syncing || !replica.link_up => NodeState::Joining,
+                _ => NodeState::Serving,
+            }
+        }
+    }
+}
+
+/// How far a replica is behind the primary of its shard, by the offsets last seen of both.
+fn lag(node: &NodeView, all: &[NodeView]) -> Option<u64> {
+    if node.role != Some(Role::Replica) {
+        return None;
+    }
+    let primary = all.iter().find(|n| n.shard == node.shard && n.role == Some(Role::Primary))?;
+    Some(primary.offset?.saturating_sub(node.offset?))
+}
+
+/// What of an observation has to be written at once when it changes; offsets and memory do not.
+pub(crate) fn digest(observation: &InstanceObservation) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!("{} {}", observation.generation, observation.state);
+    for (kind, address) in &observation.endpoints {
+        let _ = write!(text, " {kind}={address}");
+    }
+    for node in &observation.nodes {
+        let _ = write!(
+            text,
+            " {}:{:?}:{}:{:?}:{:?}:{:?}:{}",
+            node.id,
+            node.role,
+            node.state.as_str(),
+            node.pid,
+            node.replica_of,
+            node.link_up,
+            node.slots
+        );
+    }
+    for step in &observation.plan.steps {
+        let _ = write!(text, " +{step}");
+    }
+    for wait in &observation.plan.waits {
+        // Two waits carry a time that runs; it is no news.
+        let _ = match wait {
+            Wait::AgentSilent { node, .. } => write!(text, " ?silent {node}"),
+            Wait::ReplacementDelay { node, .. } => write!(text, " ?replace {node}"),
+            wait => write!(text, " ?{wait}"),
+        };
+    }
+    text
+}

@@ -1,0 +1,224 @@
+//! Opening the database: files, key, migrations, connections.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::MigrateError;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, Row, SqlitePool};
+use tokio::sync::watch;
+
+use larder_model::Timestamp;
+
+use crate::column::{self, big};
+use crate::error::Doing;
+use crate::seal::Key;
+use crate::{Inner, Result, Store, StoreError, clock, keyfile};
+
+/// The place that the key check value is bound to.
+const KEY_CHECK: &str = "key-check";
+const CONTROLLER_LEASE: &str = "controller";
+/// Another process may be in the middle of a change (a backup tool): waited for this long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request that gets no connection for this long fails rather than piling up.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+const READERS: u32 = 4;
+
+impl Store {
+    /// Opens the store, making it when neither the database nor the key is there, and brings its
+    /// schema up to date. Both files get mode 0600.
+    ///
+    /// # Errors
+    /// [`StoreError::Key`] when a database exists and its key is missing or is another one;
+    /// [`StoreError::Open`] when the database was written by a newer Larder or cannot be opened;
+    /// [`StoreError::Corrupt`], [`StoreError::Full`].
+    pub async fn open(database: &Path, key_file: &Path) -> Result<Self> {
+        let key = prepare_files(database, key_file)?;
+        let options = SqliteConnectOptions::new()
+            .filename(database)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let writer = writer_options()
+            .connect_with(options.clone())
+            .await
+            .map_err(|cause| open_error(database, cause))?;
+        migrate(database, &writer).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.pragma("query_only", "ON"))
+            .await
+            .map_err(|cause| open_error(database, cause))?;
+        let (changes, _) = watch::channel(0);
+        let store = Self { inner: Arc::new(Inner { writer, readers, key, changes }) };
+        store.prepare(key_file).await?;
+        Ok(store)
+    }
+
+    /// What every start sees to: the key is the right one, the default project exists, tokens
+    /// that have expired are gone.
+    async fn prepare(&self, key_file: &Path) -> Result<()> {
+        let mut tx = self.write("opening the store").await?;
+        let doing = tx.doing();
+        let check = sqlx::query("SELECT value FROM meta WHERE name = $1")
+            .bind(KEY_CHECK)
+            .fetch_optional(tx.conn())
+            .await
+            .doing(doing)?;
+        if let Some(row) = check {
+            let sealed: Vec<u8> = column::get(&row, "value")?;
+            self.inner.key.open(KEY_CHECK, &sealed).map_err(|_| StoreError::Key {
+                path: key_file.to_owned(),
+                reason: "it is not the key of this database: put the right one back".into(),
+            })?;
+        } else {
+            let sealed = self.inner.key.seal(KEY_CHECK, b"").map_err(|e| StoreError::Key {
+                path: key_file.to_owned(),
+                reason: e.to_string(),
+            })?;
+            sqlx::query("INSERT INTO meta (name, value) VALUES ($1, $2)")
+                .bind(KEY_CHECK)
+                .bind(sealed)
+                .execute(tx.conn())
+                .await
+                .doing(doing)?;
+        }
+        let now = clock::now();
+        crate::projects::ensure_default(&mut tx, now).await?;
+        crate::tokens::sweep(&mut tx, now).await?;
+        let newest = sqlx::query("SELECT value FROM counters WHERE name = $1")
+            .bind(crate::events::COUNTER)
+            .fetch_optional(tx.conn())
+            .await
+            .doing(doing)?
+            .map(|row| column::unsigned(&row, "value"))
+            .transpose()?;
+        tx.commit().await?;
+        self.inner.changes.send_replace(newest.unwrap_or(0));
+        Ok(())
+    }
+
+    /// Takes the lease of the controller: its epoch rises by one and rides on every order from
+    /// now on, so that agents refuse what a former controller still says. Once per start.
+    pub async fn controller_epoch_take(&self) -> Result<u64> {
+        let mut tx = self.write("taking the controller's lease").await?;
+        let Timestamp(now) = clock::now();
+        let doing = tx.doing();
+        let row = sqlx::query(
+            "INSERT INTO leases (name, epoch, taken_at) VALUES ($1, $2, $3)
+             ON CONFLICT (name) DO UPDATE
+             SET epoch = leases.epoch + 1, taken_at = excluded.taken_at
+             RETURNING epoch",
+        )
+        .bind(CONTROLLER_LEASE)
+        .bind(big(1))
+        .bind(now)
+        .fetch_one(tx.conn())
+        .await
+        .doing(doing)?;
+        let epoch = column::unsigned(&row, "epoch")?;
+        tx.commit().await?;
+        Ok(epoch)
+    }
+
+    /// Answers when the database can be read: for `readyz`.
+    pub async fn ping(&self) -> Result<()> {
+        let mut tx = self.read("asking the store for a sign of life").await?;
+        let row = sqlx::query("SELECT 1").fetch_one(&mut *tx).await.doing("reading")?;
+        row.try_get::<i64, _>(0).doing("reading").map(drop)
+    }
+
+    /// Closes all connections; what runs is finished first. The store cannot be used afterwards.
+    pub async fn close(&self) {
+        self.inner.readers.close().await;
+        self.inner.writer.close().await;
+    }
+}
+
+fn writer_options() -> SqlitePoolOptions {
+    SqlitePoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).after_release(
+        |connection, _| {
+            Box::pin(async move {
+                // A full disk or an IO error makes SQLite roll back by itself; sqlx's own ROLLBACK
+                // then fails, and it goes on counting a transaction that is over. Such a
+                // connection would refuse every later BEGIN: it is replaced. The ping waits until
+                // a queued ROLLBACK was done.
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        },
+    )
+}
+
+/// Reads or makes the key, and makes the database file private before SQLite opens it (its
+/// journal files get the same mode). A key is made only where there was no database.
+fn prepare_files(database: &Path, key_file: &Path) -> Result<Key> {
+    let fresh = match fs::metadata(database) {
+        // An empty file is what a crash between these steps leaves.
+        Ok(metadata) => metadata.len() == 0 && !wal_of(database).exists(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => true,
+        Err(e) => return Err(file_error(database, &e)),
+    };
+    let key = match keyfile::read(key_file)? {
+        Some(key) => key,
+        None if fresh => keyfile::create(key_file)?,
+        None => {
+            return Err(StoreError::Key {
+                path: key_file.to_owned(),
+                reason: format!(
+                    "it is missing, and database {} needs it: put the key back from a backup",
+                    database.display()
+                ),
+            });
+        }
+    };
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(database)
+        .map_err(|e| file_error(database, &e))?;
+    Ok(key)
+}
+
+fn wal_of(database: &Path) -> std::path::PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+fn file_error(database: &Path, cause: &io::Error) -> StoreError {
+    if cause.kind() == io::ErrorKind::StorageFull {
+        return StoreError::Full { doing: "creating the database" };
+    }
+    StoreError::Open { path: database.to_owned(), reason: cause.to_string() }
+}
+
+fn open_error(database: &Path, cause: sqlx::Error) -> StoreError {
+    match StoreError::database("opening the database", cause) {
+        StoreError::Database { cause, .. } => {
+            StoreError::Open { path: database.to_owned(), reason: cause.to_string() }
+        }
+        other => other,
+    }
+}
+
+async fn migrate(database: &Path, writer: &SqlitePool) -> Result<()> {
+    let reason = match sqlx::migrate!("./migrations").run(writer).await {
+        Ok(()) => return Ok(()),
+        Err(MigrateError::VersionMissing(version)) => format!(
+            "a newer Larder has written it (schema {version}): start that version, or restore a backup"
+        ),
+        Err(MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) => {
+            return Err(open_error(database, cause));
+        }
+        Err(other) => other.to_string(),
+    };
+    Err(StoreError::Open { path: database.to_owned(), reason })
+}

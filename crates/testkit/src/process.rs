@@ -1,0 +1,171 @@
+//! Processes of one data folder, as `/proc` shows them; killing them by their own pid.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// What a process of Larder is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Keeper,
+    Serve,
+    Agent,
+    Relay,
+    /// A Redis or Valkey server.
+    Server,
+    /// A short-lived command or something unknown.
+    Other,
+}
+
+/// A living process that belongs to a data folder.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub pid: u32,
+    pub kind: Kind,
+    pub argv: Vec<String>,
+    pub cwd: Option<PathBuf>,
+}
+
+/// Every living process with a path of `data` in its arguments, or its working folder there
+/// (servers rewrite their arguments, but work in their volume).
+pub fn all_of(data: &Path) -> Vec<Process> {
+    let text = data.to_string_lossy().into_owned();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let own = std::process::id();
+    entries
+        .filter_map(Result::ok)
+        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != own)
+        .filter_map(|pid| read(pid, &text))
+        .collect()
+}
+
+fn read(pid: u32, data: &str) -> Option<Process> {
+    let argv: Vec<String> = std::fs::read(format!("/proc/{pid}/cmdline"))
+        .ok()?
+        .split(|b| *b == 0)
+        .filter(|part| !part.is_empty())
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .collect();
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
+    let in_argv = argv.iter().any(|arg| arg.contains(data));
+    let in_cwd = cwd.as_ref().is_some_and(|cwd| cwd.starts_with(data));
+    if !(in_argv || in_cwd) || state(pid).is_none_or(|state| state == 'Z' || state == 'X') {
+        return None;
+    }
+    let program = argv.first().map(|p| p.rsplit('/').next().unwrap_or(p)).unwrap_or_default();
+    let role = |word: &str| argv.get(1).is_some_and(|arg| arg == word);
+    let kind = if program.starts_with("redis") || program.starts_with("valkey") {
+        Kind::Server
+    } else if role("serve") {
+        Kind::Serve
+    } else if role("keeper") {
+        Kind::Keeper
+    } else if role("agent") {
+        Kind::Agent
+    } else if role("proxy") {
+        Kind::Relay
+    } else {
+        Kind::Other
+    };
+    Some(Process { pid, kind, argv, cwd })
+}
+
+fn stat_fields(pid: u32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything; what follows the last one is regular.
+    let rest = stat.rsplit_once(") ")?.1;
+    Some(rest.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+/// The letter of the process's state (`R`, `S`, `D`, `T`, `Z`), `None` when there is no process.
+pub fn state(pid: u32) -> Option<char> {
+    stat_fields(pid)?.first()?.chars().next()
+}
+
+/// Alive, though it may be stopped.
+pub fn is_alive(pid: u32) -> bool {
+    state(pid).is_some_and(|s| s != 'Z' && s != 'X')
+}
+
+/// Clock ticks since boot at which the process started (field 22 of `/proc/<pid>/stat`).
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    stat_fields(pid)?.get(19)?.parse().ok()
+}
+
+/// CPU time spent so far, user and system (fields 14 and 15), in clock ticks of 10 ms.
+pub fn cpu_ticks(pid: u32) -> Option<u64> {
+    let fields = stat_fields(pid)?;
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
+/// `(Rss, Pss)` in bytes from `/proc/<pid>/smaps_rollup`.
+pub fn memory(pid: u32) -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Some((field("Rss:")?, field("Pss:")?))
+}
+
+fn send(pid: u32, signal: Signal) -> Result<()> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a pid")?;
+    kill_process(raw, signal).with_context(|| format!("sending {signal:?} to {pid}"))
+}
+
+/// # Errors
+/// There is no such process.
+pub fn kill9(pid: u32) -> Result<()> {
+    send(pid, Signal::KILL)
+}
+
+/// # Errors
+/// There is no such process.
+pub fn terminate(pid: u32) -> Result<()> {
+    send(pid, Signal::TERM)
+}
+
+/// # Errors
+/// There is no such process.
+pub fn sigstop(pid: u32) -> Result<()> {
+    send(pid, Signal::STOP)
+}
+
+/// # Errors
+/// There is no such process.
+pub fn sigcont(pid: u32) -> Result<()> {
+    send(pid, Signal::CONT)
+}
+
+/// Kills everything that belongs to `data`: those that start others first.
+///
+/// # Errors
+/// Something is still there after 10 s.
+pub fn kill_all_of(data: &Path) -> Result<()> {
+    let began = Instant::now();
+    let mut quiet = 0;
+    loop {
+        let mut found = all_of(data);
+        found.sort_by_key(|p| p.kind);
+        if found.is_empty() {
+            quiet += 1;
+            // Twice: one may have been between fork and exec.
+            if quiet == 2 {
+                return Ok(());
+            }
+        } else {
+            quiet = 0;
+        }
+        for process in &found {
+            // It may be gone already.
+            let _ = kill9(process.pid);
+        }
+        if began.elapsed() > Duration::from_secs(10) {
+            bail!("still there after 10 s of killing: {found:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
