@@ -2,8 +2,8 @@
 
 mod config;
 mod engines;
-mod ids;
 mod logging;
+mod parts;
 mod serve;
 mod stop;
 

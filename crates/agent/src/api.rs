@@ -238,7 +238,10 @@ async fn demote(State(state): State<ApiState>, Json(request): Json<DemoteRequest
     }
 }
 
-async fn fail_over(State(state): State<ApiState>, Json(request): Json<FailOverRequest>) -> Response {
+async fn fail_over(
+    State(state): State<ApiState>,
+    Json(request): Json<FailOverRequest>,
+) -> Response {
     match ask(&state, |reply| Command::FailOver { request, reply }).await {
         Ok(Ok(())) => StatusCode::ACCEPTED.into_response(),
         Ok(Err(error)) => refused(&error),

@@ -143,9 +143,10 @@ impl AgentClient {
         body: Option<Vec<u8>>,
         timeout: Duration,
     ) -> Result<Bytes, ClientError> {
-        let (status, body) = tokio::time::timeout(timeout, self.exchange(method, path, body))
-            .await
-            .map_err(|_| self.silent(format_args!("nothing within {} ms", timeout.as_millis())))??;
+        let (status, body) =
+            tokio::time::timeout(timeout, self.exchange(method, path, body)).await.map_err(
+                |_| self.silent(format_args!("nothing within {} ms", timeout.as_millis())),
+            )??;
         match status {
             status if status.is_success() => Ok(body),
             StatusCode::CONFLICT => match self.parse::<Fence>(&body) {
@@ -166,10 +167,9 @@ impl AgentClient {
         body: Option<Vec<u8>>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.silent(e))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|e| self.silent(e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.silent(e))?;
         let request = Request::builder()
             .method(method)
             .uri(path)

@@ -1,12 +1,11 @@
 //! What the API asks of the agent's loop.
 
-use larder_election::PeerReport;
 use larder_model::agent::{ClusterFailoverMode, Fence, Order};
 use larder_model::{NodeId, Refusal, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::peers::Heard;
+use crate::peers::{Heard, PeerAnswer};
 
 /// Body of `POST /v1/peer/promise`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -29,9 +28,16 @@ pub(crate) struct DemoteRequest {
 }
 
 /// Body of `POST /v1/peer/fail-over`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct FailOverRequest {
     pub(crate) mode: ClusterFailoverMode,
+    /// Wall-clock times of the shard's failovers so far, for the node that may order the next.
+    #[serde(default)]
+    pub(crate) failovers: Vec<Timestamp>,
+    /// Do not take over: the shard has failed over too often. Until the window has passed the
+    /// server does not ask for votes by itself, either.
+    #[serde(default)]
+    pub(crate) hold: bool,
 }
 
 /// Why an order was not accepted.
@@ -47,12 +53,27 @@ type Reply<T> = oneshot::Sender<T>;
 #[derive(Debug)]
 pub(crate) enum Command {
     Ping(Reply<()>),
-    Order { fence: Fence, order: Box<Order>, reply: Reply<Result<(), OrderError>> },
-    Promise { request: PromiseRequest, reply: Reply<Option<PromiseAnswer>> },
-    Demote { request: DemoteRequest, reply: Reply<Result<(), Refusal>> },
-    FailOver { request: FailOverRequest, reply: Reply<Result<(), Refusal>> },
+    Order {
+        fence: Fence,
+        order: Box<Order>,
+        reply: Reply<Result<(), OrderError>>,
+    },
+    Promise {
+        request: PromiseRequest,
+        reply: Reply<Option<PromiseAnswer>>,
+    },
+    Demote {
+        request: DemoteRequest,
+        reply: Reply<Result<(), Refusal>>,
+    },
+    FailOver {
+        request: FailOverRequest,
+        reply: Reply<Result<(), Refusal>>,
+    },
     /// The agent's own view for a peer, with a sample taken now.
-    Report(Reply<PeerReport>),
+    Report(Reply<PeerAnswer>),
     /// Answers of a round of questions to the peers.
     Heard(Vec<Heard>),
+    /// Cluster mode: answers of the shard's other nodes to one round of questions.
+    ShardHeard(Vec<(NodeId, Option<PeerAnswer>)>),
 }

@@ -67,17 +67,12 @@ impl Core {
         commands: mpsc::Sender<Command>,
     ) -> (Self, Readers) {
         let Boot { dir, boot, secrets, run_dir, .. } = boot;
-        let engine = match Engine::probe(&boot.server_binary).await {
-            Ok(engine) => Ok(engine),
-            // A binary that is there and will not say what it is may still be busy being copied.
-            Err(error) => Err(error),
-        };
+        let engine = Engine::probe(&boot.server_binary).await;
         let config = match &memory.get().config {
             Some(config) if config.generation > boot.config.generation => config.clone(),
             _ => boot.config.clone(),
         };
-        let volume =
-            Volume::new(boot.volume.clone(), config.node.clone(), config.instance.clone());
+        let volume = Volume::new(boot.volume.clone(), config.node.clone(), config.instance.clone());
         match server.supervisor.adopt() {
             Ok(true) => {
                 server.began(true);
@@ -153,16 +148,13 @@ impl Core {
         if memory.rebuilding {
             return VolumeState::Lost;
         }
-        let valueless = match self.config.mode {
-            // Never led and never synced: there is nothing that could be lost.
-            NodeMode::Leased => memory.data_epoch == 0,
-            NodeMode::Clustered => !memory.born,
-        };
         if self.server.supervisor.running().is_some() {
-            return if valueless { VolumeState::Fresh } else { VolumeState::Data };
+            return if memory.born { VolumeState::Data } else { VolumeState::Fresh };
         }
+        // Started once but never led and never synced: there was nothing that could be lost.
+        let valueless =
+            !memory.born || (self.config.mode == NodeMode::Leased && memory.data_epoch == 0);
         match self.volume.find() {
-            Found::Own if valueless && self.config.mode == NodeMode::Leased => VolumeState::Fresh,
             Found::Own => VolumeState::Data,
             Found::Nothing if valueless => VolumeState::Fresh,
             Found::Nothing | Found::Foreign => VolumeState::Lost,
@@ -181,7 +173,8 @@ impl Core {
             self.memory.event(Severity::Critical, "volume-lost", message);
             self.memory.change(|memory| {
                 memory.rebuilding = true;
-                memory.data_epoch = 0;
+                // The lineage stays: it says in which epoch this node has led, for whom comes
+                // after it. That nothing of it is left is what `rebuilding` says.
                 memory.synced = None;
             });
             self.memory.save();
@@ -339,8 +332,10 @@ impl Core {
     /// Records the end of the server's process.
     pub(crate) fn server_ended(&mut self, exit: Exit) {
         let expected = self.memory.get().stopped;
-        let mut message =
-            format!("the server (process {}) ended after {}: {}", exit.mark.pid, exit.lived, exit.how);
+        let mut message = format!(
+            "the server (process {}) ended after {}: {}",
+            exit.mark.pid, exit.lived, exit.how
+        );
         if !exit.last_words.is_empty() && !exit.how.starts_with("signal 9") {
             message.push_str("; its last words: ");
             message.push_str(&exit.last_words);
@@ -349,8 +344,7 @@ impl Core {
         self.memory.event(severity, "server-exited", message.clone());
         if self.server.supervisor.short_lives() > 1 {
             let taken = exit.last_words.contains("listen") && exit.last_words.contains("in use");
-            let code =
-                if taken { ProblemCode::PortTaken } else { ProblemCode::ServerWillNotStart };
+            let code = if taken { ProblemCode::PortTaken } else { ProblemCode::ServerWillNotStart };
             self.start_problem = Some(problem(code, message));
         }
         self.server.ended(exit);
@@ -439,7 +433,10 @@ impl Core {
         if config.generation < self.config.generation {
             return Err(Refusal::new(
                 Code::GenerationConflict,
-                format!("generation {} is older than {}", config.generation, self.config.generation),
+                format!(
+                    "generation {} is older than {}",
+                    config.generation, self.config.generation
+                ),
             ));
         }
         self.adopt_config(config);
@@ -534,8 +531,7 @@ impl Core {
         if concern.is_some() {
             return concern;
         }
-        let aof_broken =
-            self.server.info().is_some_and(|info| !info.persistence.aof_last_write_ok);
+        let aof_broken = self.server.info().is_some_and(|info| !info.persistence.aof_last_write_ok);
         if aof_broken {
             let message =
                 "the server cannot write its append-only file and refuses writes".to_owned();

@@ -83,7 +83,12 @@ mod tests {
     #[test]
     fn version_lines_of_all_families_are_read() {
         for (line, flavour, major, minor) in [
-            ("Redis server v=6.2.5 sha=00000000:0 malloc=jemalloc-5.1.0 bits=64", Flavour::Redis, 6, 2),
+            (
+                "Redis server v=6.2.5 sha=00000000:0 malloc=jemalloc-5.1.0 bits=64",
+                Flavour::Redis,
+                6,
+                2,
+            ),
             ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0", Flavour::Redis, 7, 0),
             ("Valkey server v=9.1.2 sha=00000000:0 malloc=libc", Flavour::Valkey, 9, 1),
         ] {

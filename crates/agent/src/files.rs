@@ -44,13 +44,24 @@ pub(crate) fn write_or_overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if !is_disk_full(&error) {
         return Err(error);
     }
+    overwrite(path, bytes)
+}
+
+/// Replaces the content of a file in place, padded with spaces to its old length, and syncs it.
+/// Needs no new block; a crash within it may leave a mixture, which readers find malformed.
+///
+/// # Errors
+/// `StorageFull` when the file is shorter than `bytes`.
+pub(crate) fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let old_length = usize::try_from(fs::metadata(path)?.len()).unwrap_or(0);
     if bytes.len() > old_length {
-        return Err(error);
+        return Err(io::ErrorKind::StorageFull.into());
     }
     let mut padded = bytes.to_vec();
     padded.resize(old_length, b' ');
-    OpenOptions::new().write(true).open(path)?.write_all(&padded)
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(&padded)?;
+    file.sync_data()
 }
 
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {

@@ -10,7 +10,7 @@ use larder_linklog::{AppendError, Entry, LinkLog, Watch};
 use larder_model::lease::{LeaseRecord, Route};
 
 /// No call of a lease or endpoint takes longer: at most half of the election's fence margin.
-pub const CALL_DEADLINE: Duration = Duration::from_millis(300);
+const CALL_DEADLINE: Duration = Duration::from_millis(300);
 
 /// Why a lease or an endpoint was not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -224,8 +224,8 @@ fn encode<T: serde::Serialize>(value: &T, doing: &'static str) -> Result<Vec<u8>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_model::lease::LeaseHolder;
     use larder_model::NodeId;
+    use larder_model::lease::LeaseHolder;
 
     fn record(epoch: u64) -> LeaseRecord {
         LeaseRecord {

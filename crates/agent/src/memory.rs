@@ -38,10 +38,13 @@ pub(crate) struct AgentMemory {
     pub(crate) promise: Option<PromiseGiven>,
     /// The node is on its way out: the server stays down.
     pub(crate) stopped: bool,
-    /// Wall-clock times of the failovers that this node's death has caused (cluster mode).
+    /// Cluster mode: wall-clock times of the shard's failovers by order of agents, as far as this
+    /// node was told; each new primary gets the list from the one before.
     pub(crate) failovers: Vec<Timestamp>,
-    /// Cluster mode: the id of this node's server and its slots when it last served.
+    /// Cluster mode: the server's id in the cluster.
     pub(crate) cluster_id: Option<String>,
+    /// Cluster mode: the server was a primary with slots when it was last seen.
+    pub(crate) owned_slots: bool,
 }
 
 /// Not to take the lease of `epoch` before `until_ms` of this boot's monotonic clock.
@@ -91,7 +94,7 @@ impl Memory {
 
     /// Records an event.
     pub(crate) fn event(&mut self, severity: Severity, reason: &str, message: String) {
-        tracing::info!(reason, message, "event");
+        tracing::info!(reason, text = message, "event");
         self.change(|memory| {
             memory.next_event += 1;
             memory.events.push_back(AgentEvent {
@@ -107,20 +110,14 @@ impl Memory {
         });
     }
 
-    /// Writes what has changed. Answers `false` when that failed; it is kept and tried again at
-    /// the next call.
+    /// Writes what has changed, durably. Answers `false` when nothing of it is on disk; it is kept
+    /// and tried again at the next call. On a full disk it answers `true` when all but the events
+    /// could be written.
     pub(crate) fn save(&mut self) -> bool {
         if !self.dirty {
             return true;
         }
-        let bytes = match serde_json::to_vec(&self.content) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.failure = Some(error.to_string());
-                return false;
-            }
-        };
-        match files::write(&self.path, &bytes, true) {
+        match self.write(&self.content, false) {
             Ok(()) => {
                 self.dirty = false;
                 self.failure = None;
@@ -133,8 +130,20 @@ impl Memory {
                 }
                 self.disk_full = files::is_disk_full(&error);
                 self.failure = Some(format!("writing {}: {error}", self.path.display()));
-                false
+                // Elections need some of it on disk. Without events it fits where the old
+                // content is, which takes no room; the rest follows when there is some.
+                let essence = AgentMemory { events: VecDeque::new(), ..self.content.clone() };
+                self.disk_full && self.write(&essence, true).is_ok()
             }
+        }
+    }
+
+    fn write(&self, content: &AgentMemory, in_place: bool) -> std::io::Result<()> {
+        let bytes = serde_json::to_vec(content)?;
+        if in_place {
+            files::overwrite(&self.path, &bytes)
+        } else {
+            files::write(&self.path, &bytes, true)
         }
     }
 

@@ -78,12 +78,7 @@ pub(crate) fn render(
     if info.replication.role == Role::Replica {
         let up = if info.replication.link_up { "1" } else { "0" };
         page.metric("redis_master_link_up", "gauge", "", up);
-        page.metric(
-            "redis_slave_repl_offset",
-            "gauge",
-            "",
-            &info.replication.offset.to_string(),
-        );
+        page.metric("redis_slave_repl_offset", "gauge", "", &info.replication.offset.to_string());
     }
     page.keyspace(info);
     page.text

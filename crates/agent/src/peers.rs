@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use larder_election::PeerReport;
-use larder_model::agent::{ClusterFailoverMode, ClusterView, Member};
+use larder_model::agent::{ClusterView, Member};
 use larder_model::local::RunDir;
 use larder_model::{Millis, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ pub(crate) struct PeerAnswer {
     pub(crate) report: PeerReport,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cluster: Option<ClusterView>,
+    /// Cluster mode: for how long its server process has been running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) up_for: Option<Millis>,
 }
 
 /// Speaks to the agents of the same machine.
@@ -70,7 +73,8 @@ impl Peers {
             let sent = clock::monotonic();
             tokio::spawn(async move {
                 let report = peers.report(&node).await.map(|answer| Box::new(answer.report));
-                let _ = loop_.send(Command::Heard(vec![Heard::Report { node, sent, report }])).await;
+                let _ =
+                    loop_.send(Command::Heard(vec![Heard::Report { node, sent, report }])).await;
             });
         }
     }
@@ -108,13 +112,29 @@ impl Peers {
         self.client(old).post("/v1/peer/demote", request, DEADLINE).await.map(drop)
     }
 
-    /// Tells the agent of a cluster replica to take its dead primary's part.
+    /// Asks all of `members` at once; the answers go to `loop_` together, within [`DEADLINE`].
+    pub(crate) fn ask_shard(&self, members: &[Member], loop_: &mpsc::Sender<Command>) {
+        let (peers, loop_) = (self.clone(), loop_.clone());
+        let nodes: Vec<NodeId> = members.iter().map(|member| member.node.clone()).collect();
+        tokio::spawn(async move {
+            let questions = nodes.into_iter().map(|node| {
+                let peers = peers.clone();
+                async move {
+                    let answer = peers.report(&node).await;
+                    (node, answer)
+                }
+            });
+            let answers = futures::future::join_all(questions).await;
+            let _ = loop_.send(Command::ShardHeard(answers)).await;
+        });
+    }
+
+    /// Tells the agent of a cluster replica to take its dead primary's part, or to hold.
     pub(crate) async fn fail_over(
         &self,
         node: &NodeId,
-        mode: ClusterFailoverMode,
+        request: &FailOverRequest,
     ) -> Result<(), ClientError> {
-        let request = FailOverRequest { mode };
-        self.client(node).post("/v1/peer/fail-over", &request, DEADLINE).await.map(drop)
+        self.client(node).post("/v1/peer/fail-over", request, DEADLINE).await.map(drop)
     }
 }

@@ -87,12 +87,9 @@ pub(crate) fn writer_of(log: &Path) -> Option<u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != own && output(*pid).is_some_and(|path| path == log))
         .collect();
-    writers
-        .iter()
-        .copied()
-        .find(|pid| stat(*pid).is_ok_and(|s| {
-            s.state != RunState::Exited && !writers.contains(&s.parent)
-        }))
+    writers.iter().copied().find(|pid| {
+        stat(*pid).is_ok_and(|s| s.state != RunState::Exited && !writers.contains(&s.parent))
+    })
 }
 
 fn output(pid: u32) -> Option<PathBuf> {

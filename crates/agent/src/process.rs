@@ -25,6 +25,9 @@ use crate::{clock, files};
 const SHORT_LIFE_MS: u64 = 3_000;
 const BACKOFF_FIRST_MS: u64 = 200;
 const BACKOFF_LAST_MS: u64 = 10_000;
+/// Ticks per second in `/proc/<pid>/stat`: a constant of Linux' interface on x86-64 and Arm
+/// (include/asm-generic/param.h), whatever the kernel's own timer does.
+const USER_HZ: u64 = 100;
 /// `server.log` is cut when it has grown beyond this.
 const LOG_BYTES: u64 = 8 << 20;
 
@@ -33,7 +36,6 @@ pub(crate) struct Running {
     pub(crate) mark: ProcessMark,
     pub(crate) since: Timestamp,
     pub(crate) started_wall: Timestamp,
-    pub(crate) adopted: bool,
     child: Option<Child>,
     pidfd: AsyncFd<OwnedFd>,
     /// Length of the log when it was started: its own words come after.
@@ -107,7 +109,6 @@ impl Supervisor {
             mark,
             since: clock::monotonic() - larder_model::Millis(age),
             started_wall: clock::wall() - larder_model::Millis(age),
-            adopted: true,
             child: None,
             pidfd,
             log_start,
@@ -164,7 +165,6 @@ impl Supervisor {
             mark,
             since: clock::monotonic(),
             started_wall: clock::wall(),
-            adopted: false,
             child: Some(child),
             pidfd,
             log_start,
@@ -223,7 +223,12 @@ impl Supervisor {
             self.short_lives = 0;
         }
         let _ = fs::remove_file(&self.mark_file);
-        Exit { mark: running.mark, how, lived, last_words: last_words(&self.log, running.log_start) }
+        Exit {
+            mark: running.mark,
+            how,
+            lived,
+            last_words: last_words(&self.log, running.log_start),
+        }
     }
 
     fn write_mark(&self, mark: &ProcessMark) {
@@ -274,14 +279,19 @@ fn open_pidfd(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a pid"))?;
-    let fd = pidfd_open(pid, PidfdFlags::NONBLOCK).or_else(|_| pidfd_open(pid, PidfdFlags::empty()))?;
+    let fd =
+        pidfd_open(pid, PidfdFlags::NONBLOCK).or_else(|_| pidfd_open(pid, PidfdFlags::empty()))?;
+    #[expect(
+        deprecated,
+        reason = "deprecated for types whose descriptor may change under it; an OwnedFd's cannot, \
+                  and the replacement is unsafe to call"
+    )]
     AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)
 }
 
 /// How long ago a process started, from its ticks since boot.
 fn age_ms(start_ticks: u64) -> u64 {
-    let per_second = rustix::param::clock_ticks_per_second().max(1);
-    let started = start_ticks * 1000 / per_second;
+    let started = start_ticks * (1000 / USER_HZ);
     u64::try_from(clock::monotonic().0).unwrap_or(0).saturating_sub(started)
 }
 

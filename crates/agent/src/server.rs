@@ -228,8 +228,7 @@ impl Server {
                 ServerState::Starting
             };
         };
-        let limit =
-            if run_state == RunState::Disk { DISK_WAIT_IS_HUNG } else { SILENT_IS_HUNG };
+        let limit = if run_state == RunState::Disk { DISK_WAIT_IS_HUNG } else { SILENT_IS_HUNG };
         if now.since(answered_at) >= limit { ServerState::Hung } else { ServerState::Busy }
     }
 

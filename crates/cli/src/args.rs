@@ -110,17 +110,11 @@ pub enum InstanceCommand {
     /// List instances
     List(ListArgs),
     /// Show one instance
-    Get {
-        name: String,
-    },
+    Get { name: String },
     /// Show the nodes of an instance
-    Nodes {
-        name: String,
-    },
+    Nodes { name: String },
     /// What Larder would do now for an instance, and what it waits for
-    Plan {
-        name: String,
-    },
+    Plan { name: String },
     /// Change name, description or tags
     #[command(group = ArgGroup::new("change").multiple(true).required(true)
         .args(["new_name", "description", "tag"]))]
@@ -180,6 +174,7 @@ pub struct CreateArgs {
     /// Engine, as `larder engine list` names it
     #[arg(long, value_name = "E")]
     pub engine: String,
+    /// Shape of the instance
     #[arg(long, value_enum, value_name = "A")]
     pub architecture: ArchitectureArg,
     /// Memory of each node [default: 128MiB]
@@ -197,6 +192,7 @@ pub struct CreateArgs {
     /// Where the nodes run [default: local]
     #[arg(long, value_name = "C")]
     pub container_cluster: Option<String>,
+    /// What it is for
     #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
     pub description: String,
     /// May be repeated

@@ -98,10 +98,8 @@ impl ConfigFile {
                 "there is no home folder to keep the login in: set LARDER_CONFIG".into(),
             ));
         };
-        let failed = |e: std::io::Error| CliError::Config {
-            path: path.to_owned(),
-            reason: e.to_string(),
-        };
+        let failed =
+            |e: std::io::Error| CliError::Config { path: path.to_owned(), reason: e.to_string() };
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
         text.push(b'\n');
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {

@@ -123,14 +123,16 @@ impl Console {
             return Ok(());
         }
         if !(self.stdin_is_terminal && self.stderr_is_terminal) {
-            return Err(CliError::Usage(format!(
-                "{question} Nobody can be asked here: say --yes"
-            )));
+            return Err(CliError::Usage(format!("{question} Nobody can be asked here: say --yes")));
         }
         let _ = write!(self.stderr, "{question} [y/N] ");
         let _ = self.stderr.flush();
         let answer = self.line()?;
-        if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(CliError::NotConfirmed) }
+        if matches!(answer.trim(), "y" | "Y" | "yes") {
+            Ok(())
+        } else {
+            Err(CliError::NotConfirmed)
+        }
     }
 }
 

@@ -63,7 +63,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_not_a_length_of_time() {
-        for text in ["", "10", "m", "1.5h", "-1s", "10ms", "1m2h", "1m1m", "99999999999999999999s", "1µ"] {
+        for text in
+            ["", "10", "m", "1.5h", "-1s", "10ms", "1m2h", "1m1m", "99999999999999999999s", "1µ"]
+        {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -39,7 +39,9 @@ pub(crate) enum CliError {
     /// An operation ended badly.
     #[error("{0}")]
     Operation(Box<Problem>),
-    #[error("operation {id} is still {state} after {waited}; it goes on: larder operation watch {id}")]
+    #[error(
+        "operation {id} is still {state} after {waited}; it goes on: larder operation watch {id}"
+    )]
     TimedOut { id: String, state: String, waited: String },
     #[error("{0}")]
     Usage(String),
@@ -77,9 +79,9 @@ impl CliError {
             Self::Client(ClientError::NotAllowed(problem)) if problem.status == 401 => {
                 Some("log in with: larder login --server URL --user NAME")
             }
-            Self::Client(ClientError::Unreachable { .. }) => {
-                Some("is `larder serve` running there? LARDER_SERVER or `larder login` sets the address")
-            }
+            Self::Client(ClientError::Unreachable { .. }) => Some(
+                "is `larder serve` running there? LARDER_SERVER or `larder login` sets the address",
+            ),
             _ => None,
         }
     }

@@ -356,10 +356,7 @@ mod tests {
         let client = Client::new("http://127.0.0.1:7300", None).unwrap();
         let instance = InstanceRef { project: "a&b", name: "../users/admin" };
         let url = client.instance(Method::GET, instance, None).build().unwrap().url().to_string();
-        assert_eq!(
-            url,
-            "http://127.0.0.1:7300/api/v1/instances/..%2Fusers%2Fadmin?project=a%26b"
-        );
+        assert_eq!(url, "http://127.0.0.1:7300/api/v1/instances/..%2Fusers%2Fadmin?project=a%26b");
     }
 
     #[test]

@@ -102,11 +102,7 @@ mod tests {
         assert_eq!(
             whole,
             [
-                SseMessage {
-                    id: "7".into(),
-                    event: "event".into(),
-                    data: "{\"a\":\n1}".into()
-                },
+                SseMessage { id: "7".into(), event: "event".into(), data: "{\"a\":\n1}".into() },
                 SseMessage { id: "7".into(), event: "message".into(), data: "x".into() },
             ]
         );

@@ -81,10 +81,7 @@ impl Client {
                 Err(_) => {}
             }
             if Instant::now() >= deadline {
-                return Err(WaitError::TimedOut {
-                    last: Box::new(last),
-                    waited: options.timeout,
-                });
+                return Err(WaitError::TimedOut { last: Box::new(last), waited: options.timeout });
             }
             tokio::select! {
                 () = sleep_until(deadline) => {}

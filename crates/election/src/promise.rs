@@ -2,7 +2,7 @@
 
 use larder_model::Timestamp;
 use larder_model::agent::Role;
-use larder_model::lease::LeaseRecord;
+use larder_model::lease::{LeaseRecord, ReleaseReason};
 
 use crate::world::{Context, LeaseView, Local};
 
@@ -22,8 +22,10 @@ pub fn may_promise(local: &Local, lease: &LeaseView, epoch: u64) -> bool {
 /// that let go needs no promise any more.
 pub(crate) fn bound_until(c: &Context<'_>, record: &LeaseRecord) -> Option<Timestamp> {
     let promise = c.local.promise.filter(|_| c.rules.keep_promise)?;
-    let let_go = record.holder.is_none()
-        && record.previous.as_ref().is_some_and(|previous| previous.epoch >= promise.epoch);
+    let let_go = record.previous.as_ref().is_some_and(|previous| {
+        previous.epoch >= promise.epoch
+            && !matches!(previous.reason, ReleaseReason::Expired | ReleaseReason::Forced)
+    });
     (promise.until > c.now && !let_go).then_some(promise.until)
 }
 

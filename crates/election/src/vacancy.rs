@@ -288,19 +288,36 @@ fn verdict(
     let held = on_hold(c, record);
     let own_file_at = since + c.policy.own_file_after;
     if is_candidate(c, &own, record) && !held {
-        let successor = record.previous.as_ref().and_then(|p| p.successor.as_ref());
+        // Named by a holder that let go; the name is stale once somebody has held it since.
+        let let_go = record.previous.as_ref().filter(|_| record.holder.is_none());
+        let successor = let_go.and_then(|previous| previous.successor.as_ref());
         if successor.is_some_and(|node| c.is_me(node)) {
             return Verdict::Take;
         }
         // Rule "highest offset": best first, each waits for those before it.
         let place = list.iter().position(|claimant| c.is_me(&claimant.node)).unwrap_or(list.len());
-        let mut at = if answered && place == 0 { since } else { since + gather + turn(c, place) };
+        // Who hears few of the others may be the one that was cut off, and behind: each silent peer
+        // costs as much as a better candidate. The former holder's silence is no news.
+        let former = former_holder(record);
+        let silent: Vec<_> = c
+            .peers
+            .iter()
+            .filter(|p| former != Some(&p.member.node) && c.fresh(p, since).is_none())
+            .collect();
+        let mut at = if answered && place == 0 {
+            since
+        } else {
+            since + gather + turn(c, place + silent.len())
+        };
         if successor.is_some() {
             at = at.max(since + gather + turn(c, 1));
         }
-        return if c.now >= at {
+        // Asked once more when its turn came, in case the network has healed meanwhile.
+        let asked = silent.iter().all(|peer| peer.asked_at.is_some_and(|asked| asked >= at));
+        return if c.now >= at && asked {
             Verdict::Take
         } else {
+            let at = if c.now >= at { c.now + Millis(50) } else { at };
             let better = list.first().filter(|best| !c.is_me(&best.node));
             let why = better.map_or(WhyNoPrimary::Gathering, |best| {
                 WhyNoPrimary::BetterCandidate(best.node.clone())

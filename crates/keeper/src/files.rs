@@ -72,13 +72,14 @@ fn to_bytes<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
 }
 
 fn write(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-    let name = path.file_name().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "a path without a file name")
-    })?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path without a file name"))?;
     // One fixed name, so that a writer that was killed leaves at most one file, which the next
     // one overwrites. Readers of folders skip names that start with a dot.
     let temporary = path.with_file_name(format!(".{}.tmp", name.to_string_lossy()));
-    let result = write_temporary(&temporary, bytes, durable).and_then(|()| fs::rename(&temporary, path));
+    let result =
+        write_temporary(&temporary, bytes, durable).and_then(|()| fs::rename(&temporary, path));
     if result.is_err() {
         // The first error counts; a file left behind is overwritten by the next writer.
         let _ = fs::remove_file(&temporary);

@@ -63,9 +63,11 @@ pub fn boot_id() -> io::Result<&'static str> {
 /// When `/proc` cannot be read.
 pub fn mark_of(pid: u32) -> io::Result<Option<ProcessMark>> {
     let boot_id = boot_id()?.to_owned();
-    Ok(stat(pid)
-        .filter(|stat| !stat.is_dead())
-        .map(|stat| ProcessMark { pid, start_ticks: stat.start_ticks, boot_id }))
+    Ok(stat(pid).filter(|stat| !stat.is_dead()).map(|stat| ProcessMark {
+        pid,
+        start_ticks: stat.start_ticks,
+        boot_id,
+    }))
 }
 
 /// Whether the marked process still runs. A zombie does not.

@@ -34,8 +34,17 @@ pub fn ensure(data: &Path) -> io::Result<RunDir> {
         }
         match make(&candidate) {
             Ok(()) => {
-                files::write_text(&file, &format!("{}\n", candidate.display()))?;
-                return Ok(RunDir(candidate));
+                if write_name(&file, &candidate)? {
+                    return Ok(RunDir(candidate));
+                }
+                // Keeper and `serve` start together, and the other one was faster.
+                if let Some(named) = read_name(&file)? {
+                    if named != candidate {
+                        let _ = fs::remove_dir(&candidate);
+                    }
+                    make(&named)?;
+                    return Ok(RunDir(named));
+                }
             }
             Err(error) => last_error = Some(error),
         }
@@ -50,6 +59,19 @@ fn read_name(file: &Path) -> io::Result<Option<PathBuf>> {
             Ok((!name.is_empty()).then(|| PathBuf::from(name)))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the name unless there is one; answers whether it wrote.
+fn write_name(file: &Path, name: &Path) -> io::Result<bool> {
+    let own = file.with_file_name(format!(".run-dir.{}", std::process::id()));
+    files::write_text(&own, &format!("{}\n", name.display()))?;
+    let linked = fs::hard_link(&own, file);
+    files::remove_if_exists(&own)?;
+    match linked {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -111,6 +133,15 @@ mod tests {
         let mode = fs::metadata(&second.0).expect("metadata").permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         fs::remove_dir(&second.0).expect("clean up");
+    }
+
+    #[test]
+    fn two_that_start_together_agree() {
+        let data = tempfile::tempdir().expect("temp dir");
+        let file = data.path().join("run-dir");
+        assert!(write_name(&file, Path::new("/one")).expect("first"));
+        assert!(!write_name(&file, Path::new("/two")).expect("second"));
+        assert_eq!(read_name(&file).expect("read"), Some(PathBuf::from("/one")));
     }
 
     #[test]

@@ -179,8 +179,7 @@ impl Supervisor {
     /// A mark that cannot be written (full disk) does not keep the process from running: the next
     /// keeper finds it by its command line.
     fn write_mark(&self, running: &Running) {
-        let state =
-            StateFile { mark: running.handle.mark().clone(), argv: running.argv.clone() };
+        let state = StateFile { mark: running.handle.mark().clone(), argv: running.argv.clone() };
         if let Err(error) = files::write_json_volatile(&self.paths.state(&self.name), &state) {
             tracing::warn!(name = self.name, %error, "mark cannot be written");
         }
@@ -225,7 +224,11 @@ impl Supervisor {
         }
     }
 
-    async fn try_remove(&self, spec: &ProcessSpec, running: &mut Option<Running>) -> io::Result<()> {
+    async fn try_remove(
+        &self,
+        spec: &ProcessSpec,
+        running: &mut Option<Running>,
+    ) -> io::Result<()> {
         // The agent first, because it would start its server again.
         if let Some(process) = running {
             if !kill(process).await {

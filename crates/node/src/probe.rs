@@ -313,34 +313,45 @@ fn last_words(log: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn line(text: &str) -> Option<(Flavour, String, (u32, u32), String, u32)> {
-        parse_version_line(text).map(|l| (l.flavour, l.text, l.version, l.malloc, l.bits))
+    fn check(text: &str, flavour: Flavour, version: &str, numbers: (u32, u32), malloc: &str) {
+        let expected = VersionLine {
+            flavour,
+            text: version.to_owned(),
+            version: numbers,
+            malloc: malloc.to_owned(),
+            bits: 64,
+        };
+        assert_eq!(parse_version_line(text), Some(expected), "{text}");
     }
 
     #[test]
     fn version_lines_of_real_servers_are_read() {
-        assert_eq!(
-            line(
-                "Redis server v=6.2.5 sha=00000000:0 malloc=jemalloc-5.1.0 bits=64 build=135cf79b58e84c2a\n"
-            ),
-            Some((Flavour::Redis, "6.2.5".into(), (6, 2), "jemalloc-5.1.0".into(), 64))
+        check(
+            "Redis server v=6.2.5 sha=00000000:0 malloc=jemalloc-5.1.0 bits=64 build=135cf79b58e84c2a\n",
+            Flavour::Redis,
+            "6.2.5",
+            (6, 2),
+            "jemalloc-5.1.0",
         );
-        assert_eq!(
-            line(
-                "Valkey server v=9.1.2 sha=00000000:1 malloc=libc bits=64 build=1536df31c0395150\n"
-            ),
-            Some((Flavour::Valkey, "9.1.2".into(), (9, 1), "libc".into(), 64))
+        check(
+            "Valkey server v=9.1.2 sha=00000000:1 malloc=libc bits=64 build=1536df31c0395150\n",
+            Flavour::Valkey,
+            "9.1.2",
+            (9, 1),
+            "libc",
         );
     }
 
     #[test]
     fn other_programs_are_no_servers() {
-        assert_eq!(line("redis-cli 7.0.15\n"), None);
+        assert_eq!(parse_version_line("redis-cli 7.0.15\n"), None);
         assert_eq!(
-            line("KeyDB server v=6.3.4 sha=0:0 malloc=jemalloc-5.2.1 bits=64 build=x\n"),
+            parse_version_line(
+                "KeyDB server v=6.3.4 sha=0:0 malloc=jemalloc-5.2.1 bits=64 build=x\n"
+            ),
             None
         );
-        assert_eq!(line("Redis server v=unstable malloc=libc\n"), None);
-        assert_eq!(line(""), None);
+        assert_eq!(parse_version_line("Redis server v=unstable malloc=libc\n"), None);
+        assert_eq!(parse_version_line(""), None);
     }
 }

@@ -1,5 +1,7 @@
 //! The client against real servers.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

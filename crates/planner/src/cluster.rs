@@ -108,9 +108,7 @@ fn may_meet(view: &View<'_>, record: &NodeRecord) -> bool {
         return false;
     }
     let Some(cluster) = view.cluster(&record.id) else { return false };
-    let settled = || {
-        cluster.nodes.len() > 1 || cluster.me().is_some_and(|me| !me.slots.is_empty())
-    };
+    let settled = || cluster.nodes.len() > 1 || cluster.me().is_some_and(|me| !me.slots.is_empty());
     view.desired.initialized || !record.bootstrap || settled()
 }
 

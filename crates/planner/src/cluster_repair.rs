@@ -37,22 +37,16 @@ fn forget(view: &View<'_>, draft: &mut Draft<'_>) {
 
 /// Out of reach, without slots in anybody's eyes, without a replica that lives, and not the
 /// server of any node that is recorded.
-pub(crate) fn is_forgettable(
-    view: &View<'_>,
-    cluster: &ClusterView,
-    peer: &ClusterPeer,
-) -> bool {
+pub(crate) fn is_forgettable(view: &View<'_>, cluster: &ClusterView, peer: &ClusterPeer) -> bool {
     let is_me = peer.id == cluster.my_id;
     let in_touch = peer.handshake || (peer.linked && !peer.failed);
     if is_me || in_touch {
         return false;
     }
     // The server of a recorded node: by its own word, or by its address while it says nothing.
-    let is_recorded = view.desired.nodes.iter().any(|record| {
-        match view.server_id(&record.id) {
-            Some(id) => id == peer.id,
-            None => record.address.as_ref() == Some(&peer.address),
-        }
+    let is_recorded = view.desired.nodes.iter().any(|record| match view.server_id(&record.id) {
+        Some(id) => id == peer.id,
+        None => record.address.as_ref() == Some(&peer.address),
     });
     if is_recorded {
         return false;
@@ -127,16 +121,13 @@ fn is_replica(view: &View<'_>, record: &NodeRecord) -> bool {
 
 /// The most advanced serving replica of a shard without a primary.
 pub(crate) fn heir<'a>(view: &View<'a>, shard: u32) -> Option<&'a NodeRecord> {
-    view.wanted_of(shard).filter(|record| is_replica(view, record)).max_by(|a, b| {
-        (view.offset(&a.id), &b.id).cmp(&(view.offset(&b.id), &a.id))
-    })
+    view.wanted_of(shard)
+        .filter(|record| is_replica(view, record))
+        .max_by(|a, b| (view.offset(&a.id), &b.id).cmp(&(view.offset(&b.id), &a.id)))
 }
 
 /// The node whose server the replica follows in its own eyes.
-pub(crate) fn former_primary<'a>(
-    view: &View<'a>,
-    replica: &NodeRecord,
-) -> Option<&'a NodeRecord> {
+pub(crate) fn former_primary<'a>(view: &View<'a>, replica: &NodeRecord) -> Option<&'a NodeRecord> {
     let cluster = view.cluster(&replica.id)?;
     let id = cluster.me()?.primary.as_deref()?;
     let peer = cluster.nodes.iter().find(|peer| peer.id == id)?;

@@ -77,8 +77,7 @@ pub(crate) fn report(view: &View<'_>, draft: &Draft<'_>) -> OperationReport {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let kinds: Vec<EndpointKind> = kinds(view).collect();
     let gone = count(kinds.iter().filter(|kind| view.endpoint(**kind).is_absent()).count());
-    let held =
-        count(view.observed.nodes.values().filter(|seen| !seen.backend.is_absent()).count());
+    let held = count(view.observed.nodes.values().filter(|seen| !seen.backend.is_absent()).count());
     let left = count(view.desired.nodes.len()).max(held);
     let all = view.desired.spec.node_count().max(left);
     let phases = vec![

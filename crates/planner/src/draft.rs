@@ -41,9 +41,9 @@ impl<'a> Draft<'a> {
     /// Whether something already planned changes who serves on one of these nodes.
     pub(crate) fn disturbs<'n>(&self, mut nodes: impl Iterator<Item = &'n NodeId>) -> bool {
         nodes.any(|id| {
-            self.steps.iter().any(|planned| {
-                planned.step.node() == Some(id) && is_disturbing(&planned.step)
-            })
+            self.steps
+                .iter()
+                .any(|planned| planned.step.node() == Some(id) && is_disturbing(&planned.step))
         })
     }
 

@@ -57,7 +57,7 @@ pub(crate) fn no_room(view: &View<'_>, shard: u32) -> Wait {
 
 /// Shard and whether it is the shard's first primary. All first primaries come first, so that
 /// they are spread before anything else takes room; then replicas, shard after shard.
-fn missing_nodes(view: &View<'_>) -> Vec<(u32, bool)> {
+pub(crate) fn missing_nodes(view: &View<'_>) -> Vec<(u32, bool)> {
     let mut first = Vec::new();
     let mut others = Vec::new();
     for shard in view.shards() {
@@ -126,7 +126,7 @@ fn members_are_known(view: &View<'_>) -> bool {
 fn nodes_lag_behind(view: &View<'_>) -> bool {
     let generation = render::config_generation(view.desired);
     view.desired.initialized
-        && view.wanted.iter().any(|record| {
+        && view.wanted.iter().filter(|record| !view.worker_is_away(record)).any(|record| {
             view.backend(&record.id).known().is_some_and(|held| held.generation < generation)
         })
 }
@@ -151,10 +151,8 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
                 } else if view.observed.workers.is_empty() {
                     draft.wait(Wait::BackendUnreachable);
                 } else {
-                    draft.wait(Wait::AgentSilent {
-                        node,
-                        unknown_for: view.silent_for(&record.id),
-                    });
+                    draft
+                        .wait(Wait::AgentSilent { node, unknown_for: view.silent_for(&record.id) });
                 }
                 continue;
             }
@@ -164,12 +162,16 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
             }
             Observation::Known { value, .. } => value,
         };
+        if view.worker_is_away(record) {
+            continue; // Nobody is there to tell.
+        }
         if !held.realised {
             draft.step(Step::EnsureNode { node }, "only its address exists");
             continue;
         }
         if held.generation < generation {
-            draft.step(Step::EnsureNode { node: node.clone() }, behind(held.generation, generation));
+            draft
+                .step(Step::EnsureNode { node: node.clone() }, behind(held.generation, generation));
         }
         if let Some(status) = view.agent(&record.id)
             && status.generation < generation

@@ -147,7 +147,8 @@ fn chosen<'a>(view: &View<'a>, shard: u32, to: &NodeId) -> Result<&'a NodeRecord
 }
 
 fn not_eligible(node: &NodeId, why: &str) -> Refusal {
-    Refusal::new(Code::NoEligibleReplica, format!("node {node} cannot take over: {why}")).field("to")
+    Refusal::new(Code::NoEligibleReplica, format!("node {node} cannot take over: {why}"))
+        .field("to")
 }
 
 /// The reachable node with most of the data, for a change that a person answers for.
@@ -190,9 +191,9 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>, from: &NodeId)
                 draft.step(by_a_persons_word(view, to), "a person accepts the loss of data");
             }
             Some(to) => draft.wait(Wait::ReplicaSyncing { node: to.id.clone() }),
-            None => draft.wait(Wait::Effect {
-                what: format!("a replica of shard {shard} is in sync"),
-            }),
+            None => {
+                draft.wait(Wait::Effect { what: format!("a replica of shard {shard} is in sync") })
+            }
         }
         return;
     }

@@ -140,7 +140,8 @@ fn remove_leaving(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
             continue;
         }
         if !may_go(view, record, false) {
-            draft.wait(Wait::Effect { what: format!("shard {shard} is whole without node {node}") });
+            draft
+                .wait(Wait::Effect { what: format!("shard {shard} is whole without node {node}") });
             continue;
         }
         match view.backend(&node) {

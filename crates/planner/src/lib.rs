@@ -11,6 +11,10 @@
 //! - `Observed::nodes` has an entry for every record and for everything that the container
 //!   cluster holds; `Observed::endpoints` one for every endpoint of the architecture. What was
 //!   looked for and not found is `Absent`; a missing entry is taken as unknown.
+//! - Agents show what roles are decided from. Leased nodes: `lease` (with its epoch and holder)
+//!   and `replication`; the primary is who holds the lease by its own word, with the role
+//!   `Primary`, on a server that serves. Clustered nodes: `cluster` (their own line included)
+//!   and, for replicas, `replication`. Views that a server gave before it died may stay.
 //! - What a plan's own steps change in the records does not make its other steps stale, though
 //!   the generation rises.
 //! - Steps about one node are done in the order of the plan, others as the caller likes. A step
@@ -42,7 +46,7 @@ use larder_model::{
 };
 
 pub use lint::{Violation, lint};
-pub use placement::{Placement, place};
+pub use placement::{Placement, check_room, place};
 pub use render::{RENDERER, config_generation, members, node_config};
 pub use report::{conditions, instance_state};
 

@@ -152,8 +152,8 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 .is_some_and(|agent| agent.generation < render::config_generation(view.desired)),
         ),
         Step::EnsureEndpoint { endpoint } => {
-            let unknown = view.endpoint(*endpoint).known().is_none()
-                && !view.endpoint(*endpoint).is_absent();
+            let unknown =
+                view.endpoint(*endpoint).known().is_none() && !view.endpoint(*endpoint).is_absent();
             rule("unknown-recreates-nothing", !unknown);
         }
         Step::MarkInitialized => rule(
@@ -232,9 +232,9 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
             rule("a-primary-with-a-replica-hands-over-first", !replicated);
         }
         Step::UpdateOperation { kind } => {
-            let same = view.operation().is_some_and(|o| {
-                std::mem::discriminant(&o.kind) == std::mem::discriminant(kind)
-            });
+            let same = view
+                .operation()
+                .is_some_and(|o| std::mem::discriminant(&o.kind) == std::mem::discriminant(kind));
             rule("an-operation-keeps-its-kind", same);
         }
         Step::RetireNode { .. } => {

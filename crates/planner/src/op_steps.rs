@@ -41,10 +41,18 @@ pub(crate) fn report(phases: Vec<Phase>, done: bool, draft: &Draft<'_>) -> Opera
         (false, Some(_)) => OperationOutcome::Waiting,
         (false, None) => OperationOutcome::Running,
     };
-    let waits_for = draft.waits().first().map(ToString::to_string);
-    OperationReport {
-        steps: steps(phases, done, blocked.map(ToString::to_string).or(waits_for), blocked.is_some()),
-        outcome,
+    let waits_for = blocked.or_else(|| draft.waits().first()).map(in_words);
+    OperationReport { steps: steps(phases, done, waits_for, blocked.is_some()), outcome }
+}
+
+/// What is waited for, without times: steps are recorded, and would be anew with every second.
+fn in_words(wait: &Wait) -> String {
+    match wait {
+        Wait::AgentSilent { node, .. } => format!("nothing is heard of node {node}"),
+        Wait::ReplacementDelay { node, .. } => {
+            format!("node {node} is replaced when it stays away")
+        }
+        other => other.to_string(),
     }
 }
 

@@ -1,9 +1,12 @@
 //! On which worker a new node goes.
 
 use larder_model::{
-    Architecture, ByteSize, Desired, NodePhase, NodeRecord, Observation, Observed, Worker,
-    WorkerName, WorkerState, ZoneName,
+    Architecture, ByteSize, Code, Desired, NodePhase, NodeRecord, Observation, Observed, Refusal,
+    Worker, WorkerName, WorkerState, ZoneName,
 };
+
+use crate::ensure;
+use crate::view::View;
 
 /// A worker chosen for a new node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,10 +42,10 @@ impl Load<'_> {
         self.requested.saturating_add(memory.bytes()) <= self.worker.allocatable.bytes()
     }
 
-    /// Thousandths of the worker's memory that are promised.
-    fn permille(&self) -> u64 {
+    /// Millionths of the worker's memory that are promised.
+    fn fullness(&self) -> u64 {
         let allocatable = u128::from(self.worker.allocatable.bytes().max(1));
-        u64::try_from(u128::from(self.requested) * 1000 / allocatable).unwrap_or(u64::MAX)
+        u64::try_from(u128::from(self.requested) * 1_000_000 / allocatable).unwrap_or(u64::MAX)
     }
 }
 
@@ -108,8 +111,10 @@ impl<'a> Placer<'a> {
             .filter(|(_, load)| load.worker.state == WorkerState::Ready)
             .filter(|(_, load)| !avoid.contains(&load.worker.name))
             .filter(|(_, load)| load.has_room(spec.memory))
-            .filter(|(_, load)| ready < 2 || !self.would_hold_the_whole_shard(shard, load.worker))
-            .min_by_key(|(_, load)| self.cost(shard, bootstrap, load))
+            .filter(|(_, load)| !self.would_hold_the_whole_shard(shard, load.worker, avoid))
+            .min_by_key(|(index, load)| {
+                (self.cost(shard, bootstrap, load), self.turn(shard, *index))
+            })
             .map(|(index, _)| index)?;
         let load = &mut self.workers[choice];
         load.requested = load.requested.saturating_add(spec.memory.bytes());
@@ -124,22 +129,35 @@ impl<'a> Placer<'a> {
         Some(placement)
     }
 
-    /// All nodes of the shard on one worker are lost together: the last one goes elsewhere.
-    fn would_hold_the_whole_shard(&self, shard: u32, worker: &Worker) -> bool {
-        let others: Vec<&Placed> = self.placed.iter().filter(|p| p.shard == shard).collect();
+    /// All nodes of the shard on one worker would be lost together: the last one goes elsewhere,
+    /// or waits for an elsewhere, unless there is only one worker at all.
+    fn would_hold_the_whole_shard(
+        &self,
+        shard: u32,
+        worker: &Worker,
+        avoid: &[WorkerName],
+    ) -> bool {
+        if self.workers.len() < 2 {
+            return false;
+        }
+        let others: Vec<&Placed> = self
+            .placed
+            .iter()
+            .filter(|placed| placed.shard == shard && !avoid.contains(&placed.worker))
+            .collect();
         !others.is_empty()
             && others.len() + 1 >= usize::try_from(self.desired.spec.replicas).unwrap_or(usize::MAX)
             && others.iter().all(|placed| placed.worker == worker.name)
     }
 
     /// Smaller is better: fewest nodes of the shard on the worker, then in its zone; first
-    /// primaries apart from each other; then the least loaded worker, then by name.
+    /// primaries apart from each other; then the least loaded worker.
     fn cost(
         &self,
         shard: u32,
         bootstrap: bool,
         load: &Load<'_>,
-    ) -> (usize, usize, usize, usize, u64, WorkerName) {
+    ) -> (usize, usize, usize, usize, u64) {
         let count = |test: &dyn Fn(&Placed) -> bool| self.placed.iter().filter(|p| test(p)).count();
         let here = |placed: &Placed| placed.worker == load.worker.name;
         let same_zone = |placed: &Placed| placed.zone.is_some() && placed.zone == load.worker.zone;
@@ -150,14 +168,18 @@ impl<'a> Placer<'a> {
         } else {
             (0, 0)
         };
-        (
-            of_shard,
-            of_shard_in_zone,
-            primaries,
-            primaries_in_zone,
-            load.permille(),
-            load.worker.name.clone(),
-        )
+        (of_shard, of_shard_in_zone, primaries, primaries_in_zone, load.fullness())
+    }
+
+    /// Among equals by name, beginning after the worker of the shard's first node: so replicas of
+    /// shards whose primaries are on different workers go to different workers too.
+    fn turn(&self, shard: u32, index: usize) -> usize {
+        let first = self.placed.iter().find(|placed| placed.shard == shard);
+        let after = first
+            .and_then(|first| self.workers.iter().position(|w| w.worker.name == first.worker))
+            .map_or(0, |position| position + 1);
+        let count = self.workers.len();
+        (index + count - after % count) % count
     }
 }
 
@@ -177,4 +199,33 @@ pub fn place(
     bootstrap: bool,
 ) -> Option<Placement> {
     Placer::new(desired, observed).place(shard, bootstrap, &[])
+}
+
+/// Whether all nodes that the spec still lacks would find a place now. For the check before a
+/// creation or a growth is accepted; the places themselves are chosen by [`crate::plan`].
+///
+/// # Errors
+/// A [`Refusal`] with `capacity-exceeded` that says how many nodes have no place.
+pub fn check_room(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
+    let view = View::new(desired, observed, desired.created_at);
+    let missing = ensure::missing_nodes(&view);
+    let mut placer = Placer::new(desired, observed);
+    let homeless = missing
+        .iter()
+        .filter(|(shard, bootstrap)| placer.place(*shard, *bootstrap, &[]).is_none())
+        .count();
+    if homeless == 0 {
+        return Ok(());
+    }
+    let spec = &desired.spec;
+    Err(Refusal::new(
+        Code::CapacityExceeded,
+        format!(
+            "container cluster `{}` has no place for {homeless} of {} nodes of {} each; free some \
+             memory, or ask for fewer or smaller nodes",
+            spec.container_cluster,
+            missing.len(),
+            spec.memory
+        ),
+    ))
 }

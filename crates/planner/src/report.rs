@@ -43,11 +43,7 @@ pub fn conditions(desired: &Desired, observed: &Observed, now: Timestamp) -> Vec
 
 pub(crate) fn report(view: &View<'_>, operation: Option<OperationReport>) -> Report {
     let health = health(view);
-    Report {
-        state: state(view, &health),
-        conditions: all_conditions(view, &health),
-        operation,
-    }
+    Report { state: state(view, &health), conditions: all_conditions(view, &health), operation }
 }
 
 fn state(view: &View<'_>, health: &Health) -> InstanceState {
@@ -96,10 +92,15 @@ fn shard_complaints(view: &View<'_>, shard: u32, complaints: &mut Vec<Complaint>
         return;
     }
     if view.primary(shard).is_none() {
-        let message = format!("shard {shard} has no serving primary");
-        complain(!may_be_led(view, shard), "no-primary", message);
+        if may_be_led(view, shard) {
+            let message = format!("the primary of shard {shard} is not heard of");
+            complain(false, "primary-silent", message);
+        } else {
+            complain(true, "no-primary", format!("shard {shard} has no serving primary"));
+        }
     }
-    let missing = (view.desired.spec.replicas as usize).saturating_sub(view.wanted_of(shard).count());
+    let missing =
+        (view.desired.spec.replicas as usize).saturating_sub(view.wanted_of(shard).count());
     if missing > 0 {
         complain(false, "node-missing", format!("shard {shard} lacks {missing} nodes"));
     }
@@ -120,7 +121,7 @@ fn may_be_led(view: &View<'_>, shard: u32) -> bool {
         .filter(|replication| replication.role == Role::Replica)
         .map(|replication| replication.link_up)
         .collect();
-    silent && (links.is_empty() || links.contains(&true))
+    view.desired.initialized && silent && (links.is_empty() || links.contains(&true))
 }
 
 /// Why a node is not well, in words that follow its id.
@@ -130,8 +131,8 @@ fn ailment(view: &View<'_>, record: &NodeRecord) -> (&'static str, String) {
         if view.backend(&record.id).is_absent() {
             return ("node-absent", "does not exist".to_owned());
         }
-        let silent = view.silent_for(&record.id);
-        return ("node-silent", format!("has not been heard of for {silent}"));
+        // Without the time: conditions are recorded, and would be anew with every second.
+        return ("node-silent", "is not heard of".to_owned());
     }
     match view.server(&record.id) {
         Some(Absent) | None => ("server-down", "has no server running".to_owned()),
@@ -140,6 +141,9 @@ fn ailment(view: &View<'_>, record: &NodeRecord) -> (&'static str, String) {
         Some(Busy) => ("server-busy", "is busy in a long command".to_owned()),
         Some(Hung) => ("server-hung", "hangs".to_owned()),
         Some(Dead) => ("server-down", "is down".to_owned()),
+        Some(Serving) if view.primary(record.shard).is_none() => {
+            ("no-primary", "knows of no primary that is heard of".to_owned())
+        }
         Some(Serving) => ("not-in-sync", "is not in sync with its primary".to_owned()),
     }
 }
@@ -154,7 +158,8 @@ fn cluster_complaints(view: &View<'_>, complaints: &mut Vec<Complaint>) {
             message: format!("{held} of {} slots are served", larder_model::SLOT_COUNT),
         });
     }
-    let views: Vec<_> = view.views().filter(|(r, _)| view.wanted.iter().any(|w| w.id == r.id)).collect();
+    let views: Vec<_> =
+        view.views().filter(|(r, _)| view.wanted.iter().any(|w| w.id == r.id)).collect();
     let down: Vec<&NodeRecord> =
         views.iter().filter(|(_, cluster)| !cluster.state_ok).map(|(record, _)| *record).collect();
     if down.is_empty() {
@@ -191,11 +196,12 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
     let all: Vec<&str> = health.complaints.iter().map(|c| c.message.as_str()).collect();
     let mut conditions = vec![
         match health.complaints.first() {
-            None => condition("ready", state == InstanceState::Running, state.as_str(), READY),
+            None if state == InstanceState::Running => condition("ready", true, "running", READY),
+            None => condition("ready", false, state.as_str(), "an operation is under way"),
             Some(worst) => condition("ready", false, worst.reason, &all.join("; ")),
         },
         match health.complaints.first().filter(|worst| worst.blocks_writes) {
-            None => condition("available", true, "writes-served", "every shard takes writes"),
+            None => presumably_available(view),
             Some(worst) => condition("available", false, worst.reason, &worst.message),
         },
         redundancy(view),
@@ -236,6 +242,19 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
         conditions.push(condition("node-problem", true, "reported", &problems.join("; ")));
     }
     conditions
+}
+
+/// Nothing says that a shard takes no writes; that is not always the same as knowing that it does.
+fn presumably_available(view: &View<'_>) -> Condition {
+    match view.shards().find(|shard| view.primary(*shard).is_none()) {
+        None => condition("available", true, "writes-served", "every shard takes writes"),
+        Some(shard) => condition(
+            "available",
+            true,
+            "presumed",
+            &format!("the primary of shard {shard} is not heard of; nothing says that it is down"),
+        ),
+    }
 }
 
 const READY: &str = "every node serves with its link up and every endpoint answers";

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use larder_model::agent::ServerState;
 use larder_model::plan::{OperationReport, Step, Wait};
 use larder_model::{Code, NodeId, NodeRecord, OperationKind, Refusal};
-use larder_model::agent::ServerState;
 
 use crate::draft::Draft;
 use crate::heal::coordinated_change;
@@ -32,9 +32,10 @@ pub(crate) fn advance(
         begin(view, draft, node);
         return op_steps::report(phases(view, run_ids, false), false, draft);
     }
-    let done = view.wanted.iter().all(|record| {
-        run_ids.get(&record.id).is_none_or(|old| is_replaced(view, record, old))
-    });
+    let done = view
+        .wanted
+        .iter()
+        .all(|record| run_ids.get(&record.id).is_none_or(|old| is_replaced(view, record, old)));
     if !done {
         go_on(view, draft, run_ids);
     }
@@ -98,9 +99,7 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, Stri
         .filter_map(|record| Some((*record, run_ids.get(&record.id)?)))
         .filter(|(record, old)| !has_new_server(view, record, old))
         .collect();
-    pending.sort_by_key(|(record, _)| {
-        (view.is_primary(record), record.shard, record.id.clone())
-    });
+    pending.sort_by_key(|(record, _)| (view.is_primary(record), record.shard, record.id.clone()));
     let Some(&(record, run_id)) = pending.first() else { return };
     if view.agent(&record.id).is_none() {
         draft.wait(Wait::AgentSilent {
@@ -115,7 +114,9 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, Stri
         return;
     }
     let ailing = view.all_of(record.shard).find(|other| {
-        other.id != record.id && !view.leaving.iter().any(|l| l.id == other.id) && !view.is_well(other)
+        other.id != record.id
+            && !view.leaving.iter().any(|l| l.id == other.id)
+            && !view.is_well(other)
     });
     if let Some(ailing) = ailing {
         draft.wait(Wait::Effect {
@@ -155,7 +156,8 @@ fn phases(view: &View<'_>, run_ids: &BTreeMap<NodeId, String>, begun: bool) -> V
         .filter(|record| run_ids.get(&record.id).is_some_and(|old| is_replaced(view, record, old)))
         .count();
     let replaced = u32::try_from(replaced).unwrap_or(u32::MAX);
-    let mut servers = Phase::counted("restart-servers", replaced, all, "servers are new and in sync");
+    let mut servers =
+        Phase::counted("restart-servers", replaced, all, "servers are new and in sync");
     if !begun {
         servers = Phase::new("restart-servers", false, "not begun");
     }

@@ -33,6 +33,11 @@ impl StepError {
         }
     }
 
+    /// The container cluster refused, not an agent.
+    pub(crate) fn is_from_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(ClusterError::Refused(_)))
+    }
+
     /// A newer controller is at work: this one must not go on.
     pub(crate) fn is_stale(&self) -> bool {
         matches!(

@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use larder_cluster::{Agents, Cluster};
 use larder_model::plan::{OperationOutcome, Plan, Step};
 use larder_model::{
-    Code, Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId,
-    Operation, OperationState, Severity, Timestamp,
+    Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId, Operation,
+    OperationState, Severity, Timestamp,
 };
 
 use crate::book::{Book, BookError};
@@ -123,10 +123,7 @@ impl Reconciler {
         }
         self.collect_node_events(instance, &seen).await?;
 
-        let plan = {
-            let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-            larder_planner::plan(&desired, &seen.observed, now, &mut **ids)
-        };
+        let plan = self.plan(&desired, &seen, now);
         tracing::debug!(%instance, generation = plan.generation, "{plan}");
         self.record(&desired, &seen, &plan, now).await?;
         let steps: Vec<Step> = plan.steps.iter().map(|planned| planned.step.clone()).collect();
@@ -134,6 +131,10 @@ impl Reconciler {
             !steps.is_empty() && std::mem::replace(&mut memory.last_steps, steps.clone()) == steps
         });
         if plan.steps.is_empty() {
+            if ends_operation(&plan) {
+                // Without the operation there may be something to do again.
+                return Ok(TickOutcome::Acted);
+            }
             return Ok(match (seen.trouble, plan.waits.is_empty()) {
                 (Some(_), _) => TickOutcome::Failed,
                 (None, true) => TickOutcome::Settled,
@@ -153,6 +154,11 @@ impl Reconciler {
         self.judge(&desired, outcomes, repeated, now).await
     }
 
+    fn plan(&self, desired: &Desired, seen: &Seen, now: Timestamp) -> Plan {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        larder_planner::plan(desired, &seen.observed, now, &mut **ids)
+    }
+
     /// Writes down what was seen and planned: always when it matters, now and then when idle.
     async fn record(
         &self,
@@ -167,21 +173,30 @@ impl Reconciler {
             return Ok(());
         }
         let report = &plan.report;
+        // Who waits for the operation looks at the instance as soon as it has ended: what is
+        // written with its end is how the instance stands without it.
+        let plan_after = ends_operation(plan).then(|| {
+            let after = Desired { operation: None, ..desired.clone() };
+            self.plan(&after, seen, now)
+        });
+        let plan = plan_after.as_ref().unwrap_or(plan);
         let view = observation(desired, &seen.observed, plan, now);
         let digest = digest(&view);
         let due = self.memory_of(instance, |memory| match &memory.last_written {
             Some((at, conditions, last)) => {
-                now.0 - at.0 >= REFRESH_MS || *conditions != report.conditions || *last != digest
+                now.0 - at.0 >= REFRESH_MS
+                    || *conditions != plan.report.conditions
+                    || *last != digest
             }
             None => true,
         });
         if due {
             self.book.observation_set(instance, &view).await?;
             self.memory_of(instance, |memory| {
-                memory.last_written = Some((now, report.conditions.clone(), digest));
+                memory.last_written = Some((now, plan.report.conditions.clone(), digest));
             });
         }
-        self.tell_state_change(desired, report.state, plan, now).await?;
+        self.tell_state_change(desired, plan, now).await?;
         if let (Some(operation), Some(progress)) = (&desired.operation, &report.operation) {
             let (state, error) = match &progress.outcome {
                 OperationOutcome::Running => (OperationState::Running, None),
@@ -202,11 +217,11 @@ impl Reconciler {
     async fn tell_state_change(
         &self,
         desired: &Desired,
-        state: InstanceState,
         plan: &Plan,
         now: Timestamp,
     ) -> Result<(), BookError> {
         let instance = &desired.spec.id;
+        let state = plan.report.state;
         let before = self.memory_of(instance, |memory| memory.last_state.replace(state));
         // The first round after a start of `serve` is no change.
         let Some(before) = before.filter(|before| *before != state) else { return Ok(()) };
@@ -262,10 +277,14 @@ impl Reconciler {
                 let told = event(desired, now, Severity::Warning, "step-refused", text);
                 self.book.events_append(&[told]).await?;
             }
+            // What the container cluster cannot do it cannot do later by itself: no port, no room,
+            // no engine. What an agent refuses may pass: its server is only starting.
             let creation = desired.operation.as_ref().filter(|operation| {
-                operation.kind.as_str() == "create" && desired.deletion.is_none()
+                operation.kind.as_str() == "create"
+                    && desired.deletion.is_none()
+                    && error.is_from_cluster()
             });
-            if let Some(operation) = creation.filter(|_| refusal.code != Code::InstanceBusy) {
+            if let Some(operation) = creation {
                 let steps = operation.steps.clone();
                 let failed = OperationState::Failed;
                 self.book.operation_report(&operation.id, &steps, failed, Some(&refusal)).await?;
@@ -329,6 +348,14 @@ fn event(
         reason: reason.to_owned(),
         message,
     }
+}
+
+/// The operation that holds the instance has got there, or never will.
+fn ends_operation(plan: &Plan) -> bool {
+    plan.report.operation.as_ref().is_some_and(|operation| match operation.outcome {
+        OperationOutcome::Succeeded | OperationOutcome::Failed(_) => true,
+        OperationOutcome::Running | OperationOutcome::Waiting => false,
+    })
 }
 
 /// Equal but for the times, which only the book fills in.

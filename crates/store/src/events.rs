@@ -6,9 +6,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 
 use larder_model::agent::AgentEvent;
-use larder_model::{
-    Event, EventKind, InstanceId, InstanceName, NodeId, ProjectName, Severity,
-};
+use larder_model::{Event, EventKind, InstanceId, InstanceName, NodeId, ProjectName, Severity};
 
 use crate::column::big;
 use crate::error::Doing;

@@ -162,7 +162,9 @@ impl Store {
         if let Some(expected) = expect_generation
             && expected != row.generation
         {
-            return Err(generation_conflict(row.spec.name.as_str(), expected, row.generation).into());
+            return Err(
+                generation_conflict(row.spec.name.as_str(), expected, row.generation).into()
+            );
         }
         if row.deletion.is_some() {
             return Err(Refusal::new(

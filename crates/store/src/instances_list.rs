@@ -36,14 +36,8 @@ pub enum InstanceSort {
 }
 
 impl InstanceSort {
-    pub const ALL: [Self; 6] = [
-        Self::Name,
-        Self::CreatedAt,
-        Self::State,
-        Self::Architecture,
-        Self::Engine,
-        Self::Memory,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Name, Self::CreatedAt, Self::State, Self::Architecture, Self::Engine, Self::Memory];
 
     /// The word for it, that of the field it sorts by.
     pub fn as_str(self) -> &'static str {

@@ -39,9 +39,9 @@ pub(crate) fn read(path: &Path) -> Result<Option<Key>> {
         .decode(text.trim())
         .map(Zeroizing::new)
         .map_err(|_| refuse(path, "its content is not base64: put the right file back"))?;
-    Key::from_bytes(&bytes).map(Some).ok_or_else(|| {
-        refuse(path, format!("it must hold {} bytes in base64", seal::KEY_BYTES))
-    })
+    Key::from_bytes(&bytes)
+        .map(Some)
+        .ok_or_else(|| refuse(path, format!("it must hold {} bytes in base64", seal::KEY_BYTES)))
 }
 
 /// Makes a new key, durable before it is used. When somebody else made one meanwhile, theirs is

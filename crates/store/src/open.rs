@@ -44,14 +44,12 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let writer = writer_options()
-            .connect_with(options.clone())
+        let writer = pool_options(1)
+            .connect_with(options.clone().pragma("secure_delete", "ON"))
             .await
             .map_err(|cause| open_error(database, cause))?;
         migrate(database, &writer).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
+        let readers = pool_options(READERS)
             .connect_with(options.pragma("query_only", "ON"))
             .await
             .map_err(|cause| open_error(database, cause))?;
@@ -141,19 +139,20 @@ impl Store {
     }
 }
 
-fn writer_options() -> SqlitePoolOptions {
-    SqlitePoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).after_release(
-        |connection, _| {
+fn pool_options(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_release(|connection, _| {
             Box::pin(async move {
                 // A full disk or an IO error makes SQLite roll back by itself; sqlx's own ROLLBACK
-                // then fails, and it goes on counting a transaction that is over. Such a
-                // connection would refuse every later BEGIN: it is replaced. The ping waits until
-                // a queued ROLLBACK was done.
+                // then fails, and it goes on counting a transaction that is over. Such a writer
+                // would refuse every later BEGIN, such a reader would see an old moment for ever:
+                // it is replaced. The ping waits until a queued ROLLBACK was done.
                 connection.ping().await?;
                 Ok(!connection.is_in_transaction())
             })
-        },
-    )
+        })
 }
 
 /// Reads or makes the key, and makes the database file private before SQLite opens it (its
@@ -221,4 +220,93 @@ async fn migrate(database: &Path, writer: &SqlitePool) -> Result<()> {
         Err(other) => other.to_string(),
     };
     Err(StoreError::Open { path: database.to_owned(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use larder_model::{Code, Refusal};
+
+    async fn new_store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path();
+        let store = Store::open(&path.join("larder.db"), &path.join("secret.key")).await;
+        (folder, store.expect("open"))
+    }
+
+    async fn pragma(pool: &SqlitePool, name: &'static str) -> i64 {
+        sqlx::query(name).fetch_one(pool).await.expect("pragma").try_get(0).expect("number")
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_is_durable_and_references_hold() {
+        let (_folder, store) = new_store().await;
+        let writer = &store.inner.writer;
+        assert_eq!(pragma(writer, "PRAGMA synchronous").await, 2, "FULL");
+        assert_eq!(pragma(writer, "PRAGMA foreign_keys").await, 1);
+        assert_eq!(pragma(writer, "PRAGMA secure_delete").await, 1, "deleted secrets are gone");
+        let mode = sqlx::query("PRAGMA journal_mode").fetch_one(writer).await.expect("pragma");
+        assert_eq!(mode.try_get::<String, _>(0).expect("text"), "wal");
+        let wrote = sqlx::query("DELETE FROM projects").execute(&store.inner.readers).await;
+        assert!(wrote.is_err(), "readers cannot write");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_said_and_the_store_goes_on_when_there_is_room() {
+        let (_folder, store) = new_store().await;
+        let pages = pragma(&store.inner.writer, "PRAGMA page_count").await;
+        let limit = format!("PRAGMA max_page_count = {}", pages + 2);
+        for round in 0..3 {
+            sqlx::query(sqlx::AssertSqlSafe(limit.clone()))
+                .execute(&store.inner.writer)
+                .await
+                .expect("limit");
+            let big = "x".repeat(100_000);
+            let error = store.setting_set("big", &big).await.expect_err("no room");
+            assert!(matches!(error, StoreError::Full { .. }), "round {round}: {error}");
+            assert_eq!(Refusal::from(error).code, Code::DiskFull);
+            assert_eq!(store.setting_get("big").await.expect("reading goes on"), None);
+            store.setting_set("small", "y").await.expect("what fits is written");
+            sqlx::query("PRAGMA max_page_count = 1000000")
+                .execute(&store.inner.writer)
+                .await
+                .expect("limit");
+        }
+        store.setting_set("big", "z").await.expect("room again");
+        store.controller_epoch_take().await.expect("the writer is well");
+    }
+
+    #[tokio::test]
+    async fn a_newer_database_is_refused() {
+        let (folder, store) = new_store().await;
+        sqlx::query(
+            "INSERT INTO _sqlx_migrations
+                 (version, description, success, checksum, execution_time)
+             VALUES (9999, 'of a newer version', 1, x'00', 0)",
+        )
+        .execute(&store.inner.writer)
+        .await
+        .expect("insert");
+        store.close().await;
+        let path = folder.path();
+        let error = Store::open(&path.join("larder.db"), &path.join("secret.key"))
+            .await
+            .expect_err("newer")
+            .to_string();
+        assert!(error.contains("a newer Larder") && error.contains("9999"), "{error}");
+    }
+
+    /// Handlers of a web server must be able to hold every future of the store.
+    #[tokio::test]
+    async fn futures_can_move_between_threads() {
+        fn sent<T: Send>(value: T) -> T {
+            value
+        }
+        let (_folder, store) = new_store().await;
+        let id = larder_model::InstanceId::new("i-1").expect("valid");
+        assert!(sent(store.instance_secrets(&id)).await.is_err());
+        assert!(sent(store.instance_purge(&id)).await.is_ok());
+        assert!(sent(store.instance_get(&id)).await.is_err());
+    }
 }

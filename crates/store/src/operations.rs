@@ -62,9 +62,10 @@ impl Store {
     /// Notes how far the operation has come; answers it as it now stands.
     ///
     /// Times of steps are filled in as their states change, and kept from one report to the
-    /// next (steps are matched by name and place among those of the same name). A finished
-    /// operation stays as it is: a late report changes nothing and is no error. When it
-    /// finishes, an event `<kind>-succeeded`, `-failed` or `-cancelled` is added.
+    /// next (steps are matched by name and place among those of the same name); progress is kept
+    /// to a ten-thousandth. A finished operation stays as it is: a late report changes nothing
+    /// and is no error. When it finishes, an event `<kind>-succeeded`, `-failed` or `-cancelled`
+    /// is added.
     ///
     /// # Errors
     /// [`StoreError::NotFound`].
@@ -92,6 +93,35 @@ impl Store {
         }
         let next = advance(&known, &steps, state, &error, now);
         update(&mut tx, &next).await?;
+        tx.commit().await?;
+        Ok(next)
+    }
+
+    /// Ends an unfinished operation because somebody wants it so; which operations may be ended
+    /// is the caller's to know. Answers it as it now stands.
+    ///
+    /// # Errors
+    /// A refusal `not-cancellable` when it has finished; [`StoreError::NotFound`].
+    pub async fn operation_cancel(
+        &self,
+        id: &OperationId,
+        reason: Refusal,
+        record: &Record,
+    ) -> Result<Operation> {
+        let mut tx = self.write("cancelling an operation").await?;
+        let doing = tx.doing();
+        let known = fetch(tx.conn(), id, doing).await?;
+        if known.state.is_finished() {
+            return Err(Refusal::new(
+                Code::NotCancellable,
+                format!("operation {id} is {} already", known.state.as_str()),
+            )
+            .into());
+        }
+        let next =
+            advance(&known, &known.steps, OperationState::Cancelled, &Some(reason), clock::now());
+        update(&mut tx, &next).await?;
+        records::append(&mut tx, record).await?;
         tx.commit().await?;
         Ok(next)
     }
@@ -222,8 +252,7 @@ pub(crate) async fn insert(
         }
         other => other.doing(doing)?,
     };
-    let message =
-        format!("{} asked for by {}", operation.kind.as_str(), operation.requested_by);
+    let message = format!("{} asked for by {}", operation.kind.as_str(), operation.requested_by);
     events::append(tx, &[event(operation, "requested", Severity::Info, message)]).await?;
     Ok(())
 }
@@ -293,10 +322,8 @@ fn advance(
     let steps = steps
         .iter()
         .map(|step| {
-            let before = former
-                .iter()
-                .position(|f| f.name == step.name)
-                .map(|at| former.remove(at));
+            let before =
+                former.iter().position(|f| f.name == step.name).map(|at| former.remove(at));
             let started_at = before.and_then(|b| b.started_at).or(step.started_at);
             let finished_at = before.and_then(|b| b.finished_at).or(step.finished_at);
             let started_at = match step.state {
@@ -307,7 +334,10 @@ fn advance(
                 StepState::Succeeded | StepState::Failed => finished_at.or(Some(now)),
                 StepState::Pending | StepState::Running | StepState::Waiting => None,
             };
-            OperationStep { started_at, finished_at, ..step.clone() }
+            // To a ten-thousandth: more digits may come back from JSON as another number, and
+            // then every report would look like news.
+            let progress = step.progress.map(|p| (p * 1e4).round() / 1e4);
+            OperationStep { started_at, finished_at, progress, ..step.clone() }
         })
         .collect();
     Operation {

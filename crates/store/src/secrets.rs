@@ -44,11 +44,8 @@ impl Store {
                 StoreError::corrupt(format!("the {field} of instance {instance} does not open"))
             }
         };
-        let opened = self
-            .inner
-            .key
-            .open(&place(instance, DATA_KEY), &wrapped)
-            .map_err(damaged(DATA_KEY))?;
+        let opened =
+            self.inner.key.open(&place(instance, DATA_KEY), &wrapped).map_err(damaged(DATA_KEY))?;
         let data_key = Key::from_bytes(&opened).ok_or(DoesNotOpen).map_err(damaged(DATA_KEY))?;
         let mut open = async |field: &'static str| {
             let sealed = sealed_field(&mut tx, instance, field, doing).await?;
@@ -116,7 +113,7 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// Deletes the instance's secrets and, with its data key, the sense of every copy of them.
+/// Deletes the instance's secrets with their key; `secure_delete` overwrites both in the file.
 pub(crate) async fn delete(tx: &mut WriteTx, instance: &InstanceId) -> Result<()> {
     let doing = tx.doing();
     for statement in [

@@ -45,8 +45,7 @@ impl ConditionSince {
                 let since = former
                     .iter()
                     .find(|f| {
-                        f.condition.kind == condition.kind
-                            && f.condition.status == condition.status
+                        f.condition.kind == condition.kind && f.condition.status == condition.status
                     })
                     .map_or(now, |f| f.since);
                 Self { condition, since }
@@ -134,12 +133,7 @@ mod tests {
     use super::*;
 
     fn condition(kind: &str, status: bool, message: &str) -> Condition {
-        Condition {
-            kind: kind.into(),
-            status,
-            reason: "because".into(),
-            message: message.into(),
-        }
+        Condition { kind: kind.into(), status, reason: "because".into(), message: message.into() }
     }
 
     #[test]

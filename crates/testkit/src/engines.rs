@@ -9,17 +9,20 @@ pub fn folder() -> PathBuf {
     if let Some(folder) = std::env::var_os("LARDER_TEST_ENGINES") {
         return PathBuf::from(folder);
     }
-    let beside = std::env::current_exe().ok().and_then(|exe| {
-        exe.ancestors().map(|a| a.join("engines")).find(|folder| folder.is_dir())
-    });
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.ancestors().map(|a| a.join("engines")).find(|folder| folder.is_dir()));
     beside.unwrap_or_else(|| PathBuf::from("target/engines"))
 }
 
 /// Folders that hold a server binary each, sorted.
 pub fn folders() -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder()) else { return Vec::new() };
-    let mut found: Vec<PathBuf> =
-        entries.filter_map(Result::ok).map(|e| e.path()).filter(|p| binary_in(p).is_some()).collect();
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .filter(|p| binary_in(p).is_some())
+        .collect();
     found.sort();
     found
 }

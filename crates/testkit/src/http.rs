@@ -38,7 +38,8 @@ pub async fn request(
     body: Option<&str>,
 ) -> Result<Answer> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connecting")?;
-    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n");
+    let mut text =
+        format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n");
     if let Some(token) = token {
         text += &format!("authorization: Bearer {token}\r\n");
     }

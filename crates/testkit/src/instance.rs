@@ -71,10 +71,9 @@ impl Instance {
     /// # Errors
     /// Nobody is shown as this shard's primary.
     pub fn primary(&self, shard: u32) -> Result<&Node> {
-        self.nodes
-            .iter()
-            .find(|n| n.shard == shard && n.role == "primary")
-            .with_context(|| format!("shard {shard} of {} shows no primary: {:?}", self.name, self.nodes))
+        self.nodes.iter().find(|n| n.shard == shard && n.role == "primary").with_context(|| {
+            format!("shard {shard} of {} shows no primary: {:?}", self.name, self.nodes)
+        })
     }
 
     /// The nodes shown as replicas of this shard.

@@ -12,30 +12,45 @@ const FIRST: u16 = 17_000;
 const BLOCK: u16 = 100;
 const BLOCKS: u16 = 30;
 
-/// A hundred ports. Held by a lock on a file, which the system drops with the process.
+/// A hundred ports, or several hundreds. Held by locks on files, which the system drops with the
+/// process.
 #[derive(Debug)]
 pub struct PortBlock {
     pub first: u16,
-    _lock: File,
+    count: u16,
+    _locks: Vec<File>,
 }
 
 impl PortBlock {
-    /// The first block that nobody holds.
+    /// The first `blocks` hundreds in a row that nobody holds.
     ///
     /// # Errors
-    /// All blocks are held, or the lock files cannot be made.
-    pub fn take() -> Result<Self> {
+    /// There are none, or the lock files cannot be made.
+    pub fn take(blocks: u16) -> Result<Self> {
         let uid = rustix::process::getuid().as_raw();
         let folder: PathBuf = std::env::temp_dir().join(format!("larder-test-ports-{uid}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let starts = BLOCKS + 1 - blocks.clamp(1, BLOCKS);
         // Not always the same block: a port that was just left may linger.
-        let offset = (std::process::id() as u16) % BLOCKS;
-        for n in 0..BLOCKS {
-            let first = FIRST + (offset + n) % BLOCKS * BLOCK;
-            let path = folder.join(first.to_string());
-            let lock = File::create(&path).with_context(|| format!("making {}", path.display()))?;
-            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                return Ok(Self { first, _lock: lock });
+        let offset = u16::try_from(std::process::id() % u32::from(starts))?;
+        for n in 0..starts {
+            let start = (offset + n) % starts;
+            let mut locks = Vec::new();
+            for block in start..start + blocks {
+                let path = folder.join((FIRST + block * BLOCK).to_string());
+                let file =
+                    File::create(&path).with_context(|| format!("making {}", path.display()))?;
+                if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                    break;
+                }
+                locks.push(file);
+            }
+            if locks.len() == usize::from(blocks) {
+                return Ok(Self {
+                    first: FIRST + start * BLOCK,
+                    count: blocks * BLOCK,
+                    _locks: locks,
+                });
             }
         }
         bail!("all {BLOCKS} blocks of test ports are held: are other test runs under way?")
@@ -43,11 +58,11 @@ impl PortBlock {
 
     /// The last port that instances may use; those above are for Larder's own listener.
     pub fn last(&self) -> u16 {
-        self.first + BLOCK - 5
+        self.first + self.count - 5
     }
 
     /// Where `serve` listens.
     pub fn listen(&self) -> u16 {
-        self.first + BLOCK - 1
+        self.first + self.count - 1
     }
 }

@@ -15,6 +15,8 @@ use larder_model::Address;
 use larder_resp::{Decoder, Frame, Limits, encode_command};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::engines;
+
 /// Which server binary a test runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -25,12 +27,14 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The engines that this machine has for tests: [`Engine::Redis`] and those that
-    /// `LARDER_TEST_ENGINES` names, a list of paths with `:` between them.
+    /// The engines that this machine has for tests: [`Engine::Redis`] and those of
+    /// [`crate::engines`].
     pub fn all() -> Vec<Self> {
-        let more = std::env::var_os("LARDER_TEST_ENGINES").unwrap_or_default();
-        let more = std::env::split_paths(&more).filter(|path| !path.as_os_str().is_empty());
-        std::iter::once(Self::Redis).chain(more.map(Self::Path).collect::<Vec<_>>()).collect()
+        let more = engines::folders().into_iter().filter_map(|folder| {
+            let name = folder.file_name()?.to_str()?;
+            engines::binary(name).ok().map(Self::Path)
+        });
+        std::iter::once(Self::Redis).chain(more).collect()
     }
 
     /// The binary.

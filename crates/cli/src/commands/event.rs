@@ -43,7 +43,11 @@ pub(crate) async fn run(
 }
 
 fn print(console: &mut Console, event: &larder_api_types::Event) -> Result<(), CliError> {
-    if console.is_json() { console.json_line(event) } else { console.data(&render::event_row(event)) }
+    if console.is_json() {
+        console.json_line(event)
+    } else {
+        console.data(&render::event_row(event))
+    }
 }
 
 pub(crate) async fn run_records(
@@ -54,9 +58,8 @@ pub(crate) async fn run_records(
     let RecordCommand::List { instance, user, since, csv } = command;
     let since = since.map(|text| since_time(&text, Timestamp::now())).transpose()?;
     let client = context.client()?;
-    let records = client
-        .record_list(instance.as_deref(), user.as_deref(), since.as_deref())
-        .await?;
+    let records =
+        client.record_list(instance.as_deref(), user.as_deref(), since.as_deref()).await?;
     if csv {
         console.data(&render::records_csv(&records))
     } else if console.is_json() {

@@ -26,9 +26,7 @@ pub(crate) async fn run(
     let project = context.project(args.project.project.as_deref());
     let project = project.as_str();
     match args.command {
-        InstanceCommand::Create(args) => {
-            Box::pin(create(*args, &client, project, console)).await
-        }
+        InstanceCommand::Create(args) => Box::pin(create(*args, &client, project, console)).await,
         InstanceCommand::List(args) => list(args, &client, project, console).await,
         InstanceCommand::Get { name } => {
             let one = client.instance_get(InstanceRef { project, name: &name }).await?;
@@ -130,7 +128,11 @@ async fn create(
     if let Err(error) = done {
         // The instance is there in some state, and nobody else knows its password.
         if let Some(password) = shown.as_ref().filter(|_| console.is_json()) {
-            console.say(&format!("password of {} (shown this once): {}", new.name, password.expose()));
+            console.say(&format!(
+                "password of {} (shown this once): {}",
+                new.name,
+                password.expose()
+            ));
         }
         return Err(error);
     }
@@ -213,8 +215,7 @@ fn tags(pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>, CliErr
     let mut tags = BTreeMap::new();
     for (key, value) in pairs {
         if tags.contains_key(&key) {
-            let refusal =
-                Refusal::new(Code::InvalidRequest, format!("tag `{key}` is given twice"));
+            let refusal = Refusal::new(Code::InvalidRequest, format!("tag `{key}` is given twice"));
             return Err(CliError::Usage(refusal.detail));
         }
         tags.insert(key, value);

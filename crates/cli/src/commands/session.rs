@@ -29,7 +29,9 @@ pub(crate) async fn login(
         console.password_from_stdin()?
     } else {
         console.ask_password(&format!("Password of {}", args.user))?.ok_or_else(|| {
-            CliError::Usage("nobody can be asked for the password here: use --password-stdin".into())
+            CliError::Usage(
+                "nobody can be asked for the password here: use --password-stdin".into(),
+            )
         })?
     };
     let session = client.login(&args.user, &password).await?;
@@ -78,7 +80,11 @@ pub(crate) async fn logout(context: &mut Context, console: &mut Console) -> Resu
 
 pub(crate) async fn whoami(context: &Context, console: &mut Console) -> Result<(), CliError> {
     let who = context.client()?.whoami().await?;
-    if console.is_json() { console.json(&who) } else { console.data(&render::who(context.server(), &who)) }
+    if console.is_json() {
+        console.json(&who)
+    } else {
+        console.data(&render::who(context.server(), &who))
+    }
 }
 
 pub(crate) async fn status(context: &Context, console: &mut Console) -> Result<(), CliError> {

@@ -43,7 +43,10 @@ pub(crate) fn operation(console: &Console, one: &Operation) -> String {
     line("Instance", one.instance.clone());
     line("Kind", one.kind.clone());
     line("State", format!("{} ({})", one.state, percent(one.progress)));
-    line("Asked", format!("{} by {} from {}", time(&one.created_at), one.requested_by, one.requested_from));
+    line(
+        "Asked",
+        format!("{} by {} from {}", time(&one.created_at), one.requested_by, one.requested_from),
+    );
     if let Some(finished) = &one.finished_at {
         line("Finished", time(finished));
     }

@@ -157,9 +157,7 @@ async fn a_newer_controller_is_obeyed(subject: &mut dyn Subject) -> Result<(), F
     stale(removed, "remove_node of the former controller", old)
 }
 
-async fn removing_a_node_ends_with_nothing_of_it(
-    subject: &mut dyn Subject,
-) -> Result<(), Failure> {
+async fn removing_a_node_ends_with_nothing_of_it(subject: &mut dyn Subject) -> Result<(), Failure> {
     let id = instance("i-a")?;
     let (one, two) = (node("n-1")?, node("n-2")?);
     make_node(subject, &id, &one, fence(1, 1)).await?;
@@ -344,11 +342,7 @@ async fn make_endpoint(
     endpoint.map(|e| e.address.clone()).ok_or_else(|| format!("the {kind} endpoint is not shown"))
 }
 
-async fn remove_node(
-    subject: &dyn Subject,
-    id: &InstanceId,
-    node: &NodeId,
-) -> Result<(), Failure> {
+async fn remove_node(subject: &dyn Subject, id: &InstanceId, node: &NodeId) -> Result<(), Failure> {
     subject.cluster().remove_node(fence(1, 2), id, node).await.map_err(text)?;
     wait_until_gone(subject, id, "node", |seen| !seen.nodes.contains_key(node)).await
 }

@@ -30,8 +30,7 @@ pub(super) fn config(
     engine: &EngineName,
     generation: u64,
 ) -> Result<NodeConfig, Failure> {
-    let member =
-        Member { node: node.clone(), shard: 0, zone: None, address: address.clone() };
+    let member = Member { node: node.clone(), shard: 0, zone: None, address: address.clone() };
     Ok(NodeConfig {
         renderer: 1,
         node: node.clone(),

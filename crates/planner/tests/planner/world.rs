@@ -56,6 +56,13 @@ pub(crate) struct SimNode {
     pub(crate) follows: Option<String>,
 }
 
+/// A server that is no more, as the others remember it.
+#[derive(Clone, Debug, PartialEq)]
+struct Ghost {
+    address: Address,
+    slots: SlotSet,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct World {
     pub(crate) desired: Desired,
@@ -72,7 +79,7 @@ pub(crate) struct World {
     lease_epoch: u64,
     holder: Option<NodeId>,
     /// Servers that are no more, by the id that others may remember.
-    ghosts: BTreeMap<String, Address>,
+    ghosts: BTreeMap<String, Ghost>,
     next_port: u16,
     next_id: u32,
     last_epoch: u64,
@@ -205,6 +212,11 @@ impl World {
         planned
     }
 
+    /// A round whose plan is not looked at.
+    pub(crate) fn pass(&mut self) {
+        drop(self.round());
+    }
+
     /// Rounds until there is nothing to do any more. Panics when that does not come to pass.
     pub(crate) fn settle(&mut self) -> Vec<Plan> {
         let mut plans = Vec::new();
@@ -212,9 +224,9 @@ impl World {
             if self.purged {
                 return plans;
             }
-            let before = self.clone();
-            let planned = self.round();
-            plans.push(planned);
+            let mut before = self.clone();
+            plans.push(self.round());
+            before.now = self.now;
             if *self == before {
                 return plans;
             }
@@ -236,7 +248,7 @@ impl World {
         }
     }
 
-    pub(crate) fn record_of(&self, node: &NodeId) -> &NodeRecord {
+    fn record_of(&self, node: &NodeId) -> &NodeRecord {
         self.desired.nodes.iter().find(|record| record.id == *node).expect("a record")
     }
 
@@ -327,8 +339,7 @@ impl World {
             }),
             Step::StartEmpty { node } => {
                 let id = self.fresh_server_id();
-                let old = self.nodes[node].clone();
-                self.ghosts.insert(old.id, old.address);
+                self.remember(self.nodes[node].clone());
                 self.told(node, |sim| {
                     sim.volume = VolumeState::Fresh;
                     sim.knows = [id.clone()].into();
@@ -372,9 +383,7 @@ impl World {
                 }
             }
             Step::RemoveNode { node } => {
-                if let Some(gone) = self.nodes.remove(node) {
-                    self.ghosts.insert(gone.id, gone.address);
-                }
+                self.vanish(node);
             }
             Step::RemoveEndpoint { endpoint } => {
                 self.endpoints.remove(endpoint);
@@ -388,6 +397,17 @@ impl World {
             }
             Step::PurgeInstance => self.purged = true,
         }
+    }
+
+    /// The container cluster holds the node no longer; nothing of it is left.
+    pub(crate) fn vanish(&mut self, node: &NodeId) {
+        if let Some(gone) = self.nodes.remove(node) {
+            self.remember(gone);
+        }
+    }
+
+    fn remember(&mut self, gone: SimNode) {
+        self.ghosts.insert(gone.id, Ghost { address: gone.address, slots: gone.slots });
     }
 
     /// Orders reach only agents that can be reached.
@@ -477,7 +497,11 @@ impl World {
         }
         let new_id = self.nodes[id].id.clone();
         self.last_epoch += 1;
-        let mut slots = SlotSet::default();
+        let mut slots = self
+            .ghosts
+            .get_mut(&old)
+            .map(|ghost| std::mem::take(&mut ghost.slots))
+            .unwrap_or_default();
         for sim in self.nodes.values_mut() {
             if sim.id == old {
                 slots = std::mem::take(&mut sim.slots);
@@ -518,16 +542,21 @@ impl World {
                 other => other,
             };
         }
-        if self.clustered() { self.bus() } else { self.elect() }
+        if self.clustered() {
+            self.bus()
+        } else {
+            self.elect()
+        }
         for answers in self.endpoints.values_mut() {
             *answers = true;
         }
     }
 
     fn elect(&mut self) {
-        let holder_serves = self.holder.as_ref().and_then(|id| self.nodes.get(id)).is_some_and(|sim| {
-            sim.state == ServerState::Serving && sim.volume == VolumeState::Data
-        });
+        let holder_serves =
+            self.holder.as_ref().and_then(|id| self.nodes.get(id)).is_some_and(|sim| {
+                sim.state == ServerState::Serving && sim.volume == VolumeState::Data
+            });
         if !holder_serves {
             let alone = self.desired.spec.replicas == 1;
             let next = self
@@ -576,17 +605,17 @@ impl World {
             }
         }
         // A dead primary's replica is voted in.
-        let orphans: Vec<NodeId> = self
-            .nodes
-            .iter()
-            .filter(|(_, sim)| sim.state == ServerState::Serving && sim.follows.is_some())
-            .filter(|(_, sim)| {
-                !self.nodes.values().any(|p| {
-                    Some(&p.id) == sim.follows.as_ref() && p.state != ServerState::Dead
+        let orphans: Vec<NodeId> =
+            self.nodes
+                .iter()
+                .filter(|(_, sim)| sim.state == ServerState::Serving && sim.follows.is_some())
+                .filter(|(_, sim)| {
+                    !self.nodes.values().any(|p| {
+                        Some(&p.id) == sim.follows.as_ref() && p.state != ServerState::Dead
+                    })
                 })
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
+                .map(|(id, _)| id.clone())
+                .collect();
         for orphan in orphans {
             self.promote(&orphan, true);
         }
@@ -722,7 +751,9 @@ impl World {
             .iter()
             .filter_map(|id| {
                 let found = self.nodes.values().find(|other| other.id == *id);
-                let address = found.map(|f| &f.address).or_else(|| self.ghosts.get(id))?.clone();
+                let ghost = self.ghosts.get(id);
+                let address = found.map(|f| &f.address).or(ghost.map(|g| &g.address))?.clone();
+                let slots = found.map(|f| &f.slots).or(ghost.map(|g| &g.slots));
                 let alive = found.is_some_and(|f| f.state == ServerState::Serving);
                 let follows = found.and_then(|f| f.follows.clone());
                 Some(ClusterPeer {
@@ -735,7 +766,7 @@ impl World {
                     handshake: false,
                     linked: alive,
                     config_epoch: found.map_or(0, |f| f.epoch),
-                    slots: found.map(|f| f.slots.clone()).unwrap_or_default(),
+                    slots: slots.cloned().unwrap_or_default(),
                     migrating: false,
                 })
             })

@@ -1,0 +1,770 @@
+//! The driver of a leased node: keeps what [`larder_election::decide`] needs to know, asks it, and
+//! does what it says. It decides nothing itself.
+
+use std::time::Duration;
+
+use larder_election::{
+    Action, HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer, OrderKind, OrderOutcome,
+    Peer, PeerPromise, PendingOrder, Promise, Situation, StartAs, WhyNoPrimary,
+};
+use larder_model::agent::{LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role};
+use larder_model::lease::{LeaseRecord, Route};
+use larder_model::{Address, Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
+
+use crate::command::{DemoteRequest, PromiseAnswer, PromiseRequest};
+use crate::core::{Core, SAMPLE, problem};
+use crate::lease::{Endpoint, Lease, LeaseError};
+use crate::memory::PromiseGiven;
+use crate::peers::{Heard, PeerAnswer};
+use crate::{clock, fence, proc};
+
+/// A report to a peer may spend this on its sample: the peer waits 300 ms.
+const REPORT_SAMPLE: Duration = Duration::from_millis(200);
+
+/// Where nobody listens: a server that copies from here is read-only and stays as it is.
+fn nobody() -> Address {
+    Address::new("127.0.0.1", 1)
+}
+
+/// What one round brought.
+pub(crate) struct Round {
+    /// Something was changed: decide again at once.
+    pub(crate) again: bool,
+    /// Decide again no later than this (monotonic).
+    pub(crate) wake_at: Option<Timestamp>,
+}
+
+/// The election's view of the world, kept between decisions.
+pub(crate) struct Leased {
+    lease: Box<dyn Lease>,
+    endpoint: Box<dyn Endpoint>,
+    view: LeaseView,
+    peers: Vec<Peer>,
+    renewed_at: Option<Timestamp>,
+    order: Option<PendingOrder>,
+    hand_over: Option<HandOverProgress>,
+    route: Option<Route>,
+    route_known: bool,
+    situation: Situation,
+    boot_id: String,
+}
+
+impl Leased {
+    pub(crate) fn new(lease: Box<dyn Lease>, endpoint: Box<dyn Endpoint>) -> Self {
+        let since = clock::monotonic();
+        Self {
+            lease,
+            endpoint,
+            view: LeaseView::Unreachable { since, last: None },
+            peers: Vec::new(),
+            renewed_at: None,
+            order: None,
+            hand_over: None,
+            route: None,
+            route_known: false,
+            situation: Situation::Down,
+            boot_id: proc::boot_id().unwrap_or_default(),
+        }
+    }
+
+    /// Waits for a change of the lease by somebody else. Cancel-safe.
+    pub(crate) async fn changed(&mut self) {
+        loop {
+            self.lease.changed().await;
+            let known = self.view.last().map(|known| known.version);
+            match self.lease.read().await {
+                // Our own write comes back as a change, too.
+                Ok(Some((version, _))) if Some(version) == known => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Looks at everything, decides and acts.
+    pub(crate) async fn round(&mut self, core: &mut Core) -> Round {
+        self.renew_old_promise(core);
+        self.match_members(core);
+        core.server.sample(SAMPLE).await;
+        core.check_volume();
+        self.read_lease().await;
+        if !self.route_known
+            && let Ok(route) = self.endpoint.read().await
+        {
+            self.route = route;
+            self.route_known = true;
+        }
+        self.note_sync(core);
+        self.ask_successor(core);
+        let local = self.local(core);
+        let (now, wall) = (clock::monotonic(), clock::wall());
+        let policy = core.config.election;
+        let decision = larder_election::decide(&local, &self.peers, &self.view, &policy, now, wall);
+        self.note_situation(core, decision.situation);
+        let mut again = false;
+        for action in decision.actions {
+            let moves = moves(&action);
+            tracing::debug!(?action, "action");
+            if !self.execute(core, action).await {
+                // What failed has put something in doubt: look again soon, not in a hot loop.
+                return Round { again: false, wake_at: Some(clock::monotonic() + Millis(100)) };
+            }
+            again |= moves;
+        }
+        let mut wake_at = decision.wake_at;
+        if local.server.may_start != core.may_start() || !local.server.may_start {
+            let at = core.start_at();
+            if at > now {
+                wake_at = Some(wake_at.map_or(at, |wake| wake.min(at)));
+            }
+        }
+        Round { again, wake_at }
+    }
+
+    /// A promise from before a reboot counts as given when it is first read.
+    fn renew_old_promise(&self, core: &mut Core) {
+        let stale = core.memory.get().promise.as_ref().is_some_and(|p| p.boot_id != self.boot_id);
+        if stale {
+            let until_ms = clock::monotonic() + core.config.election.promise;
+            let boot_id = self.boot_id.clone();
+            core.memory.change(|memory| {
+                if let Some(promise) = &mut memory.promise {
+                    promise.until_ms = until_ms;
+                    promise.boot_id = boot_id;
+                }
+            });
+            core.memory.save();
+        }
+    }
+
+    fn match_members(&mut self, core: &Core) {
+        let members: Vec<_> = core.shard_peers().cloned().collect();
+        self.peers.retain(|peer| members.iter().any(|m| m.node == peer.member.node));
+        for member in members {
+            match self.peers.iter_mut().find(|peer| peer.member.node == member.node) {
+                Some(peer) => peer.member = member,
+                None => self.peers.push(Peer {
+                    member,
+                    asked_at: None,
+                    answer: Observation::UnknownYet,
+                    promise: None,
+                }),
+            }
+        }
+    }
+
+    async fn read_lease(&mut self) {
+        match self.lease.read().await {
+            Ok(None) => self.view = LeaseView::Absent,
+            Ok(Some((version, record))) => self.saw(version, record),
+            Err(error) => self.lost_lease(&error),
+        }
+    }
+
+    /// A version of the lease is in our hands: new ones get their times.
+    fn saw(&mut self, version: u64, record: LeaseRecord) {
+        let now = clock::monotonic();
+        let last = self.view.last();
+        let seen_at = last.filter(|k| k.version == version).map_or(now, |k| k.seen_at);
+        let epoch_seen_at =
+            last.filter(|k| k.record.epoch == record.epoch).map_or(now, |k| k.epoch_seen_at);
+        self.view = LeaseView::Known(LeaseKnown { record, version, seen_at, epoch_seen_at });
+    }
+
+    fn lost_lease(&mut self, error: &LeaseError) {
+        let now = clock::monotonic();
+        let (since, last) = match &self.view {
+            LeaseView::Unreachable { since, last } => (*since, last.clone()),
+            LeaseView::Known(known) => (now, Some(known.clone())),
+            LeaseView::Absent => (now, None),
+        };
+        if !matches!(self.view, LeaseView::Unreachable { .. }) {
+            tracing::warn!(%error, "lease out of reach");
+        }
+        self.view = LeaseView::Unreachable { since, last };
+    }
+
+    /// Keeps the mark of a completed sync, and with it the lineage of the data.
+    fn note_sync(&self, core: &mut Core) {
+        let local = self.local(core);
+        let mark = larder_election::sync_mark(&local, &self.peers, &self.view);
+        if mark != core.memory.get().synced {
+            core.memory.change(|memory| {
+                if let Some(mark) = &mark {
+                    memory.data_epoch = memory.data_epoch.max(mark.epoch);
+                }
+                memory.synced = mark.clone();
+            });
+            core.memory.save();
+        }
+        // A rebuilt volume is one whose present server has completed a sync.
+        let run_id = core.server.run_id();
+        if mark.is_some_and(|mark| Some(mark.run_id) == run_id) {
+            core.volume_rebuilt();
+        }
+    }
+
+    /// In a hand-over writes wait for the successor's offset, which a primary hears only once a
+    /// second (`REPLCONF ACK`): it is asked for in every round instead.
+    fn ask_successor(&mut self, core: &Core) {
+        let Some(progress) = &self.hand_over else { return };
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.member.node == progress.to) {
+            peer.asked_at = Some(clock::monotonic());
+            core.peers.ask_reports(std::slice::from_ref(&peer.member), &core.commands);
+        }
+    }
+
+    /// Replication as this server sees it, with the offset that the successor of a hand-over has
+    /// itself told since, when it is newer and of the same history.
+    fn replication(&self, core: &Core) -> Option<ReplicationView> {
+        let mut own = core.server.replication().cloned()?;
+        let told = self.hand_over.as_ref().and_then(|progress| {
+            let peer = self.peers.iter().find(|p| p.member.node == progress.to)?;
+            let Observation::Known { value, at } = &peer.answer else { return None };
+            let view = value.replication.as_ref()?;
+            let same = view.role == Role::Replica && view.link_up && view.replid == own.replid;
+            (same && *at >= progress.since).then_some((&peer.member.address, view.offset))
+        });
+        if let Some((address, offset)) = told
+            && let Some(replica) = own.replicas.iter_mut().find(|r| r.address == *address)
+        {
+            replica.offset = replica.offset.max(offset);
+        }
+        Some(own)
+    }
+
+    fn local(&self, core: &Core) -> Local {
+        let memory = core.memory.get();
+        Local {
+            me: core.me(),
+            server: LocalServer {
+                state: core.server.state(),
+                run_id: core.server.run_id(),
+                replication: self.replication(core),
+                writes_paused: core.server.writes_paused(),
+                down_since: core.server.down_since,
+                may_start: core.may_start(),
+            },
+            volume: core.volume_state(),
+            data_epoch: memory.data_epoch,
+            data_aside: core.volume.has_aside(),
+            synced: memory.synced.clone(),
+            bootstrap: core.config.bootstrap,
+            initialized: core.config.initialized,
+            promise: memory.promise.as_ref().map(|p| Promise { epoch: p.epoch, until: p.until_ms }),
+            renewed_at: self.renewed_at,
+            order: self.order.clone(),
+            hand_over: self.hand_over.clone(),
+            route: self.route.clone(),
+        }
+    }
+
+    /// Does one thing. Answers whether it was done.
+    async fn execute(&mut self, core: &mut Core, action: Action) -> bool {
+        match action {
+            Action::AcquireLease { record, after_version } => {
+                self.acquire(core, record, after_version).await
+            }
+            Action::RenewLease { after_version } => self.renew(after_version).await,
+            Action::ReleaseLease { record, after_version } => {
+                self.release(core, record, after_version).await
+            }
+            Action::StartServer { start_as: StartAs::ReplicaOf(member) } => {
+                core.start_server(Some(&member.address)).await
+            }
+            Action::StartServer { start_as: StartAs::Parked } => {
+                core.start_server(Some(&nobody())).await
+            }
+            Action::KillServer { reason } => {
+                let message = format!("the server does not answer ({reason:?}) and is killed");
+                core.memory.event(Severity::Warning, "server-hung", message);
+                core.kill_server().await
+            }
+            Action::Promote { epoch } => promote(core, epoch).await,
+            Action::Follow(member) => {
+                let done = replicate(core, &member.address).await;
+                if done {
+                    let message = format!("copies from node {} at {}", member.node, member.address);
+                    core.memory.event(Severity::Info, "following", message);
+                }
+                done
+            }
+            Action::Park => park(core).await,
+            Action::PauseWrites { for_ } => pause(core, for_).await,
+            Action::ResumeWrites => {
+                core.server.paused(Millis(0));
+                done(core.server.hands().await, async |hands| hands.client_unpause().await).await
+            }
+            Action::CloseClients => {
+                let user = crate::render::SYSTEM_USER;
+                done(core.server.hands().await, async |hands| {
+                    hands.client_kill_normal_and_pubsub(user).await.map(drop)
+                })
+                .await
+            }
+            Action::FenceOldPrimary { old, epoch } => {
+                let holder = core.config.node.clone();
+                let request = DemoteRequest { epoch, holder };
+                if let Err(error) = core.peers.demote(&old.node, &request).await {
+                    tracing::info!(old = %old.node, %error, "old primary's agent did not demote");
+                    fence::kill_server_of(&core.dir, &old.node);
+                }
+                true
+            }
+            Action::AskPeers => {
+                let members: Vec<_> = self.peers.iter().map(|p| p.member.clone()).collect();
+                let now = clock::monotonic();
+                self.peers.iter_mut().for_each(|peer| peer.asked_at = Some(now));
+                core.peers.ask_reports(&members, &core.commands);
+                true
+            }
+            Action::AskPromises { epoch, for_ } => {
+                let members: Vec<_> = self.peers.iter().map(|p| p.member.clone()).collect();
+                core.peers.ask_promises(&members, epoch, for_, &core.commands);
+                true
+            }
+            Action::PublishRoute(route) => self.publish_route(route).await,
+            Action::KeepDataAside => {
+                // Without room for the links the data go on without a second name.
+                if let Err(error) = core.volume.keep_aside() {
+                    let message = format!("older data could not be kept aside: {error}");
+                    core.memory.event(Severity::Warning, "data-not-kept", message);
+                }
+                true
+            }
+            Action::DropDataAside => {
+                if let Err(error) = core.volume.drop_aside() {
+                    tracing::warn!(%error, "data kept aside not removed");
+                }
+                true
+            }
+            Action::BeginHandOver { to } => {
+                self.hand_over = Some(HandOverProgress { to, since: clock::monotonic() });
+                true
+            }
+            Action::EndHandOver => {
+                self.hand_over = None;
+                true
+            }
+            Action::FinishOrder(outcome) => {
+                self.finish_order(core, &outcome);
+                true
+            }
+        }
+    }
+
+    async fn acquire(
+        &mut self,
+        core: &mut Core,
+        record: LeaseRecord,
+        after_version: Option<u64>,
+    ) -> bool {
+        let sent = clock::monotonic();
+        match self.lease.write(after_version, &record).await {
+            Ok(version) => {
+                self.renewed_at = Some(sent);
+                note_take_over(core, &record);
+                self.saw(version, record);
+                true
+            }
+            Err(error) => self.write_failed(&error).await,
+        }
+    }
+
+    async fn renew(&mut self, after_version: u64) -> bool {
+        let sent = clock::monotonic();
+        match self.lease.renew(after_version).await {
+            Ok(version) => {
+                self.renewed_at = Some(sent);
+                if let Some(record) = self.view.last().map(|known| known.record.clone()) {
+                    self.saw(version, record);
+                }
+                true
+            }
+            Err(error) => self.write_failed(&error).await,
+        }
+    }
+
+    async fn release(&mut self, core: &mut Core, record: LeaseRecord, after_version: u64) -> bool {
+        match self.lease.write(Some(after_version), &record).await {
+            Ok(version) => {
+                self.renewed_at = None;
+                let previous = record.previous.as_ref();
+                let to = previous
+                    .and_then(|p| p.successor.as_ref())
+                    .map_or_else(String::new, |node| format!(" to node {node}"));
+                let why = previous.map_or_else(String::new, |p| format!(" ({:?})", p.reason));
+                let message = format!("gave the primary's part away{to}{why}");
+                core.memory.event(Severity::Info, "lease-released", message);
+                self.saw(version, record);
+                true
+            }
+            Err(error) => self.write_failed(&error).await,
+        }
+    }
+
+    /// After a conflict the lease is read again; after silence it is out of reach.
+    async fn write_failed(&mut self, error: &LeaseError) -> bool {
+        match error {
+            LeaseError::Conflict => self.read_lease().await,
+            LeaseError::Unreachable { .. } => self.lost_lease(error),
+        }
+        false
+    }
+
+    async fn publish_route(&mut self, route: Route) -> bool {
+        match self.endpoint.publish(&route).await {
+            Ok(None) => {
+                self.route = Some(route);
+                true
+            }
+            Ok(Some(newer)) => {
+                self.route = Some(newer);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "route not published");
+                false
+            }
+        }
+    }
+
+    fn finish_order(&mut self, core: &mut Core, outcome: &OrderOutcome) {
+        let Some(order) = self.order.take() else { return };
+        let name = match order.kind {
+            OrderKind::HandOver { .. } => "hand-over",
+            OrderKind::TakeLease { .. } => "take-lease",
+        };
+        let (severity, reason) = match outcome {
+            OrderOutcome::Done => (Severity::Info, format!("{name}-done")),
+            _ => (Severity::Warning, format!("{name}-refused")),
+        };
+        core.memory.event(severity, &reason, format!("{name}: {outcome}"));
+    }
+
+    fn note_situation(&mut self, core: &mut Core, situation: Situation) {
+        if situation == self.situation {
+            return;
+        }
+        tracing::debug!(?situation, "situation");
+        match &situation {
+            Situation::NoPrimary(WhyNoPrimary::OnHold) => {
+                let policy = core.config.election;
+                let message = format!(
+                    "{} automatic failovers within {}: no further one until that time has passed \
+                     or a person chooses a node",
+                    policy.max_failovers, policy.failover_window
+                );
+                core.memory.event(Severity::Critical, "failover-on-hold", message);
+            }
+            Situation::FailStatic { .. }
+                if !matches!(self.situation, Situation::FailStatic { .. }) =>
+            {
+                let message = "the lease cannot be renewed; writes go on, because nobody else may \
+                               take it";
+                core.memory.event(Severity::Critical, "lease-unreachable", message.to_owned());
+            }
+            _ => {}
+        }
+        self.situation = situation;
+    }
+
+    /// What the status says of the lease.
+    pub(crate) fn summary(&self, core: &Core) -> Option<LeaseSummary> {
+        let known = self.view.last()?;
+        let policy = core.config.election;
+        let wall = clock::wall();
+        let recent = known
+            .record
+            .failovers
+            .iter()
+            .filter(|at| wall.since(**at) < policy.failover_window)
+            .count();
+        Some(LeaseSummary {
+            epoch: known.record.epoch,
+            holder: known.record.holder.as_ref().map(|holder| holder.node.clone()),
+            failover_on_hold: recent >= policy.max_failovers as usize,
+        })
+    }
+
+    /// What is wrong from the election's point of view.
+    pub(crate) fn concern(&self) -> Option<Problem> {
+        match &self.situation {
+            Situation::NoPrimary(WhyNoPrimary::OnHold) => Some(problem(
+                ProblemCode::FailoverOnHold,
+                "too many automatic failovers; waiting".to_owned(),
+            )),
+            Situation::NoPrimary(WhyNoPrimary::LeaseUnreachable)
+            | Situation::FailStatic { .. }
+            | Situation::Parked(_) => Some(problem(
+                ProblemCode::LeaseUnreachable,
+                format!("the lease cannot be renewed: {:?}", self.situation),
+            )),
+            Situation::NoPrimary(why) => {
+                Some(problem(ProblemCode::NoPrimary, format!("no node takes writes: {why:?}")))
+            }
+            _ => None,
+        }
+    }
+
+    /// Roles change just now: the node is looked at more often.
+    pub(crate) fn in_motion(&self) -> bool {
+        !matches!(
+            self.situation,
+            Situation::Leading
+                | Situation::Following { synced: true, .. }
+                | Situation::FailStatic { .. }
+        )
+    }
+
+    /// Orders that are the election's business.
+    pub(crate) fn order(&mut self, order: &Order) -> Result<(), Refusal> {
+        let kind = match order {
+            Order::HandOver { to } => {
+                self.may_hand_over(to.as_ref())?;
+                OrderKind::HandOver { to: to.clone() }
+            }
+            Order::TakeLease { accept_data_loss } => {
+                OrderKind::TakeLease { accept_data_loss: *accept_data_loss }
+            }
+            // A lost volume is filled by a sync as soon as there is a holder to copy from.
+            Order::StartEmpty => return Ok(()),
+            other => {
+                return Err(Refusal::new(
+                    Code::InvalidRequest,
+                    format!("{} is for nodes of cluster instances", other.name()),
+                ));
+            }
+        };
+        // The same order again is the same order: its time does not start anew.
+        if self.order.as_ref().is_none_or(|order| order.kind != kind) {
+            self.order = Some(PendingOrder { kind, since: clock::monotonic() });
+        }
+        Ok(())
+    }
+
+    fn may_hand_over(&self, to: Option<&NodeId>) -> Result<(), Refusal> {
+        if !matches!(self.situation, Situation::Leading | Situation::HandingOver { .. }) {
+            let text = OrderOutcome::NotHolder.to_string();
+            return Err(Refusal::new(Code::InstanceNotReady, text));
+        }
+        match to {
+            Some(node) if !self.peers.iter().any(|peer| peer.member.node == *node) => {
+                Err(Refusal::new(Code::NodeNotFound, format!("the shard has no node {node}")))
+            }
+            None if self.peers.is_empty() => Err(Refusal::new(
+                Code::NoEligibleReplica,
+                "the instance has no replica to hand over to",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What this node tells a peer, with a sample taken now.
+    pub(crate) async fn report(&self, core: &mut Core) -> PeerAnswer {
+        core.server.sample(REPORT_SAMPLE).await;
+        self.note_sync(core);
+        let report = larder_election::peer_report(&self.local(core), &self.view);
+        PeerAnswer { report, cluster: None, up_for: None }
+    }
+
+    /// Gives a holder the promise that it asks for, when the election lets it. Durable before it
+    /// is answered.
+    pub(crate) fn promise(
+        &self,
+        core: &mut Core,
+        request: PromiseRequest,
+    ) -> Option<PromiseAnswer> {
+        let local = self.local(core);
+        if !larder_election::may_promise(&local, &self.view, request.epoch) {
+            return None;
+        }
+        let longest = Millis(core.config.election.promise.0.saturating_mul(2));
+        let for_ = Millis(request.for_ms).min(longest);
+        let until_ms = clock::monotonic() + for_;
+        let boot_id = self.boot_id.clone();
+        core.memory.change(|memory| {
+            memory.promise = Some(PromiseGiven { epoch: request.epoch, until_ms, boot_id });
+        });
+        core.memory.save().then_some(PromiseAnswer { until_ms })
+    }
+
+    /// A newer holder asks that this node's server takes no more writes.
+    pub(crate) async fn demote(
+        &mut self,
+        core: &mut Core,
+        request: &DemoteRequest,
+    ) -> Result<(), Refusal> {
+        self.read_lease().await;
+        let newer = self.view.last().is_some_and(|known| {
+            known.record.epoch > request.epoch
+                || known.record.holder.as_ref().is_some_and(|h| h.node == core.config.node)
+                    && known.record.epoch >= request.epoch
+        });
+        if newer {
+            return Err(Refusal::new(
+                Code::InstanceNotReady,
+                format!("epoch {} is not the newest here", request.epoch),
+            ));
+        }
+        if core.server.supervisor.running().is_none() {
+            return Ok(());
+        }
+        core.server.sample(REPORT_SAMPLE).await;
+        let is_replica = core.server.replication().is_some_and(|view| view.role == Role::Replica);
+        if is_replica {
+            return Ok(());
+        }
+        let holder = self.peers.iter().find(|peer| peer.member.node == request.holder);
+        let upstream = holder.map_or_else(nobody, |peer| peer.member.address.clone());
+        let message = format!("node {} leads since epoch {}", request.holder, request.epoch);
+        core.memory.event(Severity::Warning, "demoted", message);
+        if replicate(core, &upstream).await || core.kill_server().await {
+            return Ok(());
+        }
+        Err(Refusal::new(Code::Internal, "the server takes no orders and cannot be killed"))
+    }
+
+    /// A peer has answered, or has not.
+    pub(crate) fn heard(&mut self, heard: Vec<Heard>) {
+        for heard in heard {
+            match heard {
+                Heard::Report { node, sent, report } => {
+                    let Some(peer) = self.peers.iter_mut().find(|p| p.member.node == node) else {
+                        continue;
+                    };
+                    // An older question must not hide the answer to a newer one.
+                    if matches!(&peer.answer, Observation::Known { at, .. } if *at > sent) {
+                        continue;
+                    }
+                    peer.answer = match report {
+                        Some(report) => Observation::Known { value: *report, at: sent },
+                        None => Observation::Unknown { since: sent },
+                    };
+                }
+                Heard::Promise { node, sent, epoch, for_, given } => {
+                    if let Some(peer) = self.peers.iter_mut().find(|p| p.member.node == node)
+                        && given
+                    {
+                        peer.promise = Some(PeerPromise { epoch, until: sent + for_ });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether the world is another one after this action, so that the next decision need not wait.
+fn moves(action: &Action) -> bool {
+    match action {
+        Action::AcquireLease { .. }
+        | Action::ReleaseLease { .. }
+        | Action::StartServer { .. }
+        | Action::KillServer { .. }
+        | Action::Promote { .. }
+        | Action::Follow(_)
+        | Action::Park
+        | Action::PauseWrites { .. }
+        | Action::CloseClients
+        | Action::BeginHandOver { .. }
+        | Action::EndHandOver
+        | Action::FinishOrder(_) => true,
+        Action::RenewLease { .. }
+        | Action::ResumeWrites
+        | Action::FenceOldPrimary { .. }
+        | Action::AskPeers
+        | Action::AskPromises { .. }
+        | Action::PublishRoute(_)
+        | Action::KeepDataAside
+        | Action::DropDataAside => false,
+    }
+}
+
+fn note_take_over(core: &mut Core, record: &LeaseRecord) {
+    let from = record.previous.as_ref().filter(|previous| previous.node != core.config.node);
+    match from {
+        Some(previous) if previous.reason.is_automatic() => {
+            let message = format!(
+                "takes over as primary from node {} ({:?}), epoch {}",
+                previous.node, previous.reason, record.epoch
+            );
+            core.memory.event(Severity::Warning, "failover", message);
+        }
+        Some(previous) => {
+            let message = format!(
+                "takes over as primary from node {} as planned, epoch {}",
+                previous.node, record.epoch
+            );
+            core.memory.event(Severity::Info, "handed-over", message);
+        }
+        None => {
+            let message = format!("leads, epoch {}", record.epoch);
+            core.memory.event(Severity::Info, "lease-taken", message);
+        }
+    }
+}
+
+/// Makes the server a primary, once the lineage is on disk.
+async fn promote(core: &mut Core, epoch: u64) -> bool {
+    if core.memory.get().data_epoch < epoch {
+        core.memory.change(|memory| memory.data_epoch = epoch);
+        if !core.memory.save() {
+            return false;
+        }
+    }
+    if !done(core.server.hands().await, async |hands| hands.replicaof(None).await).await {
+        return false;
+    }
+    core.server.sample(SAMPLE).await;
+    let promoted = core.server.replication().is_some_and(|view| view.role == Role::Primary);
+    if promoted {
+        core.memory.event(Severity::Info, "promoted", format!("takes writes, epoch {epoch}"));
+    }
+    promoted
+}
+
+async fn replicate(core: &mut Core, upstream: &Address) -> bool {
+    let address = upstream.clone();
+    done(core.server.hands().await, async |hands| hands.replicaof(Some(&address)).await).await
+}
+
+/// Stops writes; a server that does not obey in time is killed.
+async fn park(core: &mut Core) -> bool {
+    let limit = Duration::from_millis(core.config.election.fence_margin.0 / 2);
+    let message = "stops taking writes".to_owned();
+    core.memory.event(Severity::Warning, "parked", message);
+    match tokio::time::timeout(limit, replicate(core, &nobody())).await {
+        Ok(true) => true,
+        _ => core.kill_server().await,
+    }
+}
+
+async fn pause(core: &mut Core, for_: Millis) -> bool {
+    let paused =
+        done(core.server.hands().await, async |h| h.client_pause_write(for_.duration()).await)
+            .await;
+    if paused {
+        core.server.paused(for_);
+    }
+    paused
+}
+
+/// Runs an order on the connection, if there is one, and logs why it failed.
+async fn done<'a, E: std::fmt::Display>(
+    hands: Result<&'a mut larder_node::Connection, E>,
+    order: impl AsyncFnOnce(&'a mut larder_node::Connection) -> Result<(), larder_node::NodeError>,
+) -> bool {
+    let hands = match hands {
+        Ok(hands) => hands,
+        Err(error) => {
+            tracing::info!(%error, "server out of reach");
+            return false;
+        }
+    };
+    match order(hands).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::info!(%error, "order to the server failed");
+            false
+        }
+    }
+}

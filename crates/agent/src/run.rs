@@ -1,0 +1,271 @@
+//! The agent's loop: one task that owns the node and does one thing after the other.
+
+use std::path::Path;
+use std::time::Duration;
+
+use larder_model::agent::{LeaseSummary, Order, Problem};
+use larder_model::{Millis, NodeMode, Refusal, Timestamp};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::api::{self, ApiState};
+use crate::boot::Boot;
+use crate::clock;
+use crate::clustered::Clustered;
+use crate::command::{Command, OrderError};
+use crate::core::Core;
+use crate::error::AgentError;
+use crate::lease::{LinkEndpoint, LinkLease};
+use crate::leased::{Leased, Round};
+use crate::memory::Memory;
+use crate::process::{Exit, Supervisor};
+use crate::server::Server;
+
+/// How often a node at rest is looked at.
+const STEADY: Millis = Millis(1_000);
+/// How often while something is in motion.
+const MOTION: Millis = Millis(100);
+/// The shortest pause between two rounds without an event.
+const PAUSE: Millis = Millis(20);
+/// Rounds in a row that may follow each other without a pause.
+const ROUNDS_IN_A_ROW: u32 = 16;
+/// Commands that may wait for the loop.
+const QUEUE: usize = 256;
+
+/// Runs the agent of the node in `dir` until SIGTERM or SIGINT. Its server goes on; the next
+/// agent adopts it. To be run on a current-thread runtime: it does one thing at a time.
+///
+/// # Errors
+/// [`AgentError`] when the agent cannot begin: another one runs, or its files cannot be read.
+/// Whatever goes wrong later is a problem of the node, shown in its status.
+pub async fn run(dir: &Path) -> Result<(), AgentError> {
+    let boot = Boot::load(dir)?;
+    let config = boot.boot.config.clone();
+    let memory = Memory::load(boot.dir.memory());
+    let supervisor = Supervisor::new(boot.dir.server_mark(), boot.dir.server_log());
+    let server = Server::new(
+        supervisor,
+        config.address.clone(),
+        boot.secrets.system_password.clone(),
+        config.mode == NodeMode::Clustered,
+        memory.get().born,
+    );
+    let mut mode = Mode::new(&boot)?;
+    let socket = boot.run_dir.agent_socket(&config.node);
+    let listener = api::bind(&socket)?;
+    let (commands, mut inbox) = mpsc::channel(QUEUE);
+    let (mut core, readers) = Core::new(boot, memory, server, commands.clone()).await;
+    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Setup)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Setup)?;
+    tracing::info!(node = %config.node, instance = %config.instance, "agent started");
+
+    let state = ApiState { commands, status: readers.status, metrics: readers.metrics };
+    let api = tokio::spawn(api::serve(socket.clone(), listener, state));
+    let ended = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::select! {
+        () = turn(&mut core, &mut mode, &mut inbox) => {}
+        () = ended => {}
+    }
+    api.abort();
+    core.memory.save();
+    let _ = std::fs::remove_file(&socket);
+    tracing::info!(node = %config.node, "agent ended, the server goes on");
+    Ok(())
+}
+
+/// What may wake the loop.
+enum Wake {
+    Exited(Exit),
+    Asked(Option<Command>),
+    LeaseChanged,
+    Due,
+}
+
+async fn turn(core: &mut Core, mode: &mut Mode, inbox: &mut mpsc::Receiver<Command>) {
+    let mut in_a_row = 0;
+    let mut kept_house = Timestamp(0);
+    loop {
+        let round = mode.round(core).await;
+        let now = clock::monotonic();
+        if now.since(kept_house) >= STEADY {
+            core.housekeeping().await;
+            kept_house = now;
+        } else {
+            core.memory.save();
+        }
+        core.publish(mode.summary(core), mode.concern(core));
+        if round.again && in_a_row < ROUNDS_IN_A_ROW {
+            in_a_row += 1;
+            continue;
+        }
+        in_a_row = 0;
+        let rest = if mode.in_motion(core) { MOTION } else { STEADY };
+        let due = round.wake_at.map_or(now + rest, |at| at.min(now + rest)).max(now + PAUSE);
+        loop {
+            let wait = due.since(clock::monotonic()).duration();
+            let wake = tokio::select! {
+                exit = core.server.supervisor.wait() => Wake::Exited(exit),
+                command = inbox.recv() => Wake::Asked(command),
+                () = mode.changed() => Wake::LeaseChanged,
+                () = tokio::time::sleep(wait) => Wake::Due,
+            };
+            match wake {
+                Wake::Exited(exit) => {
+                    core.server_ended(exit);
+                    break;
+                }
+                Wake::Asked(Some(command)) => {
+                    if mode.command(core, command).await {
+                        break;
+                    }
+                }
+                // The loop itself holds a sender, so the queue never ends.
+                Wake::Asked(None) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Wake::LeaseChanged | Wake::Due => break,
+            }
+        }
+    }
+}
+
+/// Who decides over the node.
+enum Mode {
+    Leased(Box<Leased>),
+    Clustered(Clustered),
+}
+
+impl Mode {
+    fn new(boot: &Boot) -> Result<Self, AgentError> {
+        if boot.boot.config.mode == NodeMode::Clustered {
+            return Ok(Self::Clustered(Clustered::default()));
+        }
+        let (lease, route) = (&boot.boot.lease_dir, &boot.boot.route_dir);
+        let lease = LinkLease::open(lease)
+            .map_err(|source| AgentError::Log { path: lease.clone(), source })?;
+        let endpoint = LinkEndpoint::open(route)
+            .map_err(|source| AgentError::Log { path: route.clone(), source })?;
+        Ok(Self::Leased(Box::new(Leased::new(Box::new(lease), Box::new(endpoint)))))
+    }
+
+    async fn round(&mut self, core: &mut Core) -> Round {
+        match self {
+            Self::Leased(leased) => leased.round(core).await,
+            Self::Clustered(clustered) => clustered.round(core).await,
+        }
+    }
+
+    async fn changed(&mut self) {
+        match self {
+            Self::Leased(leased) => leased.changed().await,
+            Self::Clustered(_) => std::future::pending().await,
+        }
+    }
+
+    fn summary(&self, core: &Core) -> Option<LeaseSummary> {
+        match self {
+            Self::Leased(leased) => leased.summary(core),
+            Self::Clustered(_) => None,
+        }
+    }
+
+    fn concern(&self, core: &Core) -> Option<Problem> {
+        match self {
+            Self::Leased(leased) => leased.concern(),
+            Self::Clustered(clustered) => clustered.concern(core),
+        }
+    }
+
+    fn in_motion(&self, core: &Core) -> bool {
+        match self {
+            Self::Leased(leased) => leased.in_motion(),
+            Self::Clustered(clustered) => clustered.in_motion(core),
+        }
+    }
+
+    /// Does what the API asks. Answers whether something may have changed that the next round
+    /// should look at.
+    async fn command(&mut self, core: &mut Core, command: Command) -> bool {
+        match command {
+            Command::Ping(reply) => {
+                let _ = reply.send(());
+                false
+            }
+            Command::Order { fence, order, reply } => {
+                let result = match core.accept(fence) {
+                    Err(seen) => Err(OrderError::Stale(seen)),
+                    Ok(()) => self.order(core, &order).await.map_err(OrderError::Refused),
+                };
+                if let Err(error) = &result {
+                    tracing::info!(order = order.name(), ?error, "order not accepted");
+                }
+                let _ = reply.send(result);
+                true
+            }
+            Command::Report(reply) => {
+                let report = match self {
+                    Self::Leased(leased) => leased.report(core).await,
+                    Self::Clustered(clustered) => clustered.report(core).await,
+                };
+                let _ = reply.send(report);
+                false
+            }
+            Command::Promise { request, reply } => {
+                let answer = match self {
+                    Self::Leased(leased) => leased.promise(core, request),
+                    Self::Clustered(_) => None,
+                };
+                let _ = reply.send(answer);
+                true
+            }
+            Command::Demote { request, reply } => {
+                let result = match self {
+                    Self::Leased(leased) => leased.demote(core, &request).await,
+                    Self::Clustered(_) => Err(wrong_mode("demote")),
+                };
+                let _ = reply.send(result);
+                true
+            }
+            Command::FailOver { request, reply } => {
+                let result = match self {
+                    Self::Leased(_) => Err(wrong_mode("fail-over")),
+                    Self::Clustered(clustered) => clustered.fail_over(core, request).await,
+                };
+                let _ = reply.send(result);
+                true
+            }
+            Command::Heard(heard) => {
+                if let Self::Leased(leased) = self {
+                    leased.heard(heard);
+                }
+                true
+            }
+            Command::ShardHeard(answers) => {
+                if let Self::Clustered(clustered) = self {
+                    clustered.heard(core, answers).await;
+                }
+                true
+            }
+        }
+    }
+
+    async fn order(&mut self, core: &mut Core, order: &Order) -> Result<(), Refusal> {
+        if let Some(result) = core.order(order).await {
+            return result;
+        }
+        match self {
+            Self::Leased(leased) => leased.order(order),
+            Self::Clustered(clustered) => clustered.order(core, order).await,
+        }
+    }
+}
+
+fn wrong_mode(what: &str) -> Refusal {
+    Refusal::new(
+        larder_model::Code::InvalidRequest,
+        format!("{what} is not for a node of this architecture"),
+    )
+}

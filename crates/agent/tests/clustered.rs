@@ -1,0 +1,141 @@
+//! A real cluster, formed by orders, whose primaries are killed.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use larder_model::agent::{AgentStatus, ClusterView, Order, Role};
+use larder_model::{NodeMode, SlotRange, even_slots};
+use support::{World, events};
+
+const SHARDS: u32 = 3;
+
+/// Node `shard * 2` gets the slots, the next one becomes its replica.
+async fn formed() -> World {
+    let mut world = World::new(NodeMode::Clustered, SHARDS, 2);
+    world.start_all();
+    world
+        .wait("all serve", Duration::from_secs(20), |all| {
+            all.iter().all(|status| view(status).is_some())
+        })
+        .await;
+    for shard in 0..SHARDS {
+        let ranges: Vec<SlotRange> = vec![even_slots(shard, SHARDS)];
+        let config_epoch = u64::from(shard) + 1;
+        world.order(shard as usize * 2, Order::ClusterAddSlots { ranges, config_epoch }).await;
+    }
+    let peers = world.nodes.iter().skip(1).map(|node| node.address.clone()).collect();
+    world.order(0, Order::ClusterMeet { peers }).await;
+    world
+        .wait("all know all", Duration::from_secs(30), |all| {
+            all.iter().all(|status| {
+                view(status).is_some_and(|v| {
+                    v.nodes.len() == 6 && v.nodes.iter().all(|n| !n.handshake && n.linked)
+                })
+            })
+        })
+        .await;
+    for shard in 0..SHARDS as usize {
+        let status = world.client(shard * 2).status().await.expect("status");
+        let primary = status.cluster.expect("cluster").my_id;
+        world.order(shard * 2 + 1, Order::ClusterReplicate { primary }).await;
+    }
+    world
+        .wait("whole", Duration::from_secs(30), |all| {
+            // Every node knows who is a replica: voters refuse one that they take for a primary.
+            all.iter().all(|status| {
+                view(status).is_some_and(|v| {
+                    let replicas = v.nodes.iter().filter(|n| n.role == Role::Replica);
+                    v.state_ok && replicas.count() == SHARDS as usize
+                })
+            }) && all.iter().skip(1).step_by(2).all(is_linked_replica)
+        })
+        .await;
+    world
+}
+
+fn view(status: &Option<AgentStatus>) -> Option<&ClusterView> {
+    status.as_ref().and_then(|status| status.cluster.as_ref())
+}
+
+fn is_linked_replica(status: &Option<AgentStatus>) -> bool {
+    let replica = view(status).and_then(ClusterView::me).is_some_and(|me| me.role == Role::Replica);
+    replica
+        && status
+            .as_ref()
+            .and_then(|s| s.replication.as_ref())
+            .is_some_and(|view| view.link_up && !view.syncing)
+}
+
+fn owns_slots(status: &Option<AgentStatus>) -> bool {
+    view(status)
+        .and_then(ClusterView::me)
+        .is_some_and(|me| me.role == Role::Primary && !me.slots.is_empty())
+}
+
+#[tokio::test]
+async fn a_killed_primary_is_replaced_at_once_and_comes_back_as_replica() {
+    let world = formed().await;
+    // `foo` is in slot 12182: the third shard's.
+    let (old, new) = (4, 5);
+    world.tenant(old).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    world.tenant(old).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    // Until the replica has an offset it is no candidate: the primary pings every ten seconds,
+    // and the write above counts as well.
+    let began = Instant::now();
+    world.signal_server(old, "-9");
+    world.wait("replaced", Duration::from_secs(6), |all| owns_slots(&all[new])).await;
+    eprintln!("cluster failover after {:?}", began.elapsed());
+    let value = world.tenant(new).await.call(&["GET", "foo"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
+    world.wait("back", Duration::from_secs(15), |all| is_linked_replica(&all[old])).await;
+
+    // At once the other way round: the voters refuse, so the agent lets it take over.
+    let began = Instant::now();
+    world.signal_server(new, "-9");
+    world.wait("replaced again", Duration::from_secs(6), |all| owns_slots(&all[old])).await;
+    eprintln!("second cluster failover after {:?}", began.elapsed());
+    world.wait("back again", Duration::from_secs(15), |all| is_linked_replica(&all[new])).await;
+
+    // The third one is the last within the window; after it the server itself comes back.
+    world.signal_server(old, "-9");
+    world.wait("third", Duration::from_secs(6), |all| owns_slots(&all[new])).await;
+    world.wait("back", Duration::from_secs(15), |all| is_linked_replica(&all[old])).await;
+    let pid = world.signal_server(new, "-9");
+    world
+        .wait("on hold", Duration::from_secs(15), |all| {
+            owns_slots(&all[new])
+                && view(&all[new]).is_some_and(|v| v.state_ok)
+                && all[new].as_ref().is_some_and(|status| {
+                    status.server.pid.is_some_and(|now| now != pid)
+                        && events(status).contains(&"failover-on-hold")
+                })
+        })
+        .await;
+    let value = world.tenant(new).await.call(&["GET", "foo"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
+}
+
+#[tokio::test]
+async fn a_cluster_killed_as_a_whole_comes_back_with_its_data() {
+    let mut world = formed().await;
+    world.tenant(4).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    for index in 0..world.nodes.len() {
+        world.kill_agent(index);
+        world.signal_server(index, "-9");
+    }
+    world.start_all();
+    world
+        .wait("whole again", Duration::from_secs(30), |all| {
+            all.iter().all(|status| view(status).is_some_and(|v| v.state_ok))
+                && all.iter().filter(|status| owns_slots(status)).count() == SHARDS as usize
+                && all.iter().filter(|status| is_linked_replica(status)).count() == 3
+        })
+        .await;
+    let mut found = 0;
+    for index in [4, 5] {
+        let answer = world.tenant(index).await.call(&["GET", "foo"]).await;
+        found += usize::from(answer.is_ok_and(|frame| frame.as_bytes() == Some(&b"bar"[..])));
+    }
+    assert_eq!(found, 1, "the one primary of the shard has the key");
+}

@@ -1,0 +1,180 @@
+//! Standalone and read-write nodes with real servers: start, adoption, failover, hand-over, loss.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use larder_model::NodeMode;
+use larder_model::agent::{Order, ProblemCode, Role, ServerState, VolumeState};
+use support::{World, events, leader, role};
+
+const START: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_killed_standalone_server_comes_back_with_its_data_at_once() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    world.start_all();
+    world.settled(START).await;
+    world.tenant(0).await.call(&["SET", "key", "value"]).await.expect("written");
+    let old = world.signal_server(0, "-9");
+    let took = world
+        .wait("back", Duration::from_secs(5), |all| {
+            leader(all) == Some(0)
+                && all[0].as_ref().is_some_and(|s| s.server.pid.is_some_and(|pid| pid != old))
+        })
+        .await;
+    eprintln!("standalone back after {took:?}");
+    let value = world.tenant(0).await.call(&["GET", "key"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"value"[..]));
+    let route = world.route().expect("published");
+    assert_eq!(route.write.map(|target| target.node), Some(world.nodes[0].id.clone()));
+}
+
+#[tokio::test]
+async fn a_new_agent_adopts_the_living_server_and_keeps_the_lease() {
+    let mut world = World::new(NodeMode::Leased, 1, 2);
+    world.start_all();
+    let first = world.settled(START).await;
+    let (pid, epoch) = (world.server_pid(first), world.lease().expect("taken").epoch);
+    world.kill_agent(first);
+    world.start(first);
+    world
+        .wait("adopted", Duration::from_secs(3), |all| {
+            leader(all) == Some(first)
+                && all[first].as_ref().is_some_and(|s| events(s).contains(&"server-adopted"))
+        })
+        .await;
+    // A whole lease later it is still the same one.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.server_pid(first), pid);
+    assert_eq!(world.lease().expect("held").epoch, epoch);
+    assert_eq!(world.settled(START).await, first);
+}
+
+#[tokio::test]
+async fn a_replica_leads_within_a_second_and_the_old_primary_returns_as_replica() {
+    let mut world = World::new(NodeMode::Leased, 1, 3);
+    world.start_all();
+    let first = world.settled(START).await;
+    world.tenant(first).await.call(&["SET", "key", "value"]).await.expect("written");
+    world.tenant(first).await.call(&["WAIT", "2", "1000"]).await.expect("copied");
+    let began = Instant::now();
+    world.signal_server(first, "-9");
+    world
+        .wait("another leads", Duration::from_secs(5), |all| {
+            leader(all).is_some_and(|node| node != first)
+        })
+        .await;
+    let took = began.elapsed();
+    eprintln!("failover after {took:?}");
+    let second = world.settled(START).await;
+    assert_ne!(second, first);
+    let value = world.tenant(second).await.call(&["GET", "key"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"value"[..]));
+    let route = world.route().expect("published");
+    assert_eq!(route.write.map(|target| target.node), Some(world.nodes[second].id.clone()));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_planned_hand_over_loses_nothing() {
+    let mut world = World::new(NodeMode::Leased, 1, 2);
+    world.start_all();
+    let first = world.settled(START).await;
+    let second = 1 - first;
+    // A client writes without a pause and without retries of its own until it is cut off.
+    let mut client = world.tenant(first).await;
+    let writer = tokio::spawn(async move {
+        let mut acknowledged = 0_u32;
+        while client.call(&["SET", &format!("k{acknowledged}"), "v"]).await.is_ok() {
+            acknowledged += 1;
+        }
+        acknowledged
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let to = Some(world.nodes[second].id.clone());
+    let began = Instant::now();
+    world.order(first, Order::HandOver { to }).await;
+    let acknowledged = tokio::time::timeout(Duration::from_secs(10), writer)
+        .await
+        .expect("cut off")
+        .expect("no panic");
+    world.wait("handed over", Duration::from_secs(5), |all| leader(all) == Some(second)).await;
+    eprintln!("hand-over after {:?}, {acknowledged} writes", began.elapsed());
+    assert!(acknowledged > 0);
+    let mut reader = world.tenant(second).await;
+    for key in 0..acknowledged {
+        let value = reader.call(&["GET", &format!("k{key}")]).await.expect("read");
+        assert_eq!(value.as_bytes(), Some(&b"v"[..]), "k{key} of {acknowledged} is lost");
+    }
+    assert_eq!(world.settled(START).await, second);
+}
+
+#[tokio::test]
+async fn a_stopped_server_is_replaced() {
+    let mut world = World::new(NodeMode::Leased, 1, 2);
+    world.start_all();
+    let first = world.settled(START).await;
+    let began = Instant::now();
+    world.signal_server(first, "-STOP");
+    world.wait("another leads", Duration::from_secs(8), |all| leader(all) == Some(1 - first)).await;
+    eprintln!("stopped server replaced after {:?}", began.elapsed());
+    assert_eq!(world.settled(START).await, 1 - first);
+}
+
+#[tokio::test]
+async fn a_node_without_its_volume_never_leads_and_copies_the_data_again() {
+    let mut world = World::new(NodeMode::Leased, 1, 2);
+    world.start_all();
+    let first = world.settled(START).await;
+    let second = 1 - first;
+    world.tenant(first).await.call(&["SET", "key", "value"]).await.expect("written");
+    world.tenant(first).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    // Nobody is there to take over or to copy from.
+    world.kill_agent(second);
+    world.signal_server(second, "-9");
+    world.kill_agent(first);
+    world.signal_server(first, "-9");
+    std::fs::remove_dir_all(world.nodes[first].dir.join("volume")).expect("removed");
+    world.start(first);
+    world
+        .wait("lost", Duration::from_secs(5), |all| {
+            all[first].as_ref().is_some_and(|s| {
+                s.volume == VolumeState::Lost && events(s).contains(&"volume-lost")
+            })
+        })
+        .await;
+    // It stays so for longer than any patience of the election, and never takes a write.
+    let until = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < until {
+        let status = world.client(first).status().await.expect("status");
+        assert_ne!(role(&status), Some(Role::Primary), "{status:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.start(second);
+    assert_eq!(world.settled(Duration::from_secs(30)).await, second);
+    let status = world.client(first).status().await.expect("status");
+    assert_eq!(status.volume, VolumeState::Data);
+    let value = world.tenant(first).await.call(&["GET", "key"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"value"[..]));
+}
+
+#[tokio::test]
+async fn a_stranger_on_the_port_is_never_spoken_to() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    let port = world.nodes[0].address.port;
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", port)).expect("port");
+    world.start_all();
+    world
+        .wait("port taken", Duration::from_secs(5), |all| {
+            all[0].as_ref().is_some_and(|s| {
+                s.problem.as_ref().is_some_and(|p| p.code == ProblemCode::PortTaken)
+            })
+        })
+        .await;
+    drop(stranger);
+    assert_eq!(world.settled(START).await, 0);
+    let status = world.client(0).status().await.expect("status");
+    assert_eq!(status.server.state, ServerState::Serving);
+    assert_eq!(status.problem, None);
+}

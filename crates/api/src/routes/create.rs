@@ -1,0 +1,317 @@
+//! Creation of an instance: everything is checked before anything is written.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use larder_api_types::{CreateInstance, Operation, PlanView, Problem};
+use larder_model::local::NodeSecrets;
+use larder_model::{
+    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, OperationKind, Refusal,
+    Secret, check_password,
+};
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use utoipa::IntoParams;
+
+use super::dry_run;
+use super::instances::{instance_name, project_name};
+use crate::auth::Caller;
+use crate::body::{Body, Params};
+use crate::error::ApiError;
+use crate::ids::RandomIds;
+use crate::permission::{Action, Object};
+use crate::render;
+use crate::state::ApiState;
+
+const MEMORY: ByteSize = ByteSize::mib(128);
+const CLUSTER_SHARDS: u32 = 3;
+const CLUSTER_REPLICAS: u32 = 2;
+const READ_ONLY_NODES: u32 = 1;
+const CONTAINER_CLUSTER: &str = "local";
+/// Looking at a disk or a port takes milliseconds; a hanging mount must not hang the request.
+const CAPACITY_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct CreateParams {
+    /// Answer what would be done, and do nothing.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Create an instance.
+#[utoipa::path(post, path = "/api/v1/instances", tag = "instances", request_body = CreateInstance,
+    params(CreateParams),
+    responses(
+        (status = 202, description = "Accepted: the operation that makes it", body = Operation),
+        (status = 200, description = "With `dry_run`: what would be done", body = PlanView),
+        (status = "default", description = "A refusal; nothing was started", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn create(
+    State(state): State<ApiState>,
+    caller: Caller,
+    Params(params): Params<CreateParams>,
+    Body(new): Body<CreateInstance>,
+) -> Result<Response, ApiError> {
+    let project = project_name(new.project.as_deref())?;
+    // Cut, because the name has not been checked and goes into the records.
+    let named = new.name.chars().take(63).collect();
+    let object = Object::Instance { project, name: named };
+    caller.ask(Action::InstanceCreate, &object)?;
+    let password = new.password.clone();
+    let spec = spec(new)?;
+    if let Some(password) = &password {
+        check_password(password.expose())?;
+    } else if !params.dry_run {
+        return Err(
+            ApiError::new(Code::PasswordMissing, "an instance needs a password").field("password")
+        );
+    }
+    check_surroundings(&state, &spec).await?;
+    if params.dry_run {
+        return dry_run::plan(&state, spec).await.map(|plan| Json(plan).into_response());
+    }
+    let password = password.unwrap_or_else(|| Secret::new(""));
+    let secrets = NodeSecrets {
+        system_password: system_password(),
+        default_password_sha256: Secret::new(hex(&Sha256::digest(password.expose()))),
+    };
+    let operation = caller.operation_on(&spec.id, spec.name.as_str(), OperationKind::Create);
+    let record = caller.record(Action::InstanceCreate, &object, detail(&spec));
+    state.store().instance_create(&spec, &secrets, &operation, &record).await?;
+    tracing::info!(instance = %spec.id, name = %spec.name, operation = %operation.id, "instance accepted");
+    (state.parts().activate)(&spec.id);
+    Ok((StatusCode::ACCEPTED, Json(render::operation(&operation))).into_response())
+}
+
+fn detail(spec: &InstanceSpec) -> serde_json::Value {
+    json!({
+        "id": spec.id,
+        "architecture": spec.architecture,
+        "engine": spec.engine,
+        "memory_bytes": spec.memory.bytes(),
+        "shards": spec.shards,
+        "replicas": spec.replicas,
+        "container_cluster": spec.container_cluster,
+    })
+}
+
+/// The spec that is asked for, with defaults filled in and every range checked.
+fn spec(new: CreateInstance) -> Result<InstanceSpec, ApiError> {
+    let project = project_name(new.project.as_deref())?;
+    let name = instance_name(new.name)?;
+    let architecture = Architecture::parse(&new.architecture).ok_or_else(|| {
+        let all = Architecture::ALL.map(Architecture::as_str).join(", ");
+        ApiError::new(
+            Code::ArchitectureNotAvailable,
+            format!("`{}` is no architecture of this version: use one of {all}", new.architecture),
+        )
+        .field("architecture")
+    })?;
+    let engine = EngineName::new(new.engine.clone()).map_err(|_| no_engine(&new.engine))?;
+    let replicas = replicas(architecture, new.replicas, new.read_only_nodes)?;
+    let shards = new.shards.unwrap_or(match architecture {
+        Architecture::Standalone | Architecture::ReadWrite => 1,
+        Architecture::Cluster => CLUSTER_SHARDS,
+    });
+    let spec = InstanceSpec {
+        id: RandomIds.instance_id(),
+        name,
+        project,
+        description: new.description,
+        tags: new.tags,
+        architecture,
+        engine,
+        memory: new.memory_bytes.map_or(MEMORY, ByteSize),
+        shards,
+        replicas,
+        container_cluster: new.container_cluster.unwrap_or_else(|| CONTAINER_CLUSTER.to_owned()),
+    };
+    spec.check().map_err(|mut refusal| {
+        // The field's name in the request.
+        if refusal.field.as_deref() == Some("memory") {
+            refusal.field = Some("memory_bytes".to_owned());
+        }
+        refusal
+    })?;
+    Ok(spec)
+}
+
+/// Nodes per shard. For read-write `replicas` and `read_only_nodes` say the same thing, one apart.
+fn replicas(
+    architecture: Architecture,
+    replicas: Option<u32>,
+    read_only_nodes: Option<u32>,
+) -> Result<u32, ApiError> {
+    let refuse = |detail: String, field: &str| {
+        Err(Refusal::new(Code::ReplicasOutOfRange, detail).field(field).into())
+    };
+    match architecture {
+        Architecture::ReadWrite => match (replicas, read_only_nodes) {
+            (None, None) => Ok(READ_ONLY_NODES + 1),
+            (Some(replicas), None) => Ok(replicas),
+            (None, Some(nodes)) => Ok(nodes.saturating_add(1)),
+            (Some(replicas), Some(nodes)) if replicas == nodes.saturating_add(1) => Ok(replicas),
+            (Some(replicas), Some(nodes)) => refuse(
+                format!(
+                    "{replicas} replicas and {nodes} read-only nodes contradict each other: \
+                     replicas count the primary in, so they are one more"
+                ),
+                "read_only_nodes",
+            ),
+        },
+        Architecture::Standalone | Architecture::Cluster => {
+            if read_only_nodes.is_some_and(|nodes| nodes > 0) {
+                return refuse(
+                    format!("a {architecture} instance has no read-only nodes"),
+                    "read_only_nodes",
+                );
+            }
+            Ok(replicas.unwrap_or(if architecture == Architecture::Cluster {
+                CLUSTER_REPLICAS
+            } else {
+                1
+            }))
+        }
+    }
+}
+
+/// Checks what depends on the installation. The store checks again, in its transaction, what two
+/// requests could take from each other.
+async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(), ApiError> {
+    if !state.store().project_exists(&spec.project).await? {
+        return Err(ApiError::new(
+            Code::NotFound,
+            format!("there is no project `{}`", spec.project),
+        )
+        .field("project"));
+    }
+    match state.store().engine_get(&spec.engine).await {
+        Ok(_) => {}
+        Err(error) if error.is_not_found() => return Err(no_engine(spec.engine.as_str())),
+        Err(error) => return Err(error.into()),
+    }
+    match state.store().instance_find(&spec.project, spec.name.as_str()).await {
+        Ok(_) => {
+            return Err(ApiError::new(
+                Code::NameTaken,
+                format!(
+                    "project {} has an instance `{}`: choose another name",
+                    spec.project, spec.name
+                ),
+            )
+            .field("name"));
+        }
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    let checks = async {
+        let clusters = state.parts().capacity.container_clusters().await;
+        if !clusters.iter().any(|cluster| cluster.name == spec.container_cluster) {
+            let all: Vec<_> = clusters.into_iter().map(|cluster| cluster.name).collect();
+            return Err(Refusal::new(
+                Code::ContainerClusterNotFound,
+                format!(
+                    "there is no container cluster `{}`: use one of {}",
+                    spec.container_cluster,
+                    all.join(", ")
+                ),
+            )
+            .field("container_cluster"));
+        }
+        state.parts().capacity.check(spec).await
+    };
+    match tokio::time::timeout(CAPACITY_TIMEOUT, checks).await {
+        Ok(result) => result.map_err(ApiError::from),
+        Err(_) => Err(ApiError::new(
+            Code::Timeout,
+            format!("container cluster `{}` did not say what is free", spec.container_cluster),
+        )),
+    }
+}
+
+fn no_engine(name: &str) -> ApiError {
+    ApiError::new(
+        Code::EngineNotFound,
+        format!("engine `{name}` is not in the catalogue: `larder engine list` shows what is"),
+    )
+    .field("engine")
+}
+
+/// 256 random bits in hex: no character that any file format would mind.
+fn system_password() -> Secret {
+    let words: Vec<String> = (0..4).map(|_| format!("{:016x}", RandomIds.next_u64())).collect();
+    Secret::new(words.concat())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(architecture: &str) -> CreateInstance {
+        CreateInstance {
+            name: "one".into(),
+            architecture: architecture.into(),
+            engine: "redis-7.0".into(),
+            ..CreateInstance::default()
+        }
+    }
+
+    #[test]
+    fn each_architecture_has_its_defaults() {
+        for (architecture, shards, replicas) in
+            [("standalone", 1, 1), ("read-write", 1, 2), ("cluster", 3, 2)]
+        {
+            let spec = spec(new(architecture)).unwrap();
+            assert_eq!((spec.shards, spec.replicas), (shards, replicas), "{architecture}");
+            assert_eq!(spec.memory, ByteSize::mib(128));
+            assert_eq!(spec.container_cluster, "local");
+        }
+    }
+
+    #[test]
+    fn read_only_nodes_are_one_less_than_replicas() {
+        let both = |replicas, nodes| super::replicas(Architecture::ReadWrite, replicas, nodes);
+        assert_eq!(both(None, Some(3)), Ok(4));
+        assert_eq!(both(Some(4), None), Ok(4));
+        assert_eq!(both(Some(4), Some(3)), Ok(4));
+        let refusal = both(Some(2), Some(3)).unwrap_err().refusal;
+        assert_eq!(refusal.code, Code::ReplicasOutOfRange);
+        assert_eq!(refusal.field.as_deref(), Some("read_only_nodes"));
+        assert!(super::replicas(Architecture::Cluster, None, Some(1)).is_err());
+    }
+
+    #[test]
+    fn unasked_for_combinations_are_refused_with_their_field() {
+        let check = |change: fn(&mut CreateInstance), code: Code, field: &str| {
+            let mut asked = new("cluster");
+            change(&mut asked);
+            let refusal = spec(asked).unwrap_err().refusal;
+            assert_eq!((refusal.code, refusal.field.as_deref()), (code, Some(field)), "{refusal}");
+        };
+        check(|n| n.name = "No Good".into(), Code::InvalidName, "name");
+        check(|n| n.architecture = "proxy".into(), Code::ArchitectureNotAvailable, "architecture");
+        check(|n| n.engine = "Redis!".into(), Code::EngineNotFound, "engine");
+        check(|n| n.memory_bytes = Some(127 << 20), Code::MemoryOutOfRange, "memory_bytes");
+        check(|n| n.shards = Some(11), Code::ShardsOutOfRange, "shards");
+        check(|n| n.replicas = Some(0), Code::ReplicasOutOfRange, "replicas");
+    }
+
+    #[test]
+    fn password_digest_is_what_acl_files_hold() {
+        // `ACL SETUSER default >p` lists this digest (redis.conf, "ACL file", `#<hashed>`).
+        assert_eq!(
+            hex(&Sha256::digest("p")),
+            "148de9c5a7a44d19e56cd9ae1a554bf67847afb0c58f6e12fa29ac7ddfca9940"
+        );
+        assert_eq!(system_password().expose().len(), 64);
+    }
+}

@@ -1,0 +1,364 @@
+//! Instances through the API: created, looked at, changed, failed over, deleted; and refused.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use axum::http::{Method, StatusCode};
+use common::{TENANT_PASSWORD, World, create_body};
+use larder_model::{Code, Refusal};
+use serde_json::{Value, json};
+
+fn with(name: &str, architecture: &str, more: Value) -> Value {
+    let mut body = create_body(name, architecture);
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn created_instance_is_shown_before_anybody_has_looked_at_it() {
+    let world = World::new().await;
+    let answer = world.post("/api/v1/instances", create_body("one", "read-write")).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED);
+    let operation = answer.json;
+    assert_eq!(operation["kind"], "create");
+    assert_eq!(operation["state"], "queued");
+    assert_eq!(operation["instance"], "one");
+    assert_eq!(operation["requested_by"], "admin");
+    assert_eq!(operation["error"], Value::Null);
+    assert_eq!(world.activated.lock().unwrap().len(), 1);
+
+    let one = world.get("/api/v1/instances/one").await;
+    assert_eq!(one["state"], "creating");
+    assert_eq!(one["nodes"], json!([]));
+    assert_eq!(one["endpoints"], json!({}));
+    assert_eq!(one["replicas"], 2);
+    assert_eq!(one["read_only_nodes"], 1);
+    assert_eq!(one["engine_version"], "7.0.15");
+    let id = one["id"].as_str().unwrap();
+    assert_eq!(world.get(&format!("/api/v1/instances/{id}")).await, one);
+    let plan = world.get("/api/v1/instances/one/plan").await;
+    assert_eq!(plan["planned_at"], Value::Null);
+}
+
+#[tokio::test]
+async fn field_names_are_those_of_the_contract() {
+    let world = World::new().await;
+    world.running("one", "read-write").await;
+    let one = world.get("/api/v1/instances/one").await;
+    let mut expected = vec![
+        "id",
+        "name",
+        "project",
+        "description",
+        "tags",
+        "state",
+        "generation",
+        "observed_generation",
+        "created_at",
+        "architecture",
+        "engine",
+        "engine_version",
+        "memory_bytes",
+        "shards",
+        "replicas",
+        "read_only_nodes",
+        "chained",
+        "read_from_replicas",
+        "container_cluster",
+        "endpoints",
+        "nodes",
+        "conditions",
+        "observed_at",
+    ];
+    let mut found = keys(&one);
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+    assert_eq!(one["state"], "running");
+    assert_eq!(one["generation"], one["observed_generation"]);
+    assert_eq!(one["endpoints"]["write"], json!({ "host": "127.0.0.1", "port": 22000 }));
+    assert_eq!(keys(&one["endpoints"]), ["read", "write"]);
+
+    let mut expected = vec![
+        "id",
+        "shard",
+        "role",
+        "state",
+        "host",
+        "port",
+        "pid",
+        "zone",
+        "worker",
+        "replica_of",
+        "link",
+        "offset",
+        "lag_bytes",
+        "used_memory_bytes",
+        "slots",
+        "last_seen_at",
+    ];
+    let mut found = keys(&one["nodes"][0]);
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+    assert_eq!(one["nodes"][0]["role"], "primary");
+    assert_eq!(one["nodes"][0]["link"], Value::Null);
+    assert_eq!(one["nodes"][0]["slots"], json!(["0-16383"]));
+    assert_eq!(one["nodes"][1]["link"], "up");
+    let mut found = keys(&one["conditions"][0]);
+    found.sort_unstable();
+    assert_eq!(found, ["message", "reason", "since", "status", "type"]);
+
+    let operations = world.get("/api/v1/operations?instance=one").await;
+    let mut found = keys(&operations[0]);
+    let mut expected = vec![
+        "id",
+        "instance",
+        "instance_id",
+        "kind",
+        "state",
+        "steps",
+        "progress",
+        "requested_by",
+        "requested_from",
+        "created_at",
+        "finished_at",
+        "error",
+    ];
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+    assert_eq!(operations[0]["progress"], 1.0);
+}
+
+#[tokio::test]
+async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
+    let world = World::new().await;
+    world.running("taken", "standalone").await;
+    let before = world.activated.lock().unwrap().len();
+    let cases = [
+        (with("No Good", "cluster", json!({})), Code::InvalidName, "name"),
+        (with("taken", "standalone", json!({})), Code::NameTaken, "name"),
+        (with("a", "proxy", json!({})), Code::ArchitectureNotAvailable, "architecture"),
+        (with("a", "cluster", json!({"engine": "redis-1.0"})), Code::EngineNotFound, "engine"),
+        (with("a", "cluster", json!({"memory_bytes": 1})), Code::MemoryOutOfRange, "memory_bytes"),
+        (with("a", "cluster", json!({"shards": 11})), Code::ShardsOutOfRange, "shards"),
+        (with("a", "cluster", json!({"replicas": 0})), Code::ReplicasOutOfRange, "replicas"),
+        (
+            with("a", "read-write", json!({"read_only_nodes": 0})),
+            Code::ReplicasOutOfRange,
+            "read_only_nodes",
+        ),
+        (
+            with("a", "standalone", json!({"password": "Hunter2"})),
+            Code::PasswordTooWeak,
+            "password",
+        ),
+        (with("a", "standalone", json!({"password": null})), Code::PasswordMissing, "password"),
+        (
+            with("a", "standalone", json!({"container_cluster": "moon"})),
+            Code::ContainerClusterNotFound,
+            "container_cluster",
+        ),
+        (with("a", "standalone", json!({"project": "none"})), Code::NotFound, "project"),
+        (with("a", "standalone", json!({"chained": true})), Code::InvalidRequest, "chained"),
+        (with("a", "standalone", json!({"shards": "many"})), Code::InvalidRequest, "shards"),
+        (
+            with("a", "standalone", json!({"password": ["Hunter2"]})),
+            Code::InvalidRequest,
+            "password",
+        ),
+        (
+            with("a", "standalone", json!({"description": "x".repeat(2000)})),
+            Code::InvalidRequest,
+            "description",
+        ),
+    ];
+    for (body, code, field) in cases {
+        let got = world.refusal(Method::POST, "/api/v1/instances", Some(body.clone())).await;
+        assert_eq!(got, (code, json!(field)), "{body}");
+    }
+    *world.capacity.refuse.lock().unwrap() = Some(Refusal::new(Code::DiskFull, "no room"));
+    let got =
+        world.refusal(Method::POST, "/api/v1/instances", Some(create_body("a", "cluster"))).await;
+    assert_eq!(got.0, Code::DiskFull);
+
+    assert_eq!(world.activated.lock().unwrap().len(), before);
+    assert_eq!(world.get("/api/v1/instances").await.as_array().unwrap().len(), 1);
+    // Each refusal of a change is in the audit trail; those of unreadable requests name nobody.
+    let records = world.get("/api/v1/records?user=admin").await;
+    let refused: Vec<_> = records
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| r["action"] == "instance-create" && r["outcome"] != "accepted")
+        .collect();
+    assert_eq!(refused.len(), 14, "{refused:?}");
+}
+
+#[tokio::test]
+async fn dry_run_shows_the_plan_and_keeps_nothing() {
+    let world = World::new().await;
+    let body = json!({ "name": "one", "architecture": "cluster", "engine": "redis-7.0" });
+    let answer = world.post("/api/v1/instances?dry_run=true", body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    let steps = answer.json["steps"].as_array().unwrap();
+    let count = |word: &str| steps.iter().filter(|s| s.as_str().unwrap().starts_with(word)).count();
+    assert_eq!(count("record node"), 6, "{}", answer.json["text"]);
+    assert_eq!(count("reserve an address"), 6);
+    assert_eq!(count("ensure node"), 6);
+    assert_eq!(world.get("/api/v1/instances").await, json!([]));
+    assert!(world.activated.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn update_changes_name_description_and_tags() {
+    let world = World::new().await;
+    world.running("one", "standalone").await;
+    world.running("other", "standalone").await;
+    let patch = |body: Value| world.call(Method::PATCH, "/api/v1/instances/one", Some(body));
+    let answer = patch(json!({ "description": "d", "tags": { "a": "b" } })).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    assert_eq!(answer.json["tags"], json!({ "a": "b" }));
+    assert_eq!(patch(json!({ "name": "other" })).await.problem().0, Code::NameTaken);
+    assert_eq!(patch(json!({})).await.problem().0, Code::InvalidRequest);
+    let stale = patch(json!({ "description": "e", "generation": 1 })).await.problem();
+    assert_eq!(stale.0, Code::GenerationConflict);
+    assert_eq!(patch(json!({ "name": "two" })).await.status, StatusCode::OK);
+    assert_eq!(world.get("/api/v1/instances/two").await["description"], "d");
+    let gone = world.refusal(Method::GET, "/api/v1/instances/one", None).await;
+    assert_eq!(gone.0, Code::NotFound);
+}
+
+#[tokio::test]
+async fn list_filters_sorts_and_refuses_unknown_words() {
+    let world = World::new().await;
+    world.running("b", "cluster").await;
+    world.running("a", "standalone").await;
+    let names = |list: Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|i| i["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(world.get("/api/v1/instances").await), ["a", "b"]);
+    assert_eq!(names(world.get("/api/v1/instances?architecture=cluster").await), ["b"]);
+    assert_eq!(names(world.get("/api/v1/instances?state=creating").await), [""; 0]);
+    assert_eq!(names(world.get("/api/v1/instances?search=A&limit=1").await), ["a"]);
+    for (query, field) in [
+        ("state=happy", "state"),
+        ("architecture=proxy", "architecture"),
+        ("sort=luck", "sort"),
+        ("limit=x", "limit"),
+        ("colour=red", "colour"),
+        ("project=none", "project"),
+    ] {
+        let (code, found) =
+            world.refusal(Method::GET, &format!("/api/v1/instances?{query}"), None).await;
+        assert_eq!(found, field, "{query}");
+        assert!(matches!(code, Code::InvalidRequest | Code::NotFound), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn failover_and_restart_become_operations_that_hold_the_instance() {
+    let world = World::new().await;
+    let row = world.running("one", "read-write").await;
+    let nodes = &row.observation.as_ref().unwrap().nodes;
+    let (primary, replica) = (nodes[0].id.to_string(), nodes[1].id.to_string());
+    let path = "/api/v1/instances/one/failover";
+    for (body, code, field) in [
+        (json!({ "shard": 1 }), Code::ShardsOutOfRange, json!("shard")),
+        (json!({ "to": "n-none" }), Code::NodeNotFound, json!("to")),
+        (json!({ "to": primary }), Code::NoEligibleReplica, json!("to")),
+        (json!({ "accept_data_loss": true }), Code::InvalidRequest, json!("to")),
+    ] {
+        assert_eq!(world.refusal(Method::POST, path, Some(body)).await, (code, field));
+    }
+    let answer = world.post(path, json!({ "to": replica })).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+    let busy = world.refusal(Method::POST, "/api/v1/instances/one/restart", None).await;
+    assert_eq!(busy.0, Code::InstanceBusy);
+
+    let id = answer.json["id"].as_str().unwrap();
+    let cancel = format!("/api/v1/operations/{id}/cancel");
+    let cancelled = world.call(Method::POST, &cancel, None).await;
+    assert_eq!(cancelled.json["state"], "cancelled", "{}", cancelled.text);
+    assert_eq!(cancelled.json["error"]["code"], "operation-cancelled");
+    assert_eq!(world.refusal(Method::POST, &cancel, None).await.0, Code::NotCancellable);
+
+    let wrong = json!({ "node": "n-none" });
+    let refusal = world.refusal(Method::POST, "/api/v1/instances/one/restart", Some(wrong)).await;
+    assert_eq!(refusal, (Code::NodeNotFound, json!("node")));
+    let answer = world.call(Method::POST, "/api/v1/instances/one/restart", None).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+}
+
+#[tokio::test]
+async fn instance_that_never_served_or_has_no_replica_is_not_failed_over() {
+    let world = World::new().await;
+    world.post("/api/v1/instances", create_body("young", "read-write")).await;
+    world.running("alone", "standalone").await;
+    for (name, code) in [("young", Code::InstanceNotReady), ("alone", Code::NoEligibleReplica)] {
+        let path = format!("/api/v1/instances/{name}/failover");
+        assert_eq!(world.refusal(Method::POST, &path, None).await.0, code);
+    }
+}
+
+#[tokio::test]
+async fn deletion_needs_its_policy_supersedes_and_cannot_be_cancelled() {
+    let world = World::new().await;
+    world.running("one", "read-write").await;
+    for query in ["", "?policy=recycle"] {
+        let path = format!("/api/v1/instances/one{query}");
+        let refusal = world.refusal(Method::DELETE, &path, None).await;
+        assert_eq!(refusal, (Code::InvalidRequest, json!("policy")));
+    }
+    let restart = world.call(Method::POST, "/api/v1/instances/one/restart", None).await.json;
+    let path = "/api/v1/instances/one?policy=permanent";
+    let answer = world.call(Method::DELETE, path, None).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+    assert_eq!(answer.json["kind"], "delete");
+    let restart =
+        world.get(&format!("/api/v1/operations/{}", restart["id"].as_str().unwrap())).await;
+    assert_eq!(restart["state"], "cancelled");
+    assert_eq!(world.get("/api/v1/instances/one").await["state"], "deleting");
+    assert_eq!(world.refusal(Method::DELETE, path, None).await.0, Code::InstanceBusy);
+    let cancel = format!("/api/v1/operations/{}/cancel", answer.json["id"].as_str().unwrap());
+    assert_eq!(world.refusal(Method::POST, &cancel, None).await.0, Code::NotCancellable);
+}
+
+#[tokio::test]
+async fn events_and_operations_of_a_deleted_instance_are_still_found_by_its_name() {
+    let world = World::new().await;
+    let row = world.running("one", "standalone").await;
+    world.call(Method::DELETE, "/api/v1/instances/one?policy=permanent", None).await;
+    world.store.instance_purge(&row.spec.id).await.unwrap();
+    let events = world.get("/api/v1/events?project=default&instance=one").await;
+    let events = events.as_array().unwrap();
+    assert!(events.iter().any(|e| e["reason"] == "create-requested"), "{events:?}");
+    assert!(events.iter().all(|e| e["instance"] == "one"));
+    assert!(events.windows(2).all(|pair| pair[0]["seq"].as_u64() < pair[1]["seq"].as_u64()));
+    assert_eq!(world.get("/api/v1/operations?instance=one").await.as_array().unwrap().len(), 2);
+    let never = world.refusal(Method::GET, "/api/v1/events?instance=never", None).await;
+    assert_eq!(never.0, Code::NotFound);
+}
+
+#[tokio::test]
+async fn tenant_password_is_kept_nowhere() {
+    let world = World::new().await;
+    world.running("one", "standalone").await;
+    for page in ["instances/one", "operations", "events", "records", "instances/one/plan"] {
+        let text = world.get(&format!("/api/v1/{page}")).await.to_string();
+        assert!(!text.contains(TENANT_PASSWORD), "{page}");
+    }
+    for file in std::fs::read_dir(world.database().parent().unwrap()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let needle = TENANT_PASSWORD.as_bytes();
+        assert!(!bytes.windows(needle.len()).any(|window| window == needle));
+    }
+}

@@ -1,0 +1,92 @@
+//! The real election on simulated fleets: long random runs in which nothing may ever go wrong.
+//!
+//! `LARDER_SIM_SEEDS` sets how many seeds are tried (150 unless set), `LARDER_SIM_SEED` runs a
+//! single one and prints its trace.
+
+use larder_cluster::sim::{Profile, Rng, Sim, SimConfig, Violation};
+use larder_model::ElectionPolicy;
+use larder_model::agent::Order;
+
+fn seeds() -> std::ops::Range<u64> {
+    if let Ok(seed) = std::env::var("LARDER_SIM_SEED") {
+        let seed: u64 = seed.parse().expect("LARDER_SIM_SEED is a number");
+        return seed..seed + 1;
+    }
+    let count = std::env::var("LARDER_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
+    0..count
+}
+
+/// No limit of automatic failovers: its hold would be seen as an outage here.
+fn unlimited() -> ElectionPolicy {
+    ElectionPolicy { max_failovers: 1000, ..ElectionPolicy::default() }
+}
+
+fn started(seed: u64, nodes: usize) -> Result<Sim, Violation> {
+    let sim = Sim::new(seed, SimConfig::default());
+    sim.add_leased("i-a", nodes, unlimited());
+    sim.step_while_not(15_000, |sim| sim.is_whole("i-a").is_ok());
+    sim.check()?;
+    sim.is_whole("i-a")?;
+    sim.mark_initialized("i-a");
+    Ok(sim)
+}
+
+fn run(seed: u64) -> Result<Sim, (Sim, Violation)> {
+    let mut rng = Rng::new(seed);
+    let nodes = 1 + rng.below(4) as usize;
+    let sim = started(seed, nodes).map_err(|v| (Sim::new(seed, SimConfig::default()), v))?;
+    let fail = |violation| (sim.clone(), violation);
+    // The only copy of a single node is not deleted: nothing could come back.
+    let lost_volumes = u32::from(nodes > 1);
+    let profile = Profile { lost_volumes, ..Profile::default() };
+    sim.random_faults(seed, &profile);
+    let end = sim.now() + profile.within_ms + 8000;
+    while sim.now() < end {
+        sim.step_until(sim.now() + 1000);
+        sim.check().map_err(fail)?;
+        // Now and then somebody asks for a hand-over in the middle of it.
+        if rng.chance(5)
+            && let Some(holder) = sim.primary("i-a")
+        {
+            sim.order(&holder, &Order::HandOver { to: None });
+        }
+    }
+    let faults_end = sim.faults_end();
+    sim.step_until(faults_end);
+    // An eligible replica, or the own file, is found in time.
+    sim.step_while_not(30_000, |sim| sim.is_whole("i-a").is_ok());
+    sim.check().map_err(fail)?;
+    sim.is_whole("i-a").map_err(fail)?;
+    let before = sim.acknowledged("i-a");
+    sim.step_until(sim.now() + 3000);
+    sim.check().map_err(fail)?;
+    if sim.acknowledged("i-a") <= before {
+        let instance = larder_model::InstanceId::new("i-a").expect("valid");
+        let at = sim.now();
+        return Err(fail(Violation::NoPrimary { at, instance, after: at - faults_end }));
+    }
+    Ok(sim)
+}
+
+#[test]
+fn random_faults_never_break_a_promise() {
+    for seed in seeds() {
+        match run(seed) {
+            Ok(sim) => {
+                if std::env::var("LARDER_SIM_SEED").is_ok() {
+                    println!("{}", sim.events().join("\n"));
+                }
+            }
+            Err((sim, violation)) => {
+                println!("{}", sim.events().join("\n"));
+                panic!("seed {seed}: {violation}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let trace = |seed| run(seed).map(|sim| sim.events()).map_err(|(_, v)| v);
+    assert_eq!(trace(7), trace(7));
+}

@@ -1,0 +1,216 @@
+//! Healing of leased instances, and what must not be taken for a reason to act.
+
+use larder_model::agent::{ServerState, VolumeState};
+use larder_model::plan::{Plan, Step, Wait};
+use larder_model::{Architecture, InstanceState, Millis, NodePhase, WorkerState};
+
+use crate::world::World;
+
+fn removes_or_adds(plan: &Plan) -> bool {
+    plan.steps.iter().any(|planned| {
+        matches!(
+            planned.step,
+            Step::RecordNode { .. }
+                | Step::RetireNode { .. }
+                | Step::RemoveNode { .. }
+                | Step::ForgetRecord { .. }
+        )
+    })
+}
+
+/// Pain 7: a crash is read as "scale down".
+#[test]
+fn a_crashed_node_is_not_a_surplus_node() {
+    for (architecture, shards, replicas) in
+        [(Architecture::ReadWrite, 1, 3), (Architecture::Cluster, 3, 2)]
+    {
+        let mut world = World::running(architecture, shards, replicas, &["w1", "w2"]);
+        world.node("n1").state = ServerState::Dead;
+        for _ in 0..20 {
+            assert!(!removes_or_adds(&world.round()), "{}", world.plan());
+        }
+        assert_eq!(world.desired.nodes.len(), (shards * replicas) as usize);
+        assert_eq!(world.plan().report.state, InstanceState::Degraded);
+    }
+}
+
+#[test]
+fn silence_alone_changes_nothing() {
+    for (architecture, shards, replicas) in [
+        (Architecture::Standalone, 1, 1),
+        (Architecture::ReadWrite, 1, 3),
+        (Architecture::Cluster, 3, 2),
+    ] {
+        let mut world = World::running(architecture, shards, replicas, &["w1", "w2"]);
+        let now = world.now;
+        for sim in world.nodes.values_mut() {
+            sim.silent = Some(now);
+        }
+        world.now = world.now + Millis::secs(86_400);
+        let plan = world.plan();
+        assert!(plan.steps.is_empty(), "{plan}");
+        assert_eq!(plan.report.state, InstanceState::Degraded);
+        world.backend_unknown = true;
+        let plan = world.plan();
+        assert!(plan.steps.is_empty(), "{plan}");
+    }
+}
+
+#[test]
+fn a_replica_that_copies_says_that_its_silent_primary_lives() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    let now = world.now;
+    world.node("n1").silent = Some(now);
+    assert_eq!(world.plan().report.state, InstanceState::Degraded);
+    world.node("n2").link_up = false;
+    assert_eq!(world.plan().report.state, InstanceState::Unavailable);
+}
+
+#[test]
+fn a_dead_standalone_is_unavailable_until_its_agent_has_restarted_it() {
+    let mut world = World::running(Architecture::Standalone, 1, 1, &["w1"]);
+    world.node("n1").state = ServerState::Dead;
+    let plan = world.plan();
+    assert!(plan.steps.is_empty(), "{plan}");
+    assert_eq!(plan.report.state, InstanceState::Unavailable);
+    world.node("n1").state = ServerState::Starting;
+    world.settle();
+    assert_eq!(world.plan().report.state, InstanceState::Running);
+}
+
+#[test]
+fn a_node_that_the_container_cluster_lost_is_made_again_and_joins_as_a_replica() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    let primary = world.primary(0).expect("it runs");
+    let gone = world.nodes.keys().find(|id| **id != primary).expect("a replica").clone();
+    world.vanish(&gone);
+    let plan = world.round();
+    assert!(matches!(plan.steps[0].step, Step::EnsureNode { .. }), "{plan}");
+    let plan = world.round();
+    assert!(matches!(plan.steps[0].step, Step::StartEmpty { .. }), "{plan}");
+    world.settle();
+    assert_eq!(world.plan().report.state, InstanceState::Running);
+}
+
+/// Pain 3: the primary comes back empty and wipes its replicas.
+#[test]
+fn a_primary_that_lost_its_volume_never_starts_empty_by_itself() {
+    let mut world = World::running(Architecture::Standalone, 1, 1, &["w1"]);
+    world.node("n1").state = ServerState::Dead;
+    world.node("n1").volume = VolumeState::Lost;
+    for _ in 0..5 {
+        let plan = world.round();
+        assert!(plan.steps.is_empty(), "{plan}");
+        assert!(plan.waits.contains(&Wait::DataLost { shard: 0 }), "{plan}");
+        assert_eq!(plan.report.state, InstanceState::Unavailable);
+        assert!(plan.report.conditions.iter().any(|c| c.kind == "data-lost" && c.status));
+    }
+}
+
+#[test]
+fn a_replica_whose_volume_is_gone_waits_while_nobody_serves() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    world.frozen = true;
+    for sim in world.nodes.values_mut() {
+        sim.state = ServerState::Dead;
+    }
+    world.node("n2").volume = VolumeState::Lost;
+    let plan = world.plan();
+    assert!(plan.steps.is_empty(), "{plan}");
+    assert!(!plan.report.conditions.iter().any(|c| c.kind == "data-lost"), "n1 has its file");
+}
+
+/// Pain 24: a dead host.
+#[test]
+fn a_node_lost_with_its_worker_is_replaced_elsewhere_and_only_then_removed() {
+    for state in [WorkerState::Unreachable, WorkerState::Lost] {
+        let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1", "w2", "w3"]);
+        world.lose_worker("w1", state);
+        let old = world.desired.nodes.iter().find(|r| r.worker.as_str() == "w1").expect("placed");
+        let old = old.id.clone();
+        world.tick();
+        if state == WorkerState::Unreachable {
+            world.settle();
+            let plan = world.plan();
+            assert!(
+                plan.waits.iter().any(|w| matches!(w, Wait::ReplacementDelay { .. })),
+                "{plan}"
+            );
+            world.now = world.now + Millis::secs(301);
+        }
+        let plan = world.plan();
+        let recorded = |plan: &Plan| {
+            plan.steps.iter().any(
+                |p| matches!(&p.step, Step::RecordNode { worker, .. } if worker.as_str() == "w3"),
+            )
+        };
+        assert!(recorded(&plan), "{plan}");
+        assert!(!plan.steps.iter().any(|p| matches!(p.step, Step::RetireNode { .. })), "{plan}");
+        world.settle();
+        assert!(world.desired.nodes.iter().all(|r| r.id != old), "{}", world.plan());
+        assert_eq!(world.desired.nodes.len(), 2);
+        assert_eq!(world.plan().report.state, InstanceState::Running, "{}", world.plan());
+    }
+}
+
+#[test]
+fn a_lost_node_is_kept_while_no_other_worker_has_room() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1", "w2"]);
+    world.lose_worker("w1", WorkerState::Lost);
+    world.settle();
+    let plan = world.plan();
+    assert!(plan.waits.iter().any(|wait| matches!(wait, Wait::NoRoom { .. })), "{plan}");
+    assert_eq!(world.desired.nodes.len(), 2);
+}
+
+#[test]
+fn a_node_that_comes_back_while_it_is_being_replaced_stays() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1", "w2", "w3"]);
+    world.lose_worker("w2", WorkerState::Unreachable);
+    world.now = world.now + Millis::secs(301);
+    world.pass();
+    assert_eq!(world.desired.nodes.len(), 3);
+    world.workers[1].state = WorkerState::Ready;
+    for sim in world.nodes.values_mut() {
+        sim.silent = None;
+        sim.state = ServerState::Serving;
+    }
+    world.settle();
+    assert_eq!(world.desired.nodes.len(), 2);
+    assert!(world.desired.nodes.iter().all(|r| r.phase == NodePhase::Wanted));
+    assert!(world.desired.nodes.iter().all(|r| r.id.as_str() != "n3"), "the youngest goes");
+    assert_eq!(world.plan().report.state, InstanceState::Running);
+}
+
+#[test]
+fn a_shard_whose_workers_are_all_lost_is_lost_and_nothing_is_recreated() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1", "w2", "w3"]);
+    world.lose_worker("w1", WorkerState::Lost);
+    world.lose_worker("w2", WorkerState::Lost);
+    let plan = world.plan();
+    assert!(!removes_or_adds(&plan), "{plan}");
+    assert!(plan.waits.contains(&Wait::DataLost { shard: 0 }), "{plan}");
+    assert_eq!(plan.report.state, InstanceState::Unavailable);
+}
+
+#[test]
+fn a_configuration_that_lags_behind_is_handed_out_again() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    world.desired.generation += 1;
+    let plan = world.plan();
+    let count = |test: fn(&Step) -> bool| plan.steps.iter().filter(|p| test(&p.step)).count();
+    assert_eq!(count(|s| matches!(s, Step::EnsureNode { .. })), 2, "{plan}");
+    assert_eq!(count(|s| matches!(s, Step::ConfigureNode { .. })), 2, "{plan}");
+    assert_eq!(plan.report.state, InstanceState::Running);
+    world.settle();
+    assert!(world.plan().is_settled());
+}
+
+#[test]
+fn a_silent_endpoint_keeps_the_instance_from_running() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    world.endpoints.insert(larder_model::EndpointKind::Read, false);
+    assert_eq!(world.plan().report.state, InstanceState::Degraded);
+    world.endpoints.insert(larder_model::EndpointKind::Write, false);
+    assert_eq!(world.plan().report.state, InstanceState::Unavailable);
+}

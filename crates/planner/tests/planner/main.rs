@@ -1,0 +1,11 @@
+//! Tests of the planner in a small pure world; every plan made here is linted.
+
+mod chaos;
+mod clusters;
+mod create;
+mod delete;
+mod heal;
+mod operations;
+mod rules;
+mod scenarios;
+mod world;

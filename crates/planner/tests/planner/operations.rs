@@ -1,0 +1,209 @@
+//! Restart and failover on request.
+
+use std::collections::BTreeMap;
+
+use larder_model::agent::ServerState;
+use larder_model::plan::{Plan, Step};
+use larder_model::{Architecture, Code, InstanceState, NodeId, OperationKind};
+
+use crate::world::World;
+
+fn id(name: &str) -> NodeId {
+    NodeId::new(name).expect("a valid id")
+}
+
+fn restart(node: Option<&str>) -> OperationKind {
+    OperationKind::Restart { node: node.map(id), run_ids: BTreeMap::new() }
+}
+
+fn failover(shard: u32, to: Option<&str>, accept_data_loss: bool) -> OperationKind {
+    OperationKind::Failover { shard, to: to.map(id), accept_data_loss, from: None }
+}
+
+fn restarted(plans: &[Plan]) -> Vec<String> {
+    let mut nodes: Vec<String> = plans
+        .iter()
+        .flat_map(|plan| &plan.steps)
+        .filter(|planned| matches!(planned.step, Step::RestartServer { .. }))
+        .filter_map(|planned| planned.step.node().map(ToString::to_string))
+        .collect();
+    nodes.dedup();
+    nodes
+}
+
+fn refused(mut world: World, kind: OperationKind) -> Code {
+    world.begin(kind);
+    let plans = world.settle();
+    let changing =
+        |plan: &Plan| plan.steps.iter().any(|p| !matches!(p.step, Step::UpdateOperation { .. }));
+    assert!(!plans.iter().any(changing), "a refusal changes nothing");
+    world.failure.expect("it is refused").code
+}
+
+/// Pain 9: an update takes down the primary and its replica together.
+#[test]
+fn a_restart_takes_one_node_at_a_time_and_the_primary_last_after_handing_over() {
+    for (architecture, shards, replicas) in
+        [(Architecture::ReadWrite, 1, 3), (Architecture::Cluster, 3, 2)]
+    {
+        let mut world = World::running(architecture, shards, replicas, &["w1", "w2"]);
+        let primaries: Vec<_> = (0..shards).filter_map(|shard| world.primary(shard)).collect();
+        let runs: Vec<u32> = world.nodes.values().map(|sim| sim.run).collect();
+        world.begin(restart(None));
+        let mut plans = Vec::new();
+        while world.desired.operation.is_some() {
+            plans.push(world.round());
+            assert!(plans.len() < 200, "{}", world.plan());
+            let down = world.nodes.values().filter(|sim| sim.state != ServerState::Serving).count();
+            assert!(down <= 1, "{down} down at once");
+        }
+        assert_eq!(world.failure, None);
+        let order = restarted(&plans);
+        assert_eq!(order.len(), (shards * replicas) as usize);
+        for (i, node) in order.iter().enumerate() {
+            let was_primary = primaries.iter().any(|primary| primary.as_str() == node);
+            assert_eq!(was_primary, i >= order.len() - shards as usize, "{order:?}");
+        }
+        for (sim, before) in world.nodes.values().zip(runs) {
+            assert_eq!(sim.run, before + 1);
+        }
+        assert!(world.plan().is_settled(), "{}", world.plan());
+    }
+}
+
+#[test]
+fn a_standalone_is_restarted_in_place_once() {
+    let mut world = World::running(Architecture::Standalone, 1, 1, &["w1"]);
+    world.begin(restart(None));
+    assert_eq!(world.plan().report.state, InstanceState::Updating);
+    let plans = world.settle();
+    assert_eq!(restarted(&plans), ["n1"]);
+    assert_eq!(world.node("n1").run, 2);
+    assert!(world.desired.operation.is_none() && world.failure.is_none());
+}
+
+#[test]
+fn a_restart_of_one_node_leaves_the_others_alone() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 3, &["w1"]);
+    world.begin(restart(Some("n3")));
+    assert_eq!(restarted(&world.settle()), ["n3"]);
+    assert_eq!(world.failure, None);
+}
+
+#[test]
+fn a_restart_waits_while_another_node_of_the_shard_is_not_well() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 3, &["w1"]);
+    let now = world.now;
+    world.node("n2").silent = Some(now);
+    world.begin(restart(Some("n3")));
+    let plans = world.settle();
+    assert!(restarted(&plans).is_empty());
+    assert!(world.desired.operation.is_some());
+    world.node("n2").silent = None;
+    assert_eq!(restarted(&world.settle()), ["n3"]);
+}
+
+#[test]
+fn a_restart_of_an_unknown_node_is_refused() {
+    let world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    assert_eq!(refused(world, restart(Some("n9"))), Code::NodeNotFound);
+}
+
+#[test]
+fn a_server_that_dies_during_a_restart_is_not_restarted_twice() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    world.begin(restart(Some("n2")));
+    world.pass();
+    // It died by itself and its agent has started it: the noted server is gone.
+    world.node("n2").run += 1;
+    assert!(restarted(&world.settle()).is_empty());
+    assert!(world.desired.operation.is_none() && world.failure.is_none());
+}
+
+#[test]
+fn a_failover_goes_to_the_chosen_replica() {
+    for (architecture, shards, replicas) in
+        [(Architecture::ReadWrite, 1, 3), (Architecture::Cluster, 3, 3)]
+    {
+        let mut world = World::running(architecture, shards, replicas, &["w1", "w2", "w3"]);
+        let old = world.primary(0);
+        let to = world.desired.nodes.iter().rfind(|r| r.shard == 0 && Some(&r.id) != old.as_ref());
+        let to = to.expect("a replica").id.clone();
+        world.begin(failover(0, Some(to.as_str()), false));
+        world.settle();
+        assert_eq!(world.failure, None);
+        assert!(world.desired.operation.is_none());
+        assert_eq!(world.primary(0), Some(to));
+        assert!(world.plan().is_settled(), "{}", world.plan());
+    }
+}
+
+#[test]
+fn a_failover_without_a_choice_goes_to_a_linked_replica() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    let old = world.primary(0);
+    world.begin(failover(0, None, false));
+    world.settle();
+    assert_ne!(world.primary(0), old);
+    assert!(world.desired.operation.is_none() && world.failure.is_none());
+}
+
+#[test]
+fn failovers_that_cannot_work_are_refused_with_their_reason() {
+    let standalone = World::running(Architecture::Standalone, 1, 1, &["w1"]);
+    assert_eq!(refused(standalone, failover(0, None, false)), Code::NoEligibleReplica);
+    let world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    let primary = world.primary(0).expect("it runs");
+    assert_eq!(
+        refused(world.clone(), failover(0, Some(primary.as_str()), false)),
+        Code::NoEligibleReplica
+    );
+    assert_eq!(refused(world.clone(), failover(0, Some("n9"), false)), Code::NodeNotFound);
+    assert_eq!(refused(world.clone(), failover(1, None, false)), Code::InvalidRequest);
+    let mut unlinked = world.clone();
+    unlinked.frozen = true;
+    unlinked.node("n2").link_up = false;
+    assert_eq!(refused(unlinked, failover(0, Some("n2"), false)), Code::NoEligibleReplica);
+    let mut dead = world;
+    dead.frozen = true;
+    dead.node(primary.as_str()).state = ServerState::Dead;
+    assert_eq!(refused(dead, failover(0, Some("n2"), false)), Code::DataLossNotAccepted);
+}
+
+#[test]
+fn a_person_may_accept_the_loss_of_data_when_the_primary_is_dead() {
+    for (architecture, shards) in [(Architecture::ReadWrite, 1), (Architecture::Cluster, 3)] {
+        let mut world = World::running(architecture, shards, 2, &["w1"]);
+        let old = world.primary(0).expect("it runs");
+        let to = world.desired.nodes.iter().find(|r| r.shard == 0 && r.id != old);
+        let to = to.expect("a replica").id.clone();
+        world.frozen = true;
+        world.node(old.as_str()).state = ServerState::Dead;
+        world.begin(failover(0, Some(to.as_str()), true));
+        world.settle();
+        assert_eq!(world.failure, None);
+        assert_eq!(world.primary(0), Some(to));
+        assert!(world.desired.operation.is_none(), "{}", world.plan());
+    }
+}
+
+#[test]
+fn nobody_takes_a_lease_in_the_middle_of_a_hand_over() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    let old = world.primary(0).expect("it runs");
+    world.begin(OperationKind::Failover {
+        shard: 0,
+        to: Some(id("n2")),
+        accept_data_loss: true,
+        from: Some(old),
+    });
+    // Demoted and alive, nobody leads for a moment.
+    let mut observed = world.observe();
+    for seen in observed.nodes.values_mut() {
+        if let larder_model::Observation::Known { value, .. } = &mut seen.agent {
+            value.lease.as_mut().expect("leased").holder = None;
+        }
+    }
+    let plan = larder_planner::plan(&world.desired, &observed, world.now, &mut world.ids);
+    assert!(plan.steps.is_empty(), "{plan}");
+}

@@ -1,0 +1,180 @@
+//! Text scenarios: a world and what happens to it in a few lines, and what is planned, as text.
+//!
+//! `tests/scenarios/NAME.txt` is played and compared with `NAME.golden` beside it;
+//! `UPDATE_GOLDEN=1 cargo test -p larder-planner` writes the golden files anew. Commands:
+//!
+//! ```text
+//! instance ARCHITECTURE shards=N replicas=N workers=NAME/ZONE/SIZE,…   a creation begins
+//! running ARCHITECTURE …   the same, created and settled already
+//! plan                     show the plan
+//! round [N]                do the plan, let agents act; shows steps
+//! settle                   rounds until nothing is left to do; shows steps
+//! freeze | thaw            nothing moves by itself, or does again
+//! wait SECONDS             time passes
+//! kill | start | silence | hear NODE…      server dies, starts; agent is cut off, heard again
+//! wipe NODE…               the server is dead and its volume gone
+//! unlink NODE…             the replica's link is down
+//! vanish NODE…             the container cluster holds the node no longer
+//! worker NAME ready | cordoned | unreachable | lost      the last two take its nodes along
+//! backend unknown | known
+//! delete | restart [NODE] | failover SHARD [NODE] [accept-data-loss]
+//! give-up                  the operation is marked as failed
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use larder_model::agent::{ServerState, VolumeState};
+use larder_model::plan::Plan;
+use larder_model::{Architecture, Millis, NodeId, OperationKind, WorkerState};
+
+use crate::world::World;
+
+#[test]
+fn scenarios_are_planned_as_written() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("the folder of scenarios")
+        .map(|entry| entry.expect("a folder entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no scenarios in {}", folder.display());
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a readable scenario");
+        let played = play(&text);
+        let golden = file.with_extension("golden");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&golden, &played).expect("a writable golden file");
+        }
+        if std::fs::read_to_string(&golden).ok().as_deref() != Some(played.as_str()) {
+            wrong.push(format!("{}:\n{played}", golden.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "differs from\n{}", wrong.join("\n"));
+}
+
+fn play(text: &str) -> String {
+    let mut world = None;
+    let mut shown = String::new();
+    for line in text.lines() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        writeln!(shown, "> {line}").expect("a string takes all");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words[0] == "instance" {
+            world = Some(instance(&words[1..]));
+        } else if words[0] == "running" {
+            let mut created = instance(&words[1..]);
+            drop(created.settle());
+            world = Some(created);
+        } else {
+            let world = world.as_mut().expect("`instance` comes first");
+            command(world, &words, &mut shown);
+        }
+    }
+    shown
+}
+
+fn instance(words: &[&str]) -> World {
+    let architecture = Architecture::parse(words[0]).expect("an architecture");
+    let options: BTreeMap<&str, &str> =
+        words[1..].iter().map(|word| word.split_once('=').expect("name=value")).collect();
+    let number = |name: &str| options.get(name).map_or(1, |text| text.parse().expect("a number"));
+    let workers: Vec<&str> = options.get("workers").unwrap_or(&"w1").split(',').collect();
+    World::new(architecture, number("shards"), number("replicas"), &workers)
+}
+
+fn command(world: &mut World, words: &[&str], shown: &mut String) {
+    let (name, rest) = (words[0], &words[1..]);
+    let now = world.now;
+    match name {
+        "plan" => write!(shown, "{}", world.plan()).expect("a string takes all"),
+        "round" => {
+            let rounds = rest.first().map_or(1, |n| n.parse().expect("a number"));
+            for _ in 0..rounds {
+                show(&world.round(), shown);
+            }
+        }
+        "settle" => {
+            for plan in world.settle() {
+                show(&plan, shown);
+            }
+        }
+        "freeze" => world.frozen = true,
+        "thaw" => world.frozen = false,
+        "wait" => world.now = now + Millis::secs(rest[0].parse().expect("seconds")),
+        "backend" => world.backend_unknown = rest[0] == "unknown",
+        "delete" => world.delete(),
+        "give-up" => world.desired.operation = None,
+        "worker" => {
+            let state = match rest[1] {
+                "ready" => WorkerState::Ready,
+                "cordoned" => WorkerState::Cordoned,
+                "unreachable" => WorkerState::Unreachable,
+                "lost" => WorkerState::Lost,
+                other => panic!("no such state of a worker: {other}"),
+            };
+            if matches!(state, WorkerState::Unreachable | WorkerState::Lost) {
+                world.lose_worker(rest[0], state);
+            } else {
+                let mut workers = world.workers.iter_mut();
+                workers.find(|w| w.name.as_str() == rest[0]).expect("a worker").state = state;
+            }
+        }
+        "restart" => world.begin(OperationKind::Restart {
+            node: rest.first().map(|node| NodeId::new(*node).expect("a valid id")),
+            run_ids: BTreeMap::new(),
+        }),
+        "failover" => world.begin(OperationKind::Failover {
+            shard: rest[0].parse().expect("a shard"),
+            to: rest
+                .get(1)
+                .filter(|word| **word != "accept-data-loss")
+                .map(|node| NodeId::new(*node).expect("a valid id")),
+            accept_data_loss: rest.contains(&"accept-data-loss"),
+            from: None,
+        }),
+        _ => {
+            for node in rest {
+                if name == "vanish" {
+                    world.vanish(&NodeId::new(*node).expect("a valid id"));
+                    continue;
+                }
+                let sim = world.node(node);
+                match name {
+                    "kill" => sim.state = ServerState::Dead,
+                    "start" => sim.state = ServerState::Absent,
+                    "silence" => sim.silent = Some(now),
+                    "hear" => sim.silent = None,
+                    "unlink" => sim.link_up = false,
+                    "wipe" => {
+                        sim.state = ServerState::Dead;
+                        sim.volume = VolumeState::Lost;
+                    }
+                    other => panic!("no such command: {other}"),
+                }
+            }
+        }
+    }
+    if let Some(refusal) = world.failure.take() {
+        writeln!(shown, "  operation failed: {refusal}").expect("a string takes all");
+    }
+}
+
+/// The steps of a round and the state; rounds that only wait show what for.
+fn show(plan: &Plan, shown: &mut String) {
+    writeln!(shown, "  [{}]", plan.report.state).expect("a string takes all");
+    for step in &plan.steps {
+        writeln!(shown, "  do   {step}").expect("a string takes all");
+    }
+    if plan.steps.is_empty() {
+        for wait in &plan.waits {
+            writeln!(shown, "  wait {wait}").expect("a string takes all");
+        }
+    }
+}

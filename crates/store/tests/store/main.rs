@@ -1,0 +1,13 @@
+//! What the store promises, through its public methods, on real files.
+
+mod catalogue;
+mod crash;
+mod events;
+mod instances;
+mod nodes;
+mod opening;
+mod operations;
+mod people;
+mod rows;
+mod secrets;
+mod support;

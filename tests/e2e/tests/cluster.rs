@@ -1,0 +1,126 @@
+//! A cluster instance: the cluster protocol for clients, native failover, repair.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_e2e::world::{Tested, check_history, connect};
+use larder_e2e::{Fault, check_tidy, cluster_is_whole};
+use larder_testkit::{Larder, PASSWORD};
+
+const SOON: Duration = Duration::from_secs(40);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_clients_use_it_through_discovery() -> Result<()> {
+    let larder = Larder::started().await?;
+    let args = ["--architecture", "cluster", "--shards", "3", "--replicas", "2"];
+    let instance = larder.create("shards", &args).await?;
+    ensure!(instance.nodes.len() == 6);
+    cluster_is_whole(&instance, SOON).await?;
+    let mut slots = 0;
+    for shard in 0..3 {
+        let (first, last) = instance.primary(shard)?.first_range().context("no slots")?;
+        slots += u32::from(last - first) + 1;
+        ensure!(instance.replicas(shard).len() == 1);
+    }
+    ensure!(slots == 16384, "{slots} slots");
+
+    let discovery = instance.endpoint("discovery")?;
+    let url = format!("redis://:{PASSWORD}@{}:{}", discovery.host, discovery.port);
+    let client = redis::cluster::ClusterClientBuilder::new(vec![url]).retries(2).build()?;
+    let mut connection = client.get_async_connection().await?;
+    for n in 0..300 {
+        let () = redis::cmd("SET").arg(format!("k{n}")).arg(n).query_async(&mut connection).await?;
+    }
+    for n in 0..300 {
+        let value: i32 =
+            redis::cmd("GET").arg(format!("k{n}")).query_async(&mut connection).await?;
+        ensure!(value == n);
+    }
+    let mut sizes = 0;
+    for shard in 0..3 {
+        let primary = instance.primary(shard)?.address()?;
+        let reply = connect(&primary).await?.call(&["DBSIZE"]).await?;
+        let larder_testkit::Reply::Integer(size) = reply else { anyhow::bail!("{reply:?}") };
+        ensure!(size > 0, "a shard without keys");
+        sizes += size;
+    }
+    ensure!(sizes == 300);
+    larder.cli(&["instance", "delete", "shards", "--permanent", "--yes", "--wait"]).await?;
+    check_tidy(&larder).await?;
+    larder.finish().await
+}
+
+/// The whole story of one fault of shard 0's primary.
+async fn cluster_fault(fault: Fault, serve_down: bool) -> Result<()> {
+    let larder = Larder::started().await?;
+    larder.expect_faults();
+    let mut tested = Tested::cluster(larder, 2, "redis-7.0").await?;
+    let before = tested.instance.primary(0)?.clone();
+    if serve_down {
+        tested.larder.kill_serve().await?;
+    }
+    let at = tested.writers[0].now();
+    fault.strike(&tested.larder, &tested.instance, 0).await?;
+    tested.writes_again(SOON).await.context("writes after the fault")?;
+    // A node with a new volume joins under a new id, and its old entry is forgotten, by the
+    // reconciler: everything else gets along without `serve`.
+    if fault == Fault::VolumeLost && serve_down {
+        tested.larder.start_serve().await?;
+    }
+    cluster_is_whole(&tested.instance, SOON).await?;
+    if serve_down && fault != Fault::VolumeLost {
+        tested.larder.start_serve().await?;
+    }
+    let moved = fault.moves_the_primary();
+    let shown = tested
+        .larder
+        .wait_for("shards", "running, as configured", SOON, |i| {
+            i.state == "running"
+                && i.nodes.len() == 6
+                && (0..3).all(|s| i.primary(s).is_ok() && i.replicas(s).len() == 1)
+        })
+        .await?;
+    if moved {
+        ensure!(shown.primary(0)?.id != before.id, "{} still leads", before.id);
+    }
+    ensure!(shown.endpoints == tested.instance.endpoints, "the endpoint moved");
+    check_tidy(&tested.larder).await?;
+    let (larder, instance, seen) = tested.stop().await?;
+    let discovery = instance.endpoint("discovery")?;
+    // Without its agent's help a shard waits for the cluster's own node timeout.
+    check_history(&seen.histories[0], &seen.control, discovery, fault, at).await?;
+    if moved {
+        for other in &seen.histories[1..] {
+            let gap = other.gap(&seen.control);
+            ensure!(gap < Duration::from_secs(6), "another shard's writes stood for {gap:?}");
+            other.check_nothing_lost(discovery).await?;
+        }
+    }
+    larder.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planned_failover_of_a_shard_loses_nothing() -> Result<()> {
+    cluster_fault(Fault::Planned, false).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_primary_is_succeeded_at_once_by_its_agents_help_while_serve_is_down() -> Result<()>
+{
+    cluster_fault(Fault::ServerKilled, true).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn primary_killed_with_its_agent_is_succeeded() -> Result<()> {
+    cluster_fault(Fault::ServerAndAgentKilled, false).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_killed_at_once_form_the_same_cluster_again_while_serve_is_down() -> Result<()> {
+    cluster_fault(Fault::AllNodesKilled, true).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_volume_is_healed_and_its_stale_entry_forgotten() -> Result<()> {
+    cluster_fault(Fault::VolumeLost, false).await
+}
