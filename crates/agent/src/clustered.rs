@@ -57,7 +57,13 @@ pub(crate) struct Clustered {
     released: bool,
     /// Run id of the server that was told whether it may fail over, and what it was told.
     hold_applied: Option<(String, bool)>,
+    /// A failover was ordered here: the server is watched closely, so that its new part is known
+    /// (and what its own death would mean) as soon as it has it.
+    attentive_until: Option<Timestamp>,
 }
+
+/// For how long a server is watched closely after an order to take over.
+const ATTENTION: Millis = Millis(3_000);
 
 impl Clustered {
     /// Looks at the server and acts.
@@ -147,7 +153,8 @@ impl Clustered {
     /// The server of a primary is dead: see to it that a replica takes its slots.
     async fn hand_on(&mut self, core: &mut Core) -> Round {
         let now = clock::monotonic();
-        if on_hold(core) {
+        // Judged when the server died: the failover under way is one that was still allowed.
+        if self.failover.is_none() && on_hold(core) {
             self.hold_shard(core).await;
             self.released = true;
             return Round { again: true, wake_at: None };
@@ -275,6 +282,7 @@ impl Clustered {
             self.apply_hold(core).await;
             return Ok(());
         }
+        self.attentive_until = Some(clock::monotonic() + ATTENTION);
         fail_over(core, request.mode).await
     }
 
@@ -309,7 +317,10 @@ impl Clustered {
                 }
                 Ok(())
             }
-            Order::ClusterFailover { mode } => fail_over(core, *mode).await,
+            Order::ClusterFailover { mode } => {
+                self.attentive_until = Some(clock::monotonic() + ATTENTION);
+                fail_over(core, *mode).await
+            }
             other => Err(Refusal::new(
                 Code::InvalidRequest,
                 format!("{} is for nodes with a lease", other.name()),
@@ -349,7 +360,9 @@ impl Clustered {
     }
 
     pub(crate) fn in_motion(&self, core: &Core) -> bool {
-        self.failover.is_some() || !matches!(core.server.state(), ServerState::Serving)
+        self.failover.is_some()
+            || self.attentive_until.is_some_and(|until| clock::monotonic() < until)
+            || !matches!(core.server.state(), ServerState::Serving)
     }
 }
 

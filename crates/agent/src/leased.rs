@@ -9,8 +9,9 @@ use larder_election::{
 };
 use larder_model::agent::{LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role};
 use larder_model::lease::{LeaseRecord, Route};
-use larder_model::{Address, Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
+use larder_model::{Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
 
+use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate};
 use crate::command::{DemoteRequest, PromiseAnswer, PromiseRequest};
 use crate::core::{Core, SAMPLE, problem};
 use crate::lease::{Endpoint, Lease, LeaseError};
@@ -20,11 +21,6 @@ use crate::{clock, fence, proc};
 
 /// A report to a peer may spend this on its sample: the peer waits 300 ms.
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
-
-/// Where nobody listens: a server that copies from here is read-only and stays as it is.
-fn nobody() -> Address {
-    Address::new("127.0.0.1", 1)
-}
 
 /// What one round brought.
 pub(crate) struct Round {
@@ -47,6 +43,8 @@ pub(crate) struct Leased {
     route_known: bool,
     situation: Situation,
     boot_id: String,
+    /// A change was announced and not looked at yet: kept over a cancelled wait.
+    change_pending: bool,
 }
 
 impl Leased {
@@ -64,18 +62,25 @@ impl Leased {
             route_known: false,
             situation: Situation::Down,
             boot_id: proc::boot_id().unwrap_or_default(),
+            change_pending: false,
         }
     }
 
     /// Waits for a change of the lease by somebody else. Cancel-safe.
     pub(crate) async fn changed(&mut self) {
         loop {
-            self.lease.changed().await;
+            if !self.change_pending {
+                self.lease.changed().await;
+                self.change_pending = true;
+            }
             let known = self.view.last().map(|known| known.version);
             match self.lease.read().await {
                 // Our own write comes back as a change, too.
-                Ok(Some((version, _))) if Some(version) == known => {}
-                _ => return,
+                Ok(Some((version, _))) if Some(version) == known => self.change_pending = false,
+                _ => {
+                    self.change_pending = false;
+                    return;
+                }
             }
         }
     }
@@ -649,122 +654,6 @@ impl Leased {
                     }
                 }
             }
-        }
-    }
-}
-
-/// Whether the world is another one after this action, so that the next decision need not wait.
-fn moves(action: &Action) -> bool {
-    match action {
-        Action::AcquireLease { .. }
-        | Action::ReleaseLease { .. }
-        | Action::StartServer { .. }
-        | Action::KillServer { .. }
-        | Action::Promote { .. }
-        | Action::Follow(_)
-        | Action::Park
-        | Action::PauseWrites { .. }
-        | Action::CloseClients
-        | Action::BeginHandOver { .. }
-        | Action::EndHandOver
-        | Action::FinishOrder(_) => true,
-        Action::RenewLease { .. }
-        | Action::ResumeWrites
-        | Action::FenceOldPrimary { .. }
-        | Action::AskPeers
-        | Action::AskPromises { .. }
-        | Action::PublishRoute(_)
-        | Action::KeepDataAside
-        | Action::DropDataAside => false,
-    }
-}
-
-fn note_take_over(core: &mut Core, record: &LeaseRecord) {
-    let from = record.previous.as_ref().filter(|previous| previous.node != core.config.node);
-    match from {
-        Some(previous) if previous.reason.is_automatic() => {
-            let message = format!(
-                "takes over as primary from node {} ({:?}), epoch {}",
-                previous.node, previous.reason, record.epoch
-            );
-            core.memory.event(Severity::Warning, "failover", message);
-        }
-        Some(previous) => {
-            let message = format!(
-                "takes over as primary from node {} as planned, epoch {}",
-                previous.node, record.epoch
-            );
-            core.memory.event(Severity::Info, "handed-over", message);
-        }
-        None => {
-            let message = format!("leads, epoch {}", record.epoch);
-            core.memory.event(Severity::Info, "lease-taken", message);
-        }
-    }
-}
-
-/// Makes the server a primary, once the lineage is on disk.
-async fn promote(core: &mut Core, epoch: u64) -> bool {
-    if core.memory.get().data_epoch < epoch {
-        core.memory.change(|memory| memory.data_epoch = epoch);
-        if !core.memory.save() {
-            return false;
-        }
-    }
-    if !done(core.server.hands().await, async |hands| hands.replicaof(None).await).await {
-        return false;
-    }
-    core.server.sample(SAMPLE).await;
-    let promoted = core.server.replication().is_some_and(|view| view.role == Role::Primary);
-    if promoted {
-        core.memory.event(Severity::Info, "promoted", format!("takes writes, epoch {epoch}"));
-    }
-    promoted
-}
-
-async fn replicate(core: &mut Core, upstream: &Address) -> bool {
-    let address = upstream.clone();
-    done(core.server.hands().await, async |hands| hands.replicaof(Some(&address)).await).await
-}
-
-/// Stops writes; a server that does not obey in time is killed.
-async fn park(core: &mut Core) -> bool {
-    let limit = Duration::from_millis(core.config.election.fence_margin.0 / 2);
-    let message = "stops taking writes".to_owned();
-    core.memory.event(Severity::Warning, "parked", message);
-    match tokio::time::timeout(limit, replicate(core, &nobody())).await {
-        Ok(true) => true,
-        _ => core.kill_server().await,
-    }
-}
-
-async fn pause(core: &mut Core, for_: Millis) -> bool {
-    let paused =
-        done(core.server.hands().await, async |h| h.client_pause_write(for_.duration()).await)
-            .await;
-    if paused {
-        core.server.paused(for_);
-    }
-    paused
-}
-
-/// Runs an order on the connection, if there is one, and logs why it failed.
-async fn done<'a, E: std::fmt::Display>(
-    hands: Result<&'a mut larder_node::Connection, E>,
-    order: impl AsyncFnOnce(&'a mut larder_node::Connection) -> Result<(), larder_node::NodeError>,
-) -> bool {
-    let hands = match hands {
-        Ok(hands) => hands,
-        Err(error) => {
-            tracing::info!(%error, "server out of reach");
-            return false;
-        }
-    };
-    match order(hands).await {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::info!(%error, "order to the server failed");
-            false
         }
     }
 }

@@ -5,6 +5,7 @@
 //! or the quick failover of a cluster shard. It needs nobody else to do so: while the control
 //! plane is down everything here goes on. See `docs/design/0002-one-machine.md`.
 
+mod act;
 mod api;
 mod boot;
 pub mod client;

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_model::{InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker};
+use larder_model::{
+    EngineName, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
+};
 use larder_store::{EngineRow, Store};
 use tokio::sync::watch;
 
@@ -51,6 +53,13 @@ pub trait EngineProbe: Send + Sync {
     /// # Errors
     /// `engine-unusable` with the reason.
     async fn probe(&self, path: &Path) -> Result<EngineRow, Refusal>;
+
+    /// The catalogue has the engine now. A probe alone does not mean that: the name may be
+    /// another binary's, and then the engine is refused.
+    fn added(&self, _engine: &EngineRow) {}
+
+    /// The catalogue has the engine no longer.
+    fn removed(&self, _engine: &EngineName) {}
 }
 
 /// Everything that [`ApiState`] is made from.

@@ -89,6 +89,11 @@ pub(crate) fn has_data(c: &Context<'_>, report: &PeerReport) -> bool {
         || (report.volume == VolumeState::Data && report.data_epoch > 0)
 }
 
+/// Whether this node's offset is behind the other's, so that leading would lose writes.
+pub(crate) fn is_behind(a: &Claimant, b: &Claimant) -> bool {
+    a.offset < b.offset
+}
+
 /// Every node known to have data of its own but the former holder, newest lineage first.
 pub(crate) fn by_lineage(c: &Context<'_>, record: &LeaseRecord, since: Timestamp) -> Vec<Claimant> {
     let own = own_report(c);

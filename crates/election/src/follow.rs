@@ -147,7 +147,7 @@ fn follow(c: &Context<'_>, known: &LeaseKnown, holder: &NodeId) -> Decision {
         return Decision { actions, wake_at: None, situation };
     };
     // Rule "older epoch follows": whatever this node was, it can only become a replica.
-    let stays = server.role() == Some(Role::Primary) && !c.rules.older_epoch_follows;
+    let stays = !c.rules.older_epoch_follows && c.local.data_epoch < epoch;
     if server.is_down() {
         actions.extend(start(c, Some(&peer.member)));
         if !server.may_start {

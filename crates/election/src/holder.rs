@@ -14,6 +14,11 @@ use crate::{follow, hand_over, route, vacancy};
 pub(crate) fn decide(c: &Context<'_>, known: &LeaseKnown, run_id: &str) -> Decision {
     let server = &c.local.server;
     if server.is_down() {
+        if !c.rules.restarted_server_steps_back {
+            let mut decision = renew_only(c, known);
+            decision.actions.extend(follow::start(c, None));
+            return decision;
+        }
         return server_lost(c, known);
     }
     match &server.run_id {
@@ -28,8 +33,12 @@ pub(crate) fn decide(c: &Context<'_>, known: &LeaseKnown, run_id: &str) -> Decis
             record.holder =
                 Some(LeaseHolder { node: c.local.me.node.clone(), run_id: own.clone() });
             let after_version = Some(known.version);
+            let ready = server.state == ServerState::Serving;
             return Decision {
-                actions: vec![Action::AcquireLease { record, after_version }],
+                actions: ready
+                    .then_some(Action::AcquireLease { record, after_version })
+                    .into_iter()
+                    .collect(),
                 wake_at: Some(c.now + c.policy.gather),
                 situation: Situation::TakingOver,
             };

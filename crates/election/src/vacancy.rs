@@ -5,9 +5,9 @@ use larder_model::lease::{LeaseHolder, LeaseRecord, Previous, ReleaseReason};
 use larder_model::{Millis, NodeId, Timestamp};
 
 use crate::action::{Action, Decision, OrderOutcome, Situation, StartAs, WhyNoPrimary, WhyParked};
-use crate::candidate::{by_lineage, candidates, has_data, is_candidate, own_report};
+use crate::candidate::{by_lineage, candidates, has_data, is_behind, is_candidate, own_report};
 use crate::promise::bound_until;
-use crate::world::{Context, LeaseKnown, OrderKind, former_holder, lineage};
+use crate::world::{Context, LeaseKnown, OrderKind, PeerReport, former_holder, lineage};
 use crate::{follow, route};
 
 /// Whether automatic failovers of the shard are on hold (rule: failover limit). By wall clock,
@@ -52,15 +52,22 @@ pub(crate) fn without_lease(c: &Context<'_>) -> Decision {
         return Decision { actions: vec![], wake_at: None, situation: Situation::NoPrimary(why) };
     }
     // The shard has a past and its lease is gone. Epochs go on above all that anybody has seen,
-    // so everybody has to answer.
+    // so everybody has to answer, and nobody may still take writes.
     let since = c.now - c.policy.renew_every;
-    if !c.all_answered(since) {
+    let leads = |report: &PeerReport| {
+        report.replication.as_ref().is_some_and(|view| view.role == Role::Primary)
+    };
+    let somebody_leads = c.peers.iter().filter_map(|p| c.fresh(p, since)).any(leads);
+    if !c.all_answered(since) || somebody_leads {
         let mut actions = Vec::new();
+        if server.role() == Some(Role::Primary) {
+            actions.push(Action::Park);
+        }
         if server.is_down() {
             actions.extend(follow::start(c, None));
         }
-        actions.extend(ask(c, since));
-        let wake_at = Some(c.now + c.policy.gather);
+        actions.extend(ask(c, c.now - c.policy.gather));
+        let wake_at = Some(c.now + Millis(c.policy.gather.0 / 2));
         let situation = Situation::NoPrimary(WhyNoPrimary::LeaseUnreachable);
         return Decision { actions, wake_at, situation };
     }
@@ -309,6 +316,14 @@ fn verdict(
         } else {
             since + gather + turn(c, place + silent.len())
         };
+        // One with more writes may have begun to watch the lease later (a restarted agent waits a
+        // whole lease): losing nothing is worth that time.
+        if let (Some(best), Some(own)) = (list.first(), list.get(place))
+            && c.rules.highest_offset
+            && is_behind(own, best)
+        {
+            at = at + c.policy.lease_ttl + c.policy.clock_drift;
+        }
         if successor.is_some() {
             at = at.max(since + gather + turn(c, 1));
         }

@@ -210,7 +210,8 @@ fn a_killed_process_is_back_within_a_second() {
     signal(first.pid, Signal::KILL);
     eventually("it is back", || world.living("agent-a").is_some_and(|mark| mark != first));
     assert!(killed.elapsed() < Duration::from_secs(1), "it took {:?}", killed.elapsed());
-    assert_eq!(running_with(&spec.argv), 1);
+    // While a process becomes another program it has no arguments for an instant.
+    eventually("there is one of it", || running_with(&spec.argv) == 1);
 }
 
 #[test]

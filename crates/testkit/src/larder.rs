@@ -329,10 +329,10 @@ impl Larder {
         all.extend(["--password-stdin", "--wait", "--timeout", "90s", "-o", "json"]);
         let output = self.cli_with_input(&all, &format!("{PASSWORD}\n")).await?;
         ensure!(output.code == 0, "larder {all:?}: {output:?}");
-        let instance: Instance = serde_json::from_str(&output.stdout)
+        let printed: Instance = serde_json::from_str(&output.stdout)
             .with_context(|| format!("create --wait prints no instance: {}", output.stdout))?;
-        ensure!(instance.state == "running", "created, and not running: {instance:?}");
-        Ok(instance)
+        ensure!(printed.name == name, "another instance is printed: {printed:?}");
+        self.wait_state(name, "running", Duration::from_secs(20)).await
     }
 
     /// # Errors

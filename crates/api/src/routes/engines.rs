@@ -71,6 +71,7 @@ pub(crate) async fn add(
         Err(error) => return Err(error.into()),
     }
     state.store().engine_upsert(&engine).await?;
+    state.parts().engine_probe.added(&engine);
     let object = Object::Engine(engine.name.to_string());
     let detail = json!({ "path": asked.path, "version": engine.version });
     state.store().record_append(&caller.record(Action::EngineAdd, &object, detail)).await?;
@@ -96,6 +97,7 @@ pub(crate) async fn remove(
         Err(error) if error.is_not_found() => return Err(missing()),
         other => other?,
     }
+    state.parts().engine_probe.removed(&name);
     state.store().record_append(&caller.record(Action::EngineRemove, &object, json!({}))).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -21,4 +21,6 @@ pub enum Violation {
     GapTooLong { at: i64, instance: InstanceId, gap: i64, allowed: i64 },
     #[error("{at} ms: {instance} failed over {count} times by itself, {allowed} are allowed")]
     TooManyFailovers { at: i64, instance: InstanceId, count: usize, allowed: usize },
+    #[error("{at} ms: {instance} lost {lost} acknowledged writes, {allowed} are allowed")]
+    WritesLost { at: i64, instance: InstanceId, lost: usize, allowed: usize },
 }

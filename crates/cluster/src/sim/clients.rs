@@ -69,7 +69,7 @@ impl World {
                     process.log.push(write);
                     client.pending = None;
                     client.next_at = t + WRITE_EVERY;
-                    self.acknowledge(key);
+                    self.acknowledge(key, write);
                 } else if process.serving() && process.role == Role::Replica {
                     // READONLY: nothing acknowledged; ask the relay again.
                     *client = Client { next_at: t + WRITE_EVERY, ..Client::default() };
@@ -80,7 +80,7 @@ impl World {
         }
     }
 
-    fn acknowledge(&mut self, key: &ShardKey) {
+    fn acknowledge(&mut self, key: &ShardKey, write: WriteId) {
         let t = self.t;
         if let Some(shard) = self.shards.get_mut(key) {
             let gap = t - shard.last_ack;
@@ -88,6 +88,7 @@ impl World {
                 shard.longest_gap = (gap, t);
             }
             shard.acked += 1;
+            shard.acked_ids.push(write);
             shard.last_ack = t;
         }
     }

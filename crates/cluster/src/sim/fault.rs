@@ -28,6 +28,8 @@ pub enum Fault {
     CutReplication { node: NodeId, length: i64 },
     /// The lease store behaves badly: towards the worker of `node`, or everybody.
     Lease { node: Option<NodeId>, trouble: LeaseTrouble, length: i64 },
+    /// The lease of this node's shard is deleted.
+    LoseLease { node: NodeId },
     /// Full syncs take this long from now on.
     SlowSync { sync_ms: i64 },
     /// The keeper of this node's worker does nothing.

@@ -101,6 +101,17 @@ impl World {
                 self.lease_well_since = self.lease_well_since.max(over);
                 self.lease_trouble.push((worker, trouble, t + length));
             }
+            Fault::LoseLease { node } => {
+                if let Some(key) = self.shard_of(&node)
+                    && let Some(shard) = self.shards.get_mut(&key)
+                {
+                    shard.lease.value = None;
+                }
+                for found in self.nodes.values_mut() {
+                    found.agent.known = None;
+                    found.agent.read_at = larder_model::Timestamp(0);
+                }
+            }
             Fault::SlowSync { sync_ms } => self.sync_ms = sync_ms,
             Fault::StopKeeper { node, length } => {
                 over = t + length;

@@ -25,6 +25,7 @@ pub use larder_election::Rules;
 pub use lease::LeaseTrouble;
 pub use rng::Rng;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use larder_election::{OrderKind, PendingOrder};
@@ -265,6 +266,20 @@ impl Sim {
         let world = self.world();
         let shards = world.shards.iter().filter(|((of, _), _)| of.as_str() == instance);
         shards.map(|(_, shard)| shard.acked).sum()
+    }
+
+    /// How many acknowledged writes the present primary does not have. Replication is
+    /// asynchronous: a few of them are no mistake when a primary dies.
+    pub fn lost_writes(&self, instance: &str) -> usize {
+        let world = self.world();
+        let primary = world
+            .nodes
+            .iter()
+            .find(|(id, n)| n.config.instance.as_str() == instance && world.leads(id));
+        let Some(process) = primary.and_then(|(_, n)| n.process.as_ref()) else { return 0 };
+        let have: BTreeSet<u64> = process.log.iter().copied().collect();
+        let shards = world.shards.iter().filter(|((of, _), _)| of.as_str() == instance);
+        shards.flat_map(|(_, s)| &s.acked_ids).filter(|id| !have.contains(id)).count()
     }
 
     /// The longest time between two acknowledged writes, up to now.

@@ -63,6 +63,8 @@ pub(super) struct SimShard {
     pub(super) clients: Vec<Client>,
     /// Acknowledged writes: how many, and when the last one was.
     pub(super) acked: u64,
+    /// Their ids.
+    pub(super) acked_ids: Vec<WriteId>,
     pub(super) last_ack: i64,
     pub(super) longest_gap: (i64, i64),
     /// What the old primary had when a planned hand-over demoted it.
