@@ -96,7 +96,8 @@ mod tests {
     use super::*;
 
     fn check(text: &str) -> anyhow::Result<Config> {
-        let file = std::env::temp_dir().join(format!("larder-config-{}-{:p}", std::process::id(), text));
+        let file =
+            std::env::temp_dir().join(format!("larder-config-{}-{:p}", std::process::id(), text));
         std::fs::write(&file, text)?;
         let config = load(Some(&file));
         std::fs::remove_file(&file)?;

@@ -15,7 +15,11 @@ const BINARIES: [&str; 2] = ["redis-server", "valkey-server"];
 ///
 /// # Errors
 /// When the catalogue cannot be read or written. A binary that is no engine is only logged.
-pub(crate) async fn discover(store: &Store, dirs: &[PathBuf], now: Timestamp) -> anyhow::Result<()> {
+pub(crate) async fn discover(
+    store: &Store,
+    dirs: &[PathBuf],
+    now: Timestamp,
+) -> anyhow::Result<()> {
     let known: BTreeSet<PathBuf> =
         store.engine_list().await?.into_iter().map(|engine| engine.path).collect();
     let mut names: BTreeSet<String> =
@@ -87,7 +91,9 @@ fn candidates(dirs: &[PathBuf]) -> Vec<PathBuf> {
         for name in BINARIES {
             let file = dir.join(name);
             // The same file by two ways (/bin, /usr/bin) is one engine.
-            let Ok(real) = file.parent().map_or(Ok(file.clone()), |p| p.canonicalize().map(|p| p.join(name))) else {
+            let Ok(real) =
+                file.parent().map_or(Ok(file.clone()), |p| p.canonicalize().map(|p| p.join(name)))
+            else {
                 continue;
             };
             if real.is_file() && seen.insert(real.clone()) {

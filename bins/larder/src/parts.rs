@@ -28,6 +28,10 @@ impl Engines {
         let mut binaries = self.binaries.write().unwrap_or_else(PoisonError::into_inner);
         binaries.insert(row.name.clone(), row.path.clone());
     }
+
+    fn remove(&self, engine: &EngineName) {
+        self.binaries.write().unwrap_or_else(PoisonError::into_inner).remove(engine);
+    }
 }
 
 impl EngineLookup for Engines {
@@ -52,9 +56,15 @@ impl Prober {
 #[async_trait]
 impl EngineProbe for Prober {
     async fn probe(&self, path: &Path) -> Result<EngineRow, Refusal> {
-        let row = crate::engines::probe_for_catalogue(path, self.clock.now()).await?;
-        self.engines.insert(&row);
-        Ok(row)
+        crate::engines::probe_for_catalogue(path, self.clock.now()).await
+    }
+
+    fn added(&self, engine: &EngineRow) {
+        self.engines.insert(engine);
+    }
+
+    fn removed(&self, engine: &EngineName) {
+        self.engines.remove(engine);
     }
 }
 
@@ -98,12 +108,11 @@ impl Capacity for LocalCapacity {
             .field("engine"));
         }
         let ports = spec.node_count() as usize + spec.architecture.endpoints().len();
-        self.cluster
-            .check_room(LEAST_FREE)
-            .and_then(|()| self.cluster.check_ports(ports))
-            .map_err(|error| match error {
+        self.cluster.check_room(LEAST_FREE).and_then(|()| self.cluster.check_ports(ports)).map_err(
+            |error| match error {
                 ClusterError::Refused(refusal) => refusal,
                 other => Refusal::new(Code::Internal, other.to_string()),
-            })
+            },
+        )
     }
 }

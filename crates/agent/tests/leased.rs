@@ -4,8 +4,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use larder_model::NodeMode;
+use larder_agent::ClientError;
+use larder_model::agent::Fence;
 use larder_model::agent::{Order, ProblemCode, Role, ServerState, VolumeState};
+use larder_model::{Code, NodeMode};
 use support::{World, events, leader, role};
 
 const START: Duration = Duration::from_secs(20);
@@ -177,4 +179,34 @@ async fn a_stranger_on_the_port_is_never_spoken_to() {
     let status = world.client(0).status().await.expect("status");
     assert_eq!(status.server.state, ServerState::Serving);
     assert_eq!(status.problem, None);
+}
+
+#[tokio::test]
+async fn older_and_misplaced_orders_are_refused_and_news_wakes_a_waiting_reader() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    world.start_all();
+    world.settled(START).await;
+    let client = world.client(0);
+    let fence = |controller_epoch, generation| Fence { controller_epoch, generation };
+    client.order(fence(2, 1), &Order::StartEmpty).await.expect("accepted");
+    let stale = client.order(fence(1, 9), &Order::StartEmpty).await;
+    assert!(matches!(stale, Err(ClientError::Stale { seen }) if seen == fence(2, 1)), "{stale:?}");
+    for (order, code) in [
+        (Order::HandOver { to: None }, Code::NoEligibleReplica),
+        (Order::ClusterForget { ids: vec![] }, Code::InvalidRequest),
+    ] {
+        let refused = client.order(fence(2, 1), &order).await;
+        assert!(
+            matches!(&refused, Err(ClientError::Refused(refusal)) if refusal.code == code),
+            "{refused:?}"
+        );
+    }
+    let now = client.status().await.expect("status");
+    let began = Instant::now();
+    let (waiter, run, version) = (client.clone(), now.agent_run.clone(), now.version);
+    let waiting = tokio::spawn(async move { waiter.next_status(&run, version).await });
+    let run_id = now.server.run_id.expect("serves");
+    client.order(fence(2, 2), &Order::RestartServer { run_id }).await.expect("accepted");
+    let news = waiting.await.expect("no panic").expect("status");
+    assert!(news.version > now.version && began.elapsed() < Duration::from_secs(5));
 }

@@ -3,7 +3,7 @@
 
 use larder_cluster::sim::{Fault, LeaseTrouble, Rules, Sim, SimConfig, Violation};
 use larder_model::agent::Order;
-use larder_model::{ElectionPolicy, InstanceId, NodeId};
+use larder_model::{ElectionPolicy, InstanceId, Millis, NodeId};
 
 /// So many seeds are tried before a rule counts as useless.
 const BOUND: u64 = 60;
@@ -90,6 +90,8 @@ fn without_waiting_for_expiry_two_nodes_lead() {
         let sim = usual(seed, 2);
         sim.set_rules(rules);
         let holder = Some(node(0));
+        // The replica hears nothing of the primary, which would tell it to wait.
+        sim.inject(Fault::Isolate { node: node(1), length: 8000 });
         sim.inject(Fault::Lease { node: holder, trouble: LeaseTrouble::Slow(2500), length: 8000 });
         for_ms(&sim, 12_000)
     });
@@ -126,8 +128,11 @@ fn without_kept_promises_two_nodes_lead() {
         let sim = usual(seed, 3);
         sim.set_rules(rules);
         let trouble = LeaseTrouble::Fails;
-        sim.inject(Fault::Lease { node: Some(node(0)), trouble, length: 9000 });
-        for_ms(&sim, 12_000)
+        sim.inject(Fault::Lease { node: Some(node(0)), trouble, length: 12_000 });
+        // It has its promises, then nobody can reach it to fence it.
+        for_ms(&sim, 3000)?;
+        sim.inject(Fault::Isolate { node: node(0), length: 9000 });
+        for_ms(&sim, 21_000)
     });
 }
 
@@ -293,7 +298,12 @@ fn a_poison_command_would_walk_through_all_copies() {
         let count = sim.failovers("i-a").len();
         let at = sim.now();
         if count > 3 {
-            return Err(Violation::TooManyFailovers { at, instance: instance(), count, allowed: 3 });
+            return Err(Violation::TooManyFailovers {
+                at,
+                instance: instance(),
+                count,
+                allowed: 3,
+            });
         }
         Ok(())
     });
@@ -317,7 +327,9 @@ fn a_planned_hand_over_would_lose_writes() {
 #[test]
 fn a_late_release_would_make_two_nodes_lead() {
     rule_matters(Rules { renew_before_promote: false, ..Rules::ALL }, |seed, rules| {
-        let sim = usual(seed, 2);
+        // Called off while the lease still holds: later the rule to stop in time would help too.
+        let policy = ElectionPolicy { hand_over_timeout: Millis(1000), ..unlimited() };
+        let sim = fleet(seed, 2, SimConfig::default(), policy);
         sim.set_rules(rules);
         sim.order(&node(0), &Order::HandOver { to: None });
         // The hand-over has begun when the store gets slow.

@@ -168,10 +168,6 @@ impl Reconciler {
         now: Timestamp,
     ) -> Result<(), BookError> {
         let instance = &desired.spec.id;
-        if plan.steps.iter().any(|step| step.step == Step::PurgeInstance) {
-            // The last step deletes the row: the operation has to end before it.
-            return Ok(());
-        }
         let report = &plan.report;
         // Who waits for the operation looks at the instance as soon as it has ended: what is
         // written with its end is how the instance stands without it.

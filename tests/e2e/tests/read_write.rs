@@ -122,6 +122,7 @@ async fn fourth_failover_in_five_minutes_is_held_and_told() -> Result<()> {
         tested.writes_again(SOON).await.with_context(|| format!("failover {n}"))?;
         let next = replication_is_whole(&tested.instance, SOON).await?;
         ensure!(next != primary, "the dead primary of failover {n} leads again");
+        tested.larder.wait_state("rw", "running", SOON).await?;
         primary = next;
     }
     kill9(tested.larder.server_pid(&tested.instance, &primary)?)?;

@@ -168,8 +168,7 @@ impl SimAgent {
                 known.seen_at = now;
             }
             None => {
-                self.known =
-                    Some(LeaseKnown { record, version, seen_at: now, epoch_seen_at: now });
+                self.known = Some(LeaseKnown { record, version, seen_at: now, epoch_seen_at: now });
                 self.dirty = true;
             }
         }

@@ -498,7 +498,8 @@ impl Agents for Sim {
     ) -> Result<AgentStatus, AgentError> {
         let mut world = self.world();
         world.agent_answers(instance, node)?;
-        let silent = || AgentError::Silent { node: node.clone(), reason: "no such node".to_owned() };
+        let silent =
+            || AgentError::Silent { node: node.clone(), reason: "no such node".to_owned() };
         world.status(node).ok_or_else(silent)
     }
 

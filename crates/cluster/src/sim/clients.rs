@@ -43,7 +43,10 @@ impl World {
             let target = route.filter(|r| !r.hold).and_then(|r| r.write.as_ref());
             let server = target.and_then(|target| {
                 let process = self.nodes.get(&target.node)?.process.as_ref()?;
-                process.stopped_since.is_none().then(|| (target.node.clone(), process.run_id.clone()))
+                process
+                    .stopped_since
+                    .is_none()
+                    .then(|| (target.node.clone(), process.run_id.clone()))
             });
             client.connection = server;
             client.pending = None;

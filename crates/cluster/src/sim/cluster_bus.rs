@@ -140,7 +140,8 @@ impl World {
             if !self.reach(node, &other) {
                 continue;
             }
-            let Some(theirs) = self.bus(&other).and_then(|b| b.me().map(|p| (b.my_id.clone(), p.clone())))
+            let Some(theirs) =
+                self.bus(&other).and_then(|b| b.me().map(|p| (b.my_id.clone(), p.clone())))
             else {
                 continue;
             };
@@ -166,9 +167,10 @@ impl World {
             .filter(|(id, _)| **id != my_id)
             .map(|(id, p)| (id.clone(), p.node.clone()))
             .collect();
-        let timeout = self.nodes.get(node).map_or(5000, |n| {
-            i64::try_from(n.config.cluster_node_timeout.0).unwrap_or(i64::MAX)
-        });
+        let timeout = self
+            .nodes
+            .get(node)
+            .map_or(5000, |n| i64::try_from(n.config.cluster_node_timeout.0).unwrap_or(i64::MAX));
         for (id, peer) in peers {
             let heard = if self.reach(node, &peer) {
                 self.bus(&peer).filter(|b| b.my_id == id).cloned()
@@ -241,11 +243,8 @@ impl World {
             self.with_bus(node, |bus| bus.election_at = None);
             return;
         }
-        let owners: Vec<&BusPeer> = bus
-            .known
-            .values()
-            .filter(|p| p.role == Role::Primary && !p.slots.is_empty())
-            .collect();
+        let owners: Vec<&BusPeer> =
+            bus.known.values().filter(|p| p.role == Role::Primary && !p.slots.is_empty()).collect();
         let votes = owners.iter().filter(|p| !p.failed && self.reach(node, &p.node)).count();
         let offset = |id: &NodeId| {
             self.nodes.get(id).and_then(|n| n.process.as_ref()).map_or(0, |p| p.offset())

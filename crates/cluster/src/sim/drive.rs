@@ -4,9 +4,7 @@ use larder_election::{
     Action, HandOverProgress, Local, LocalServer, OrderKind, Peer, PeerPromise, PeerReport,
     Promise, StartAs, decide_with, may_promise, peer_report, sync_mark,
 };
-use larder_model::agent::{
-    Member, ReplicaSeen, ReplicationView, Role, ServerState, VolumeState,
-};
+use larder_model::agent::{Member, ReplicaSeen, ReplicationView, Role, ServerState, VolumeState};
 use larder_model::lease::Route;
 use larder_model::{Millis, NodeId, NodeMode, Observation, Timestamp};
 
@@ -643,8 +641,11 @@ impl World {
     /// For the check of planned hand-overs: what the old primary has acknowledged.
     fn remember_planned(&mut self, node: &NodeId) {
         let Some(found) = self.nodes.get(node) else { return };
-        let ordered =
-            found.agent.order.as_ref().is_some_and(|o| matches!(o.kind, OrderKind::HandOver { .. }));
+        let ordered = found
+            .agent
+            .order
+            .as_ref()
+            .is_some_and(|o| matches!(o.kind, OrderKind::HandOver { .. }));
         let primary = found.process.as_ref().filter(|p| p.role == Role::Primary);
         if let (true, Some(process), Some(_)) = (ordered, primary, &found.agent.hand_over) {
             let log = process.log.clone();

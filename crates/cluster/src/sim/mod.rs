@@ -256,8 +256,7 @@ impl Sim {
     /// The node that takes writes.
     pub fn primary(&self, instance: &str) -> Option<NodeId> {
         let world = self.world();
-        let mut nodes =
-            world.nodes.iter().filter(|(_, n)| n.config.instance.as_str() == instance);
+        let mut nodes = world.nodes.iter().filter(|(_, n)| n.config.instance.as_str() == instance);
         nodes.find(|(id, _)| world.leads(id)).map(|(id, _)| id.clone())
     }
 
@@ -287,7 +286,11 @@ impl Sim {
         let world = self.world();
         let shards = world.shards.iter().filter(|((of, _), _)| of.as_str() == instance);
         shards
-            .map(|(_, s)| if s.acked == 0 { world.t } else { s.longest_gap.0.max(world.t - s.last_ack) })
+            .map(
+                |(_, s)| {
+                    if s.acked == 0 { world.t } else { s.longest_gap.0.max(world.t - s.last_ack) }
+                },
+            )
             .max()
             .unwrap_or(0)
     }
@@ -326,8 +329,9 @@ impl Sim {
         let address = world.nodes.get(primary).map(|n| n.config.address.clone());
         for node in nodes.iter().filter(|node| *node != primary) {
             let process = world.nodes.get(node).and_then(|n| n.process.as_ref());
-            let linked =
-                process.is_some_and(|p| p.serving() && p.link_up() && Some(&p.upstream) == address.as_ref());
+            let linked = process.is_some_and(|p| {
+                p.serving() && p.link_up() && Some(&p.upstream) == address.as_ref()
+            });
             if !linked {
                 let node = node.clone();
                 return Err(Violation::NotConverged { at, instance: id, node, after });

@@ -28,6 +28,11 @@ impl Rng {
 
     /// 40 hex digits, as Redis names runs and replications.
     pub(super) fn hex_id(&mut self) -> String {
-        format!("{:016x}{:016x}{:08x}", self.0.next_u64(), self.0.next_u64(), self.0.next_u64() as u32)
+        format!(
+            "{:016x}{:016x}{:08x}",
+            self.0.next_u64(),
+            self.0.next_u64(),
+            self.0.next_u64() as u32
+        )
     }
 }

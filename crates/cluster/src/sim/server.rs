@@ -43,10 +43,17 @@ pub(super) enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Link {
     /// Tries again at this time.
-    Down { retry_at: i64 },
+    Down {
+        retry_at: i64,
+    },
     /// A full sync; what the primary had when it began, and its stream since then.
-    Syncing { peer: LinkPeer, until: i64 },
-    Streaming { peer: LinkPeer },
+    Syncing {
+        peer: LinkPeer,
+        until: i64,
+    },
+    Streaming {
+        peer: LinkPeer,
+    },
 }
 
 /// Which life of which server a link leads to.
@@ -181,7 +188,8 @@ impl Process {
     /// Whether a replica with this id and offset may go on without a full sync.
     pub(super) fn can_continue(&self, replid: &str, offset: i64) -> bool {
         let within = offset >= self.base && offset <= self.offset();
-        let second = self.replid2.as_ref().is_some_and(|(id, upto)| id == replid && offset <= *upto);
+        let second =
+            self.replid2.as_ref().is_some_and(|(id, upto)| id == replid && offset <= *upto);
         within && (self.replid == replid || second)
     }
 

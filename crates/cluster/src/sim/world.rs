@@ -377,7 +377,8 @@ impl World {
                 self.with_process(node, |p| {
                     if let Some(writes) = news {
                         p.sent_upto = upto;
-                        let arrives = p.in_flight.back().map_or(arrives, |b| b.arrives.max(arrives));
+                        let arrives =
+                            p.in_flight.back().map_or(arrives, |b| b.arrives.max(arrives));
                         p.in_flight.push_back(Piece { arrives, upto, writes });
                     }
                     while p.in_flight.front().is_some_and(|piece| piece.arrives <= t) {
@@ -502,8 +503,11 @@ impl World {
         let have: BTreeSet<WriteId> = process.log.iter().copied().collect();
         let mut violation = None;
         if had_data && (process.log.is_empty() || found.disk.gone) {
-            violation =
-                Some(Violation::EmptyPrimary { at: t, instance: instance.clone(), node: node.clone() });
+            violation = Some(Violation::EmptyPrimary {
+                at: t,
+                instance: instance.clone(),
+                node: node.clone(),
+            });
         }
         let last_led = self
             .shards
