@@ -80,8 +80,7 @@ fn rule_matters(without: Rules, scenario: impl Fn(u64, Rules) -> Result<(), Viol
             break;
         }
     }
-    let broken = broken.expect("the rule makes no difference");
-    println!("without the rule: {broken}");
+    assert!(broken.is_some(), "the rule makes no difference within {BOUND} seeds");
 }
 
 #[test]

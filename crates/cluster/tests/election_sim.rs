@@ -3,9 +3,9 @@
 //! `LARDER_SIM_SEEDS` sets how many seeds are tried (150 unless set), `LARDER_SIM_SEED` runs a
 //! single one and prints its trace.
 
-use larder_cluster::sim::{Profile, Rng, Sim, SimConfig, Violation};
-use larder_model::ElectionPolicy;
+use larder_cluster::sim::{Fault, Profile, Rng, Sim, SimConfig, Violation};
 use larder_model::agent::Order;
+use larder_model::{ElectionPolicy, NodeId};
 
 fn seeds() -> std::ops::Range<u64> {
     if let Ok(seed) = std::env::var("LARDER_SIM_SEED") {
@@ -24,6 +24,12 @@ fn unlimited() -> ElectionPolicy {
 fn started(seed: u64, nodes: usize) -> Result<Sim, Violation> {
     let sim = Sim::new(seed, SimConfig::default());
     sim.add_leased("i-a", nodes, unlimited());
+    // Some instances die in the middle of their birth.
+    if seed.is_multiple_of(3) {
+        sim.step_until((seed as i64 * 37) % 600);
+        let node = NodeId::new("i-a-n0").expect("valid");
+        sim.inject(Fault::KillNode { node });
+    }
     sim.step_while_not(15_000, |sim| sim.is_whole("i-a").is_ok());
     sim.check()?;
     sim.is_whole("i-a")?;

@@ -1,6 +1,7 @@
 //! The entry of a decision, and what a node does that is not the holder.
 
 use larder_model::agent::{Member, Role, ServerState, VolumeState};
+use larder_model::lease::ReleaseReason;
 use larder_model::{Millis, NodeId};
 
 use crate::action::{
@@ -237,12 +238,11 @@ fn keep_aside(c: &Context<'_>, epoch: u64) -> Option<Action> {
     let last_lineage = c.lease.last().map_or(0, |known| {
         known.record.previous.as_ref().map_or_else(|| lineage(&known.record), |p| p.epoch)
     });
-    let led = c
-        .lease
-        .last()
-        .and_then(|known| known.record.previous.as_ref())
-        .is_some_and(|previous| c.is_me(&previous.node));
+    let previous = c.lease.last().and_then(|known| known.record.previous.as_ref());
+    // A planned hand-over left nothing behind; any other may have.
+    let led = previous.is_some_and(|p| c.is_me(&p.node) && p.reason != ReleaseReason::Planned);
     let in_step = !led
+        && local.server.role() != Some(Role::Primary)
         && local.synced.as_ref().is_some_and(|mark| {
             mark.epoch >= last_lineage && Some(&mark.run_id) == local.server.run_id.as_ref()
         });

@@ -80,14 +80,8 @@ pub(crate) fn without_lease(c: &Context<'_>) -> Decision {
 /// The only node of its shard: nobody could take over, it leads from its own file at once.
 pub(crate) fn alone(c: &Context<'_>, known: &LeaseKnown) -> Decision {
     let record = &known.record;
-    // A bootstrap node that died between taking the first lease and its first write has no data to
-    // be missed; its volume has been there all along.
     let mine = former_holder(record).is_some_and(|node| c.is_me(node));
-    let unborn = c.local.bootstrap
-        && mine
-        && !c.local.initialized
-        && record.epoch == 1
-        && c.local.volume == VolumeState::Data;
+    let unborn = is_unborn(c, record);
     if !has_data(c, &own_report(c)) && !unborn {
         return nothing_to_lead_with(c);
     }
@@ -105,6 +99,16 @@ pub(crate) fn alone(c: &Context<'_>, known: &LeaseKnown) -> Decision {
         decision.actions = first;
     }
     decision
+}
+
+/// The bootstrap node of a new instance, that took the first lease and died before it led: nobody
+/// ever wrote anything, and its volume has been there all along.
+fn is_unborn(c: &Context<'_>, record: &LeaseRecord) -> bool {
+    c.local.bootstrap
+        && !c.local.initialized
+        && c.local.data_epoch == 0
+        && c.local.volume == VolumeState::Data
+        && former_holder(record).is_some_and(|node| c.is_me(node))
 }
 
 fn nothing_to_lead_with(c: &Context<'_>) -> Decision {
@@ -243,7 +247,8 @@ fn compete(
             decision.situation = Situation::NoPrimary(WhyNoPrimary::ServerNotReady);
         }
         Verdict::Wait(why, until) => {
-            decision.actions.extend(ask(c, since));
+            // Who waits for others has to notice when they fail too.
+            decision.actions.extend(ask(c, since.max(c.now - c.policy.renew_every)));
             if let Some(until) = until {
                 let soon = decision.wake_at.map_or(until, |at| at.min(until));
                 decision.wake_at = Some(soon);
@@ -350,7 +355,7 @@ fn verdict(
     {
         return Verdict::Wait(WhyNoPrimary::BetterCandidate(best.node.clone()), Some(own_file_at));
     }
-    if !has_data(c, &own) {
+    if !has_data(c, &own) && !is_unborn(c, record) {
         return Verdict::Wait(WhyNoPrimary::NotEligible, None);
     }
     // Somebody silent may be a candidate: wait for them, but not for ever.

@@ -58,6 +58,20 @@ pub async fn replication_is_whole(instance: &Instance, within: Duration) -> Resu
     .await
 }
 
+/// Waits until a one-shard instance is whole and Larder shows it so, with the primary that leads:
+/// then every agent has seen what a next fault would be decided on. Gives what is shown.
+///
+/// # Errors
+/// Not within the given time.
+pub async fn settled(larder: &Larder, instance: &Instance, within: Duration) -> Result<Instance> {
+    let primary = replication_is_whole(instance, within).await?;
+    let what = format!("running under {primary}");
+    let shown = larder.wait_for(&instance.name, &what, within, |i| {
+        i.state == "running" && i.primary(0).is_ok_and(|p| p.id == primary)
+    });
+    shown.await
+}
+
 /// Waits until every node of a cluster instance says `cluster_state:ok` and knows exactly the
 /// instance's nodes, none of them failed. Works while `serve` is down.
 ///

@@ -38,14 +38,14 @@ struct Accepted {
 async fn ask(larder: &Larder, dice: &mut Dice, accepted: &mut Accepted) -> Result<()> {
     let name = NAMES[usize::try_from(dice.below(3))?];
     let (action, args): (&'static str, Vec<&str>) = match dice.below(8) {
-        0 => ("instance.create", vec!["--architecture", "standalone"]),
-        1 | 2 => ("instance.create", vec!["--architecture", "read-write"]),
-        3 => ("instance.delete", vec!["instance", "delete", name, "--permanent", "--yes"]),
-        4 | 5 => ("instance.restart", vec!["instance", "restart", name]),
-        _ => ("instance.failover", vec!["instance", "failover", name]),
+        0 => ("instance-create", vec!["--architecture", "standalone"]),
+        1 | 2 => ("instance-create", vec!["--architecture", "read-write"]),
+        3 => ("instance-delete", vec!["instance", "delete", name, "--permanent", "--yes"]),
+        4 | 5 => ("instance-restart", vec!["instance", "restart", name]),
+        _ => ("instance-failover", vec!["instance", "failover", name]),
     };
     let mut all = args.clone();
-    if action == "instance.create" {
+    if action == "instance-create" {
         all = vec!["instance", "create", name, "--engine", "redis-7.0", "--password-stdin"];
         all.extend(args);
     }

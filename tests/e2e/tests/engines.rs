@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::world::{Tested, connect};
+use larder_e2e::world::{Tested, connect, settled};
 use larder_e2e::{Fault, check_tidy, cluster_is_whole, replication_is_whole};
 use larder_testkit::process::kill9;
 use larder_testkit::{Larder, Reply};
@@ -36,9 +36,8 @@ async fn every_architecture(engine: &str, version: &str) -> Result<()> {
 
     let tested = Tested::read_write(larder, 1, engine).await?;
     for fault in [Fault::Planned, Fault::ServerKilled] {
-        let instance = tested.larder.wait_state("rw", "running", SOON).await?;
-        let before = replication_is_whole(&instance, SOON).await?;
-        ensure!(instance.primary(0)?.id == before);
+        let instance = settled(&tested.larder, &tested.instance, SOON).await?;
+        let before = instance.primary(0)?.id.clone();
         fault.strike(&tested.larder, &instance, 0).await?;
         tested.writes_again(SOON).await?;
         let after = replication_is_whole(&instance, SOON).await?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::world::{Tested, connect, read_write_fault, roles};
+use larder_e2e::world::{Tested, connect, read_write_fault, roles, settled};
 use larder_e2e::{Fault, check_tidy, cluster_is_whole, replication_is_whole, tidy};
 use larder_testkit::process::{self, Kind, kill9, sigcont, sigstop};
 use larder_testkit::{Connection, Larder, PASSWORD, Reply, eventually};
@@ -191,7 +191,7 @@ async fn pain_08_write_endpoint_never_leads_new_clients_to_a_replica() -> Result
     let instance = larder.create("rw", &["--architecture", "read-write"]).await?;
     let write = instance.endpoint("write")?;
     for fault in [Fault::Planned, Fault::ServerKilled] {
-        let now = larder.wait_state("rw", "running", SOON).await?;
+        let now = settled(&larder, &instance, SOON).await?;
         let before = now.primary(0)?.id.clone();
         fault.strike(&larder, &now, 0).await?;
         let after = replication_is_whole(&instance, SOON).await?;
@@ -256,9 +256,17 @@ async fn pain_23_loading_server_is_neither_killed_nor_shown_as_serving() -> Resu
         ensure!(filled == Reply::Integer(1), "{filled:?}");
     }
     ensure!(connection.call(&["SET", "last", "v"]).await?.is_ok());
-    kill9(larder.server_pid(&instance, &node)?)?;
+    // A server that waits for the disk holds back what it has acknowledged, for up to two seconds.
+    eventually("everything is in the file", SOON, async || {
+        let info = connect(write).await?.call(&["INFO", "persistence"]).await?.text();
+        let written = ["aof_buffer_length:0", "aof_pending_bio_fsync:0"];
+        Ok(written.iter().all(|field| info.contains(field)).then_some(()))
+    })
+    .await?;
+    let first = larder.server_pid(&instance, &node)?;
+    kill9(first)?;
     let second = eventually("the server is started again", SOON, async || {
-        larder.server_pid(&instance, &node).map(Some)
+        Ok(Some(larder.server_pid(&instance, &node)?).filter(|pid| *pid != first))
     })
     .await?;
     eventually("everything is loaded", SOON, async || {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::world::{Tested, connect, read_write_fault, roles};
+use larder_e2e::world::{Tested, connect, read_write_fault, roles, settled};
 use larder_e2e::{Fault, check_tidy, replication_is_whole};
 use larder_testkit::process::{kill9, sigcont, sigstop};
 use larder_testkit::{Larder, eventually};
@@ -122,7 +122,7 @@ async fn fourth_failover_in_five_minutes_is_held_and_told() -> Result<()> {
         tested.writes_again(SOON).await.with_context(|| format!("failover {n}"))?;
         let next = replication_is_whole(&tested.instance, SOON).await?;
         ensure!(next != primary, "the dead primary of failover {n} leads again");
-        tested.larder.wait_state("rw", "running", SOON).await?;
+        settled(&tested.larder, &tested.instance, SOON).await?;
         primary = next;
     }
     kill9(tested.larder.server_pid(&tested.instance, &primary)?)?;

@@ -58,7 +58,7 @@ impl BusState {
             .known
             .values()
             .filter(|p| p.role == Role::Primary && !p.failed)
-            .map(|p| u32::from(p.slots.count()))
+            .map(|p| p.slots.count())
             .sum();
         slots == u32::from(SLOT_COUNT)
     }

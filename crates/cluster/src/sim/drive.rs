@@ -52,8 +52,8 @@ impl World {
         }
         let replicas = self
             .nodes
-            .iter()
-            .filter_map(|(_, other)| {
+            .values()
+            .filter_map(|other| {
                 let copy = other.process.as_ref()?;
                 let (peer, online) = match &copy.link {
                     super::server::Link::Streaming { peer } => (peer, true),

@@ -514,6 +514,9 @@ impl World {
             .get(&key)
             .and_then(|s| s.lease.value.as_ref())
             .and_then(|(record, _)| record.previous.as_ref().map(|p| p.epoch));
+        // Cut off until a moment ago it could not know of others; the lease alone is no quorum.
+        let was_cut =
+            self.isolated.iter().any(|(name, until)| *name == found.worker && *until + 1000 > t);
         // A healthy copy that has all of it and more should have been chosen.
         for (other_id, other) in &self.nodes {
             let same = other.config.instance == key.0 && other.config.shard == key.1;
@@ -537,7 +540,7 @@ impl World {
                 && self.reach(node, other_id);
             let more = copy.log.len().saturating_sub(process.log.len());
             let prefix = more > 0 && copy.log.starts_with(&process.log);
-            if well && prefix && first_time && violation.is_none() {
+            if well && prefix && first_time && !was_cut && violation.is_none() {
                 violation = Some(Violation::NewerCopyIgnored {
                     at: t,
                     instance: instance.clone(),

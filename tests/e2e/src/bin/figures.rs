@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use larder_e2e::world::settled;
 use larder_e2e::{Fault, cluster_is_whole, replication_is_whole};
 use larder_testkit::http;
 use larder_testkit::larder::ADMIN_PASSWORD;
@@ -261,8 +262,11 @@ async fn one_gap(
     run: usize,
     control: &Endpoint,
 ) -> Result<(Duration, usize)> {
-    let instance = larder.wait_state(name, "running", PATIENCE).await?;
+    let mut instance = larder.wait_state(name, "running", PATIENCE).await?;
     let clustered = instance.architecture == "cluster";
+    if !clustered {
+        instance = settled(larder, &instance, PATIENCE).await?;
+    }
     let (endpoint, prefix) = if clustered {
         let (first, last) = instance.primary(0)?.first_range().context("no slots")?;
         let tag = tag_in(first, last);
