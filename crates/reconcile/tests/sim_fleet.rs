@@ -3,6 +3,8 @@
 //! `LARDER_SIM_SEEDS` sets how many seeds are tried (100 unless set), `LARDER_SIM_SEED` runs a
 //! single one and prints its trace.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic and print")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
