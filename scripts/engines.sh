@@ -10,6 +10,11 @@ mkdir -p "$dir"
 
 say() { printf 'engines: %s\n' "$*" >&2; }
 
+if [ "$(uname -m)" != x86_64 ]; then
+    say "the pinned engines are built for x86_64, and this machine is $(uname -m): tests cannot run here"
+    exit 1
+fi
+
 wheels() {
     local tmp
     tmp=$(mktemp -d)

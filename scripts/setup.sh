@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and running Larder needs and this machine lacks. Says what it does.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -17,7 +18,9 @@ need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need cc gcc
 need make make
 need mold mold
+need git git
 need curl curl
+need jq jq
 need python3 python3
 need unzip unzip
 need redis-server redis-server
@@ -44,7 +47,17 @@ fi
 if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
     PATH="$HOME/.cargo/bin:$PATH"
 fi
-if ! command -v cargo >/dev/null; then
+# The oldest Rust that builds this, and whether the one on this machine is older.
+wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+rust_is_old() {
+    local have
+    have=$(rustc --version 2>/dev/null | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]
+}
+if command -v rustup >/dev/null && rust_is_old; then
+    say "updating Rust: this needs $wanted or later"
+    rustup toolchain install stable --profile minimal --component rustfmt,clippy >&2
+elif ! command -v cargo >/dev/null || rust_is_old; then
     say "installing Rust by rustup"
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --component rustfmt,clippy >&2
 fi

@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn misspelt_keys_and_impossible_numbers_are_refused() {
-        assert!(check("listen = '127.0.0.1:1'").is_err());
+        assert!(check("lisen = '127.0.0.1:7300'").is_err());
         assert!(check("[local]\nport_first = 30000\nport_last = 31000").is_err());
         assert!(check("[policy.election]\nlease_ttl = 1000").is_err());
     }

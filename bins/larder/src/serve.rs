@@ -103,7 +103,8 @@ async fn serve(config: Config, data: &Path, listen: SocketAddr) -> anyhow::Resul
         .with_context(|| format!("listening on {listen}; choose another address with --listen"))?;
     let store = Store::open(&names.database(), &names.key_file()).await?;
     let controller_epoch = store.controller_epoch_take().await?;
-    let from_environment = std::env::var("LARDER_ADMIN_PASSWORD").ok().map(Secret::new);
+    let from_environment = std::env::var("LARDER_ADMIN_PASSWORD").ok();
+    let from_environment = from_environment.filter(|text| !text.is_empty()).map(Secret::new);
     let admin = larder_api::ensure_admin(&store, from_environment, &names).await?;
     let clock = Arc::new(SystemClock);
     engines::discover(&store, &config.local.engine_dirs, clock.now()).await?;
@@ -218,24 +219,31 @@ async fn keep_keeper(data: PathBuf, larder_binary: PathBuf, stop: CancellationTo
 
 /// Tells the person at the terminal where to go. The password itself is shown once, on a
 /// terminal only: standard output of a service ends up in logs.
-#[expect(clippy::print_stdout, reason = "what `make run` is for")]
 fn greet(address: SocketAddr, data: &Path, admin: Option<&InitialAdmin>) {
-    println!("Larder is running at http://{address}  (data in {})", data.display());
+    use std::io::{IsTerminal as _, Write as _};
     let file = DataDir(data.to_owned()).initial_admin_password();
-    if let Some(admin) = admin.filter(|_| std::io::IsTerminal::is_terminal(&std::io::stdout())) {
-        println!("First password of `admin`, shown this once: {}", admin.password.expose());
+    let mut lines = vec![format!("Larder is running at http://{address}  (data in {})", data.display())];
+    let mut out = std::io::stdout().lock();
+    if let Some(admin) = admin.filter(|_| out.is_terminal()) {
+        lines.push(format!(
+            "First password of `admin`, shown this once: {}",
+            admin.password.expose()
+        ));
     }
     if file.exists() {
-        println!("Log in as `admin` with the password in {}:", file.display());
-        println!(
-            "  larder login --server http://{address} --user admin --password-stdin < {}",
+        lines.push(format!("Log in as `admin` with the password in {}:", file.display()));
+        lines.push(format!(
+            "  larder login --server http://{address} --user admin --password-stdin < '{}'",
             file.display()
-        );
+        ));
     } else {
-        println!("Log in: larder login --server http://{address} --user admin");
+        lines.push(format!("Log in: larder login --server http://{address} --user admin"));
     }
-    println!(
+    lines.push(
         "Then: larder instance create shop --engine redis-7.0 --architecture read-write --generate-password --wait"
+            .to_owned(),
     );
-    println!("Ctrl-C stops the control plane; instances go on.");
+    lines.push("Ctrl-C stops the control plane; instances go on.".to_owned());
+    // Nobody reads it: no reason not to serve.
+    let _ = writeln!(out, "{}", lines.join("\n")).and_then(|()| out.flush());
 }

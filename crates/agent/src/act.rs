@@ -5,8 +5,9 @@ use std::time::Duration;
 use larder_election::Action;
 use larder_model::agent::Role;
 use larder_model::lease::LeaseRecord;
-use larder_model::{Address, Millis, Severity};
+use larder_model::{Address, Millis, Severity, Timestamp};
 
+use crate::clock;
 use crate::core::{Core, SAMPLE};
 
 /// Where nobody listens: a server that copies from here is read-only and stays as it is.
@@ -45,7 +46,7 @@ pub(crate) fn note_take_over(core: &mut Core, record: &LeaseRecord) {
     match from {
         Some(previous) if previous.reason.is_automatic() => {
             let message = format!(
-                "takes over as primary from node {} ({:?}), epoch {}",
+                "takes over as primary from node {}, because {}; epoch {}",
                 previous.node, previous.reason, record.epoch
             );
             core.memory.event(Severity::Warning, "failover", message);
@@ -64,15 +65,29 @@ pub(crate) fn note_take_over(core: &mut Core, record: &LeaseRecord) {
     }
 }
 
-/// Makes the server a primary, once the lineage is on disk.
-pub(crate) async fn promote(core: &mut Core, epoch: u64) -> bool {
+/// Makes the server a primary, once the lineage is on disk, and no later than `until`.
+pub(crate) async fn promote(core: &mut Core, epoch: u64, until: Option<Timestamp>) -> bool {
     if core.memory.get().data_epoch < epoch {
         core.memory.change(|memory| memory.data_epoch = epoch);
         if !core.memory.save() {
             return false;
         }
     }
-    if !done(core.server.hands().await, async |hands| hands.replicaof(None).await).await {
+    // Connecting and writing may have taken long, or this agent was stopped: look at the clock
+    // right before the order.
+    let hands = match core.server.hands().await {
+        Ok(hands) => hands,
+        Err(error) => {
+            tracing::info!(%error, "server out of reach");
+            return false;
+        }
+    };
+    if until.is_some_and(|until| clock::monotonic() >= until) {
+        tracing::warn!(epoch, "not promoted: the lease may have run out meanwhile");
+        return false;
+    }
+    if let Err(error) = hands.replicaof(None).await {
+        tracing::info!(%error, "promotion failed");
         return false;
     }
     core.server.sample(SAMPLE).await;

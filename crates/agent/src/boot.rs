@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use larder_model::Address;
 use larder_model::local::{AgentBoot, NodeSecrets, RunDir};
 use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
@@ -79,6 +80,19 @@ impl Boot {
         let secrets = read_json(&dir.secrets())?;
         let run_dir = RunDir(boot.run_dir.clone());
         Ok(Self { dir, boot, secrets, run_dir, _lock: lock })
+    }
+}
+
+impl Boot {
+    /// Where the agent reaches its own server: the host that others are told may lead there only
+    /// from outside.
+    pub(crate) fn own_address(&self) -> Address {
+        let host = match self.boot.listen_host() {
+            "0.0.0.0" => "127.0.0.1",
+            "::" => "::1",
+            host => host,
+        };
+        Address::new(host, self.boot.config.address.port)
     }
 }
 

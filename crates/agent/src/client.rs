@@ -37,7 +37,10 @@ pub enum ClientError {
     #[error("no answer on {socket}: {reason}")]
     Silent { socket: PathBuf, reason: String },
     /// The order is older than what the agent has seen.
-    #[error("the agent has seen a newer order: {seen:?}")]
+    #[error(
+        "the agent has seen a newer order: generation {} of controller epoch {}",
+        seen.generation, seen.controller_epoch
+    )]
     Stale { seen: Fence },
     /// The agent understood and will not.
     #[error(transparent)]

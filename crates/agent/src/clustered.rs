@@ -24,6 +24,9 @@ use crate::peers::PeerAnswer;
 /// A vote that is not through by then will not come soon: voters refuse a shard that has changed
 /// hands less than two node timeouts before.
 const FORCE_TIME: Millis = Millis(1_000);
+/// A coordinated failover takes at most this long (`CLUSTER_MF_TIMEOUT` in cluster.h). Ordered
+/// again meanwhile it would begin anew, and the primary's clients would be paused once more.
+const COORDINATED: Millis = Millis(5_000);
 /// A replica that is silent for this long in the middle of its failover is given up for another.
 const SILENT_REPLICA: Millis = Millis(1_500);
 /// How often the replicas are looked at during a failover.
@@ -34,6 +37,8 @@ const REPORT_SAMPLE: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 struct Failover {
     since: Timestamp,
+    /// This agent saw the server die, so an owner that nobody here has chosen was there before.
+    witnessed: bool,
     /// The replica that was told to take over, and when.
     chosen: Option<Chosen>,
     asking: bool,
@@ -60,6 +65,8 @@ pub(crate) struct Clustered {
     /// A failover was ordered here: the server is watched closely, so that its new part is known
     /// (and what its own death would mean) as soon as it has it.
     attentive_until: Option<Timestamp>,
+    /// When this node was last ordered to take over in agreement with its primary.
+    coordinated_at: Option<Timestamp>,
 }
 
 /// For how long a server is watched closely after an order to take over.
@@ -161,6 +168,7 @@ impl Clustered {
         }
         let failover = self.failover.get_or_insert_with(|| Failover {
             since: core.server.down_since.unwrap_or(now),
+            witnessed: core.server.last_exit.is_some(),
             chosen: None,
             asking: false,
             ask_at: now,
@@ -200,6 +208,7 @@ impl Clustered {
             mode: ClusterFailoverMode::Force,
             failovers: core.memory.get().failovers.clone(),
             hold: true,
+            done: false,
         };
         let told = core.shard_peers().map(|member| core.peers.fail_over(&member.node, &request));
         futures::future::join_all(told).await;
@@ -222,25 +231,35 @@ impl Clustered {
             answer.as_ref().is_some_and(|answer| owns_slots_of(answer, &own_id))
         });
         if let Some((node, _)) = owner {
+            let node = node.clone();
             let took = now.since(failover.since);
+            // Handed over by order, right before the death: no failover, and none that counts.
+            if failover.witnessed && failover.chosen.is_none() {
+                let message = format!("node {node} had the slots already");
+                core.memory.event(Severity::Info, "slots-elsewhere", message);
+                return self.release();
+            }
             let message = format!("node {node} has taken the slots over, {took} after the death");
             core.memory.event(Severity::Warning, "failover", message);
+            note_failover(core, &node);
             return self.release();
         }
+        let down_for = now.since(failover.since);
         if let Some(chosen) = &mut failover.chosen {
-            let answered =
-                answers.iter().any(|(node, answer)| *node == chosen.node && answer.is_some());
-            if answered {
-                chosen.heard = now;
-                return;
+            let answer = answers.iter().find(|(node, _)| *node == chosen.node);
+            match answer.and_then(|(_, answer)| answer.as_ref()) {
+                // Its server died as well: it cannot take over any more.
+                Some(answer) if !has_run_for(answer, down_for) => {}
+                Some(_) => {
+                    chosen.heard = now;
+                    return;
+                }
+                None if now.since(chosen.heard) < SILENT_REPLICA => return,
+                None => {}
             }
-            if now.since(chosen.heard) < SILENT_REPLICA {
-                return;
-            }
-            tracing::warn!(node = %chosen.node, told = %now.since(chosen.told), "replica silent");
+            tracing::warn!(node = %chosen.node, told = %now.since(chosen.told), "replica given up");
             failover.chosen = None;
         }
-        let down_for = now.since(failover.since);
         let best = answers
             .iter()
             .filter_map(|(node, answer)| Some((node, answer.as_ref()?)))
@@ -254,9 +273,6 @@ impl Clustered {
                 heard: now,
                 takeover_at: now + FORCE_TIME,
             });
-            let wall = clock::wall();
-            core.memory.change(|memory| memory.failovers.push(wall));
-            core.memory.save();
             tell(core, &node, ClusterFailoverMode::Force).await;
         } else if answers.iter().all(|(_, answer)| answer.is_some()) {
             let message = "no replica can take over; the server starts with its own data";
@@ -278,7 +294,7 @@ impl Clustered {
         });
         prune(core);
         core.memory.save();
-        if request.hold {
+        if request.hold || request.done {
             self.apply_hold(core).await;
             return Ok(());
         }
@@ -318,6 +334,15 @@ impl Clustered {
                 Ok(())
             }
             Order::ClusterFailover { mode } => {
+                let now = clock::monotonic();
+                if *mode == ClusterFailoverMode::Coordinated {
+                    let under_way =
+                        self.coordinated_at.is_some_and(|at| now.since(at) < COORDINATED);
+                    if under_way {
+                        return Ok(());
+                    }
+                    self.coordinated_at = Some(now);
+                }
                 self.attentive_until = Some(clock::monotonic() + ATTENTION);
                 fail_over(core, *mode).await
             }
@@ -370,25 +395,39 @@ impl Clustered {
 fn on_hold(core: &Core) -> bool {
     let policy = core.config.election;
     let wall = clock::wall();
-    let recent = core
-        .memory
-        .get()
-        .failovers
-        .iter()
-        .filter(|at| wall.since(**at) < policy.failover_window)
-        .count();
+    let failovers = &core.memory.get().failovers;
+    let recent = failovers.iter().filter(|at| policy.counts_failover(**at, wall)).count();
     recent >= policy.max_failovers as usize
 }
 
 fn prune(core: &mut Core) {
-    let window = core.config.election.failover_window;
+    let policy = core.config.election;
     let wall = clock::wall();
-    core.memory.change(|memory| memory.failovers.retain(|at| wall.since(*at) < window));
+    core.memory.change(|memory| memory.failovers.retain(|at| policy.counts_failover(*at, wall)));
+}
+
+/// A failover has happened: it counts, here and where the next one would be decided. One that was
+/// only tried, a hand-over by order, and a restart with the own data do not.
+fn note_failover(core: &mut Core, new_primary: &NodeId) {
+    let wall = clock::wall();
+    core.memory.change(|memory| memory.failovers.push(wall));
+    prune(core);
+    core.memory.save();
+    let failovers = core.memory.get().failovers.clone();
+    let mode = ClusterFailoverMode::Force;
+    let request = FailOverRequest { mode, failovers, hold: false, done: true };
+    let (peers, node) = (core.peers.clone(), new_primary.clone());
+    // Beside the loop: the dead server's start need not wait for it.
+    tokio::spawn(async move {
+        if let Err(error) = peers.fail_over(&node, &request).await {
+            tracing::warn!(%node, %error, "new primary not told of the failovers so far");
+        }
+    });
 }
 
 async fn tell(core: &Core, node: &NodeId, mode: ClusterFailoverMode) {
     let failovers = core.memory.get().failovers.clone();
-    let request = FailOverRequest { mode, failovers, hold: false };
+    let request = FailOverRequest { mode, failovers, hold: false, done: false };
     match core.peers.fail_over(node, &request).await {
         Ok(()) => tracing::info!(%node, ?mode, "told to take over"),
         Err(error) => tracing::warn!(%node, ?mode, %error, "not told to take over"),
@@ -413,7 +452,12 @@ fn is_candidate(answer: &PeerAnswer, dead: &str, down_for: Millis) -> bool {
         && !replication.syncing
         // A replica that has restarted and not synced again counts from zero.
         && replication.offset > 0
-        && answer.up_for.is_some_and(|up| up >= down_for)
+        && has_run_for(answer, down_for)
+}
+
+/// Its server process lives and is older than that.
+fn has_run_for(answer: &PeerAnswer, down_for: Millis) -> bool {
+    answer.up_for.is_some_and(|up| up >= down_for)
 }
 
 fn offset(answer: &PeerAnswer) -> u64 {

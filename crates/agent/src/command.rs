@@ -38,6 +38,10 @@ pub(crate) struct FailOverRequest {
     /// server does not ask for votes by itself, either.
     #[serde(default)]
     pub(crate) hold: bool,
+    /// Nothing is to be done: the failover is through and this node leads, `failovers` is for it
+    /// to know.
+    #[serde(default)]
+    pub(crate) done: bool,
 }
 
 /// Why an order was not accepted.

@@ -155,7 +155,7 @@ impl Core {
         let valueless =
             !memory.born || (self.config.mode == NodeMode::Leased && memory.data_epoch == 0);
         match self.volume.find() {
-            Found::Own => VolumeState::Data,
+            Found::Own | Found::Unreadable => VolumeState::Data,
             Found::Nothing if valueless => VolumeState::Fresh,
             Found::Nothing | Found::Foreign => VolumeState::Lost,
         }
@@ -220,10 +220,13 @@ impl Core {
             Ok(pid) => {
                 self.server.began(false);
                 let role = match upstream {
-                    Some(address) => format!("as a replica of {address}"),
-                    None => "by its own cluster file".to_owned(),
+                    Some(address) if *address == crate::act::nobody() => {
+                        ", read-only until it leads or follows".to_owned()
+                    }
+                    Some(address) => format!(" as a replica of {address}"),
+                    None => " with its own cluster file".to_owned(),
                 };
-                let message = format!("the server was started {role} (process {pid})");
+                let message = format!("the server was started{role} (process {pid})");
                 self.memory.event(Severity::Info, "server-started", message);
                 true
             }
@@ -251,8 +254,9 @@ impl Core {
         }
         let address = self.config.address.clone();
         let bus = (self.config.mode == NodeMode::Clustered).then(|| address.bus_port()).flatten();
+        let host = self.boot.listen_host().to_owned();
         for port in [Some(address.port), bus].into_iter().flatten() {
-            if !port_is_free(&address.host, port) {
+            if !port_is_free(&host, port) {
                 // It may be our own server, started by a former agent that died too early.
                 if matches!(self.server.supervisor.adopt(), Ok(true)) {
                     self.server.began(true);
@@ -260,7 +264,7 @@ impl Core {
                 }
                 return Err(problem(
                     ProblemCode::PortTaken,
-                    format!("another process listens on port {port} of {}", address.host),
+                    format!("another process listens on port {port} of {host}"),
                 ));
             }
         }
@@ -281,8 +285,9 @@ impl Core {
             self.memory.save();
         }
         let users = self.dir.users();
-        let paths = render::Paths { volume: self.volume.path(), users: &users };
-        let text = render::server_config(&self.config, &self.secrets, &paths);
+        let places =
+            render::Places { listen_host: &host, volume: self.volume.path(), users: &users };
+        let text = render::server_config(&self.config, &self.secrets, &places);
         files::write_if_different(&self.dir.server_config(), text.as_bytes())
             .map_err(|e| io("writing the server's configuration", &e))?;
         files::write_if_different(&users, render::users(&self.secrets, engine).as_bytes())
@@ -329,14 +334,19 @@ impl Core {
         }
     }
 
-    /// Records the end of the server's process.
+    /// Records the end of the server's process, which nobody here has asked for.
     pub(crate) fn server_ended(&mut self, exit: Exit) {
         let expected = self.memory.get().stopped;
+        self.record_end(exit, expected);
+    }
+
+    /// An end that is expected is no warning, and what the server said at it is no news.
+    fn record_end(&mut self, exit: Exit, expected: bool) {
         let mut message = format!(
             "the server (process {}) ended after {}: {}",
             exit.mark.pid, exit.lived, exit.how
         );
-        if !exit.last_words.is_empty() && !exit.how.starts_with("signal 9") {
+        if !expected && !exit.last_words.is_empty() && !exit.how.starts_with("signal 9") {
             message.push_str("; its last words: ");
             message.push_str(&exit.last_words);
         }
@@ -373,7 +383,7 @@ impl Core {
                 self.server.supervisor.wait().await
             });
             if let Ok(exit) = waited.await {
-                self.server_ended(exit);
+                self.record_end(exit, true);
                 return true;
             }
         }
@@ -525,7 +535,9 @@ impl Core {
             return Some(start.clone());
         }
         if self.memory.get().rebuilding && self.server.state() != ServerState::Serving {
-            let message = "the volume is gone; the node waits to copy from another one".to_owned();
+            let message =
+                "the data are gone; the node starts again when it can copy from another one"
+                    .to_owned();
             return Some(problem(ProblemCode::VolumeLost, message));
         }
         if concern.is_some() {

@@ -159,7 +159,11 @@ impl Endpoint for LinkEndpoint {
                     }
                 }
             }
-            match append(&self.log, after, encode(route, DOING)?, DOING).await {
+            let (log, bytes) = (self.log.clone(), encode(route, DOING)?);
+            // Not durable: after a loss of power the holder publishes anew, and a sync of the disk
+            // here would be a gap in writes.
+            let written = bounded(DOING, move || Ok(log.append_volatile(after, &bytes))).await?;
+            match written.map_err(refused) {
                 Ok(_) => return Ok(None),
                 Err(LeaseError::Conflict) => {}
                 Err(error) => return Err(error),

@@ -4,14 +4,15 @@
 use std::time::Duration;
 
 use larder_election::{
-    Action, HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer, OrderKind, OrderOutcome,
-    Peer, PeerPromise, PendingOrder, Promise, Situation, StartAs, WhyNoPrimary,
+    Action, HandOverProgress, KillReason, LeaseKnown, LeaseView, Local, LocalServer, OrderKind,
+    OrderOutcome, Peer, PeerPromise, PendingOrder, Promise, Situation, StartAs, WhyNoPrimary,
 };
 use larder_model::agent::{LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role};
 use larder_model::lease::{LeaseRecord, Route};
 use larder_model::{Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
 
 use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate};
+use crate::client::ClientError;
 use crate::command::{DemoteRequest, PromiseAnswer, PromiseRequest};
 use crate::core::{Core, SAMPLE, problem};
 use crate::lease::{Endpoint, Lease, LeaseError};
@@ -279,12 +280,12 @@ impl Leased {
             Action::StartServer { start_as: StartAs::Parked } => {
                 core.start_server(Some(&nobody())).await
             }
-            Action::KillServer { reason } => {
-                let message = format!("the server does not answer ({reason:?}) and is killed");
+            Action::KillServer { reason: KillReason::Hung } => {
+                let message = "the server does not answer and is killed".to_owned();
                 core.memory.event(Severity::Warning, "server-hung", message);
                 core.kill_server().await
             }
-            Action::Promote { epoch } => promote(core, epoch).await,
+            Action::Promote { epoch } => promote(core, epoch, self.may_promote_until(core)).await,
             Action::Follow(member) => {
                 let done = replicate(core, &member.address).await;
                 if done {
@@ -306,15 +307,7 @@ impl Leased {
                 })
                 .await
             }
-            Action::FenceOldPrimary { old, epoch } => {
-                let holder = core.config.node.clone();
-                let request = DemoteRequest { epoch, holder };
-                if let Err(error) = core.peers.demote(&old.node, &request).await {
-                    tracing::info!(old = %old.node, %error, "old primary's agent did not demote");
-                    fence::kill_server_of(&core.dir, &old.node);
-                }
-                true
-            }
+            Action::FenceOldPrimary { old, epoch } => self.fence_old(core, &old.node, epoch).await,
             Action::AskPeers => {
                 let members: Vec<_> = self.peers.iter().map(|p| p.member.clone()).collect();
                 let now = clock::monotonic();
@@ -352,6 +345,41 @@ impl Leased {
             }
             Action::FinishOrder(outcome) => {
                 self.finish_order(core, &outcome);
+                true
+            }
+        }
+    }
+
+    /// Until when (monotonic) a promotion may still reach the server; `None`: nobody else could
+    /// lead. This agent may have been stopped since it decided.
+    fn may_promote_until(&self, core: &Core) -> Option<Timestamp> {
+        if self.peers.is_empty() {
+            return None;
+        }
+        let policy = core.config.election;
+        let never = Timestamp(0);
+        Some(self.renewed_at.map_or(never, |at| at + policy.lease_ttl - policy.fence_margin))
+    }
+
+    /// Stops a former primary that did not let go. Looks at the lease once more first: an agent
+    /// that was stopped since it decided must not kill who has been elected meanwhile.
+    async fn fence_old(&mut self, core: &Core, old: &NodeId, epoch: u64) -> bool {
+        self.read_lease().await;
+        let holds = matches!(&self.view, LeaseView::Known(known) if known.record.epoch == epoch
+            && known.record.holder.as_ref().is_some_and(|h| h.node == core.config.node));
+        if !holds {
+            return false;
+        }
+        let request = DemoteRequest { epoch, holder: core.config.node.clone() };
+        match core.peers.demote(old, &request).await {
+            Ok(()) => true,
+            Err(ClientError::Refused(refusal)) if refusal.code == Code::InstanceNotReady => {
+                tracing::warn!(%old, %refusal, "the old primary knows of a newer epoch");
+                false
+            }
+            Err(error) => {
+                tracing::info!(%old, %error, "old primary's agent did not demote");
+                fence::kill_server_of(&core.dir, old);
                 true
             }
         }
@@ -397,7 +425,7 @@ impl Leased {
                 let to = previous
                     .and_then(|p| p.successor.as_ref())
                     .map_or_else(String::new, |node| format!(" to node {node}"));
-                let why = previous.map_or_else(String::new, |p| format!(" ({:?})", p.reason));
+                let why = previous.map_or_else(String::new, |p| format!(", because {}", p.reason));
                 let message = format!("gave the primary's part away{to}{why}");
                 core.memory.event(Severity::Info, "lease-released", message);
                 self.saw(version, record);
@@ -478,12 +506,8 @@ impl Leased {
         let known = self.view.last()?;
         let policy = core.config.election;
         let wall = clock::wall();
-        let recent = known
-            .record
-            .failovers
-            .iter()
-            .filter(|at| wall.since(**at) < policy.failover_window)
-            .count();
+        let recent =
+            known.record.failovers.iter().filter(|at| policy.counts_failover(**at, wall)).count();
         Some(LeaseSummary {
             epoch: known.record.epoch,
             holder: known.record.holder.as_ref().map(|holder| holder.node.clone()),
@@ -498,14 +522,20 @@ impl Leased {
                 ProblemCode::FailoverOnHold,
                 "too many automatic failovers; waiting".to_owned(),
             )),
-            Situation::NoPrimary(WhyNoPrimary::LeaseUnreachable)
-            | Situation::FailStatic { .. }
-            | Situation::Parked(_) => Some(problem(
+            Situation::FailStatic { .. } => Some(problem(
                 ProblemCode::LeaseUnreachable,
-                format!("the lease cannot be renewed: {:?}", self.situation),
+                "the lease cannot be renewed; writes go on, because nobody else may take it"
+                    .to_owned(),
             )),
+            Situation::Parked(why) => Some(problem(
+                ProblemCode::LeaseUnreachable,
+                format!("the server takes no writes: {why}"),
+            )),
+            Situation::NoPrimary(why @ WhyNoPrimary::LeaseUnreachable) => {
+                Some(problem(ProblemCode::LeaseUnreachable, format!("no node takes writes: {why}")))
+            }
             Situation::NoPrimary(why) => {
-                Some(problem(ProblemCode::NoPrimary, format!("no node takes writes: {why:?}")))
+                Some(problem(ProblemCode::NoPrimary, format!("no node takes writes: {why}")))
             }
             _ => None,
         }
@@ -619,11 +649,11 @@ impl Leased {
         if is_replica {
             return Ok(());
         }
-        let holder = self.peers.iter().find(|peer| peer.member.node == request.holder);
-        let upstream = holder.map_or_else(nobody, |peer| peer.member.address.clone());
+        // Replica of nobody at first: following the new holder is the next decision's, which keeps
+        // aside what this server may have taken and nobody has copied.
         let message = format!("node {} leads since epoch {}", request.holder, request.epoch);
         core.memory.event(Severity::Warning, "demoted", message);
-        if replicate(core, &upstream).await || core.kill_server().await {
+        if replicate(core, &nobody()).await || core.kill_server().await {
             return Ok(());
         }
         Err(Refusal::new(Code::Internal, "the server takes no orders and cannot be killed"))

@@ -21,8 +21,10 @@ const TENANT_CLIENTS: u32 = 10_000;
 /// Connections beyond the tenant's: agent, replicas, movers.
 const OWN_CLIENTS: u32 = 64;
 
-/// Where things are on the node's disk.
-pub(crate) struct Paths<'a> {
+/// What this machine adds to the node's configuration.
+pub(crate) struct Places<'a> {
+    /// Where the server listens; what it announces is the host of its address.
+    pub(crate) listen_host: &'a str,
     pub(crate) volume: &'a Path,
     pub(crate) users: &'a Path,
 }
@@ -31,7 +33,7 @@ pub(crate) struct Paths<'a> {
 pub(crate) fn server_config(
     config: &NodeConfig,
     secrets: &NodeSecrets,
-    paths: &Paths<'_>,
+    places: &Places<'_>,
 ) -> String {
     let mut text = String::with_capacity(2048);
     let mut line = |name: &str, value: &str| {
@@ -40,7 +42,7 @@ pub(crate) fn server_config(
     let address = &config.address;
     let port = address.port.to_string();
 
-    line("bind", &address.host);
+    line("bind", places.listen_host);
     line("port", &port);
     // Every user has a password; protected mode would only shut replicas out.
     line("protected-mode", "no");
@@ -52,8 +54,8 @@ pub(crate) fn server_config(
     // Standard output is the node's server.log, which also gets a crash's last words.
     line("logfile", "\"\"");
     line("always-show-logo", "no");
-    line("dir", &quoted(&paths.volume.to_string_lossy()));
-    line("aclfile", &quoted(&paths.users.to_string_lossy()));
+    line("dir", &quoted(&places.volume.to_string_lossy()));
+    line("aclfile", &quoted(&places.users.to_string_lossy()));
 
     line("maxmemory", &config.maxmemory.bytes().to_string());
     line("maxmemory-policy", "noeviction");
@@ -193,9 +195,14 @@ pub(crate) mod tests {
         }
     }
 
+    fn rendered_at(listen_host: &str, mode: NodeMode) -> String {
+        let (volume, users) = (Path::new("/d/my volume"), Path::new("/d/users.acl"));
+        let places = Places { listen_host, volume, users };
+        server_config(&config(mode), &secrets(), &places)
+    }
+
     fn rendered(mode: NodeMode) -> String {
-        let paths = Paths { volume: Path::new("/d/my volume"), users: Path::new("/d/users.acl") };
-        server_config(&config(mode), &secrets(), &paths)
+        rendered_at("127.0.0.1", mode)
     }
 
     #[test]
@@ -229,6 +236,14 @@ pub(crate) mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_node_may_listen_elsewhere_than_it_announces() {
+        let text = rendered_at("0.0.0.0", NodeMode::Clustered);
+        assert!(text.contains("bind 0.0.0.0\n"), "{text}");
+        assert!(text.contains("replica-announce-ip \"127.0.0.1\"\n"), "{text}");
+        assert!(text.contains("cluster-announce-ip \"127.0.0.1\"\n"), "{text}");
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub async fn run(dir: &Path) -> Result<(), AgentError> {
     let supervisor = Supervisor::new(boot.dir.server_mark(), boot.dir.server_log());
     let server = Server::new(
         supervisor,
-        config.address.clone(),
+        boot.own_address(),
         boot.secrets.system_password.clone(),
         config.mode == NodeMode::Clustered,
         memory.get().born,
@@ -98,7 +98,9 @@ async fn turn(core: &mut Core, mode: &mut Mode, inbox: &mut mpsc::Receiver<Comma
         if now.since(kept_house) >= STEADY {
             core.housekeeping().await;
             kept_house = now;
-        } else {
+        } else if !round.again {
+            // Between two steps of a hand-over or take-over a sync of the disk would be a gap in
+            // writes. What has to be durable before the next step has been saved by its action.
             core.memory.save();
         }
         core.publish(mode.summary(core), mode.concern(core));

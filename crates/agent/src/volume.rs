@@ -32,6 +32,8 @@ pub(crate) enum Found {
     Own,
     /// There is something that this node has not put there.
     Foreign,
+    /// The disk does not say. Unknown is not absent.
+    Unreadable,
 }
 
 /// One node's volume.
@@ -57,6 +59,7 @@ impl Volume {
                 Ok(marker) if marker.node == self.node => Found::Own,
                 _ => Found::Foreign,
             },
+            Err(error) if !is_absence(&error) => Found::Unreadable,
             Err(_) if self.has_server_data() => Found::Foreign,
             Err(_) => Found::Nothing,
         }
@@ -111,6 +114,12 @@ impl Volume {
     pub(crate) fn drop_aside(&self) -> io::Result<()> {
         remove(&self.path.join(ASIDE))
     }
+}
+
+/// Nothing is there, as opposed to: it cannot be read (no descriptors, no permission, a sick
+/// disk).
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn link_all(from: &Path, to: &Path) -> io::Result<()> {
@@ -168,6 +177,15 @@ mod tests {
         own.write_marker().expect("marked");
         assert_eq!(own.find(), Found::Own);
         assert_eq!(volume(folder.path(), "n-2").find(), Found::Foreign);
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_read_is_not_a_lost_one() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let own = volume(folder.path(), "n-1");
+        // A marker that is a folder gives an error of reading other than "not found", also to root.
+        fs::create_dir_all(own.path().join(MARKER)).expect("dirs");
+        assert_eq!(own.find(), Found::Unreadable);
     }
 
     #[test]

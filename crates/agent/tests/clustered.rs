@@ -4,7 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use larder_model::agent::{AgentStatus, ClusterView, Order, Role};
+use larder_model::agent::{AgentStatus, ClusterFailoverMode, ClusterView, Order, Role};
 use larder_model::{NodeMode, SlotRange, even_slots};
 use support::{World, events};
 
@@ -138,4 +138,49 @@ async fn a_cluster_killed_as_a_whole_comes_back_with_its_data() {
         found += usize::from(answer.is_ok_and(|frame| frame.as_bytes() == Some(&b"bar"[..])));
     }
     assert_eq!(found, 1, "the one primary of the shard has the key");
+}
+
+#[tokio::test]
+async fn only_failovers_that_happened_by_themselves_count_against_the_limit() {
+    let world = formed().await;
+    let mut primary = 4;
+    let other = |index: usize| if index == 4 { 5 } else { 4 };
+    world.tenant(primary).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    world.tenant(primary).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    // Two that count.
+    for _ in 0..2 {
+        let replica = other(primary);
+        world.signal_server(primary, "-9");
+        world.wait("replaced", Duration::from_secs(6), |all| owns_slots(&all[replica])).await;
+        world.wait("back", Duration::from_secs(15), |all| is_linked_replica(&all[primary])).await;
+        primary = replica;
+    }
+    // All servers at once: the shard may change hands or not, but nobody has to be held back.
+    for index in 0..world.nodes.len() {
+        world.signal_server(index, "-9");
+    }
+    world
+        .wait("whole again", Duration::from_secs(30), |all| {
+            all.iter().all(|status| view(status).is_some_and(|v| v.state_ok))
+                && all.iter().filter(|status| is_linked_replica(status)).count() == 3
+        })
+        .await;
+    // By order.
+    let all = world.statuses().await;
+    primary = if owns_slots(&all[4]) { 4 } else { 5 };
+    let replica = other(primary);
+    world.order(replica, Order::ClusterFailover { mode: ClusterFailoverMode::Coordinated }).await;
+    world
+        .wait("handed over", Duration::from_secs(10), |all| {
+            owns_slots(&all[replica]) && is_linked_replica(&all[primary])
+        })
+        .await;
+    let all = world.statuses().await;
+    assert!(
+        all.iter().flatten().all(|status| !events(status).contains(&"failover-on-hold")),
+        "held back after two failovers"
+    );
+    // The third that counts.
+    world.signal_server(replica, "-9");
+    world.wait("third", Duration::from_secs(6), |all| owns_slots(&all[primary])).await;
 }

@@ -149,6 +149,12 @@ async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
         (with("a", "proxy", json!({})), Code::ArchitectureNotAvailable, "architecture"),
         (with("a", "cluster", json!({"engine": "redis-1.0"})), Code::EngineNotFound, "engine"),
         (with("a", "cluster", json!({"memory_bytes": 1})), Code::MemoryOutOfRange, "memory_bytes"),
+        (
+            // Two nodes of 4 GiB on a machine that has 7.75 GiB left.
+            with("a", "read-write", json!({"memory_bytes": 4_u64 << 30})),
+            Code::CapacityExceeded,
+            "memory_bytes",
+        ),
         (with("a", "cluster", json!({"shards": 11})), Code::ShardsOutOfRange, "shards"),
         (with("a", "cluster", json!({"replicas": 0})), Code::ReplicasOutOfRange, "replicas"),
         (
@@ -200,7 +206,7 @@ async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
         .iter()
         .filter(|r| r["action"] == "instance-create" && r["outcome"] != "accepted")
         .collect();
-    assert_eq!(refused.len(), 14, "{refused:?}");
+    assert_eq!(refused.len(), 15, "{refused:?}");
 }
 
 #[tokio::test]

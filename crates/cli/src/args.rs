@@ -10,8 +10,9 @@ use crate::duration;
 /// Options that every subcommand takes.
 #[derive(Args, Clone, Debug)]
 pub struct Globals {
-    /// How data is printed
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    /// How data is printed: table, wide (a table with more columns) or json (what the API answered)
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", display_order = 900,
+        default_value_t = Format::Table, hide_possible_values = true, hide_default_value = true)]
     pub output: Format,
 }
 
@@ -69,9 +70,10 @@ pub struct LoginArgs {
     /// Address of the server [default: $LARDER_SERVER, the config file's, http://127.0.0.1:7300]
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
+    /// User to log in as; the first one is `admin`
     #[arg(long, value_name = "NAME")]
     pub user: String,
-    /// Read the password from one line of standard input
+    /// Read the password from one line of standard input [default: ask on the terminal]
     #[arg(long)]
     pub password_stdin: bool,
 }
@@ -80,7 +82,7 @@ pub struct LoginArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ProjectOption {
     /// Project [default: $LARDER_PROJECT, the config file's, default]
-    #[arg(long, global = true, value_name = "P")]
+    #[arg(long, global = true, value_name = "P", display_order = 800)]
     pub project: Option<String>,
 }
 
@@ -110,29 +112,41 @@ pub enum InstanceCommand {
     /// List instances
     List(ListArgs),
     /// Show one instance
-    Get { name: String },
+    Get {
+        /// Name or id of the instance
+        name: String,
+    },
     /// Show the nodes of an instance
-    Nodes { name: String },
+    Nodes {
+        /// Name or id of the instance
+        name: String,
+    },
     /// What Larder would do now for an instance, and what it waits for
-    Plan { name: String },
+    Plan {
+        /// Name or id of the instance
+        name: String,
+    },
     /// Change name, description or tags
     #[command(group = ArgGroup::new("change").multiple(true).required(true)
         .args(["new_name", "description", "tag"]))]
     Update {
+        /// Name or id of the instance
         name: String,
         /// New name
         #[arg(long = "name", value_name = "N", id = "new_name")]
         new_name: Option<String>,
+        /// New description
         #[arg(long, value_name = "T")]
         description: Option<String>,
-        /// The tags from now on, all of them; may be repeated
+        /// The tags from now on, all of them: the former ones go; may be repeated
         #[arg(long, value_name = "K=V", value_parser = key_value)]
         tag: Vec<(String, String)>,
     },
     /// Give a shard another primary
     Failover {
+        /// Name or id of the instance
         name: String,
-        /// Shard, counted from 0
+        /// Shard, counted from 0 [default: that of --to, else 0]
         #[arg(long, value_name = "I")]
         shard: Option<u32>,
         /// Node that shall be primary [default: the most advanced replica]
@@ -146,6 +160,7 @@ pub enum InstanceCommand {
     },
     /// Restart the servers, replicas first
     Restart {
+        /// Name or id of the instance
         name: String,
         /// This node only
         #[arg(long, value_name = "ID")]
@@ -155,6 +170,7 @@ pub enum InstanceCommand {
     },
     /// Delete an instance
     Delete {
+        /// Name or id of the instance
         name: String,
         /// Instance and data are gone for good
         #[arg(long, required = true)]
@@ -192,13 +208,13 @@ pub struct CreateArgs {
     /// Where the nodes run [default: local]
     #[arg(long, value_name = "C")]
     pub container_cluster: Option<String>,
-    /// What it is for
+    /// What the instance is for
     #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
     pub description: String,
-    /// May be repeated
+    /// A tag; may be repeated
     #[arg(long, value_name = "K=V", value_parser = key_value)]
     pub tag: Vec<(String, String)>,
-    /// Read the password from one line of standard input
+    /// Read the password from one line of standard input [default: ask on the terminal]
     #[arg(long, conflicts_with = "generate_password")]
     pub password_stdin: bool,
     /// Make a password and print it once
@@ -236,16 +252,19 @@ pub struct ListArgs {
     /// The instances of every project
     #[arg(long, conflicts_with = "project")]
     pub all_projects: bool,
+    /// Only those in this state: creating, running, updating, degraded, unavailable, deleting, failed
     #[arg(long, value_name = "S")]
     pub state: Option<String>,
+    /// Only those of this shape
     #[arg(long, value_enum, value_name = "A")]
     pub architecture: Option<ArchitectureArg>,
-    /// Part of the name
+    /// Only those with this in their name
     #[arg(long, value_name = "T")]
     pub search: Option<String>,
-    /// Field to sort by [default: name]
+    /// Field to sort by: name, created_at, state, architecture, engine, memory_bytes [default: name]
     #[arg(long, value_name = "F")]
     pub sort: Option<String>,
+    /// At most this many
     #[arg(long, value_name = "N")]
     pub limit: Option<u32>,
 }
@@ -267,16 +286,23 @@ pub enum OperationCommand {
         instance: Option<String>,
     },
     /// Show one operation
-    Get { id: String },
+    Get {
+        /// Id, as `larder operation list` shows it
+        id: String,
+    },
     /// Follow an operation to its end
     Watch {
+        /// Id, as `larder operation list` shows it
         id: String,
         /// For how long (90s, 10m, 2h) [default: until it ends]
         #[arg(long, value_name = "D", value_parser = duration::parse)]
         timeout: Option<Duration>,
     },
     /// Stop an operation
-    Cancel { id: String },
+    Cancel {
+        /// Id, as `larder operation list` shows it
+        id: String,
+    },
 }
 
 #[derive(Subcommand, Debug)]
@@ -323,13 +349,17 @@ pub enum EngineCommand {
         path: String,
     },
     /// Remove an engine that no instance runs on
-    Remove { engine: String },
+    Remove {
+        /// Name, as `larder engine list` shows it
+        engine: String,
+    },
 }
 
 #[derive(Subcommand, Debug)]
 pub enum TokenCommand {
     /// Make a token; its secret is shown this once
     Create {
+        /// What it is for; need not be unique
         #[arg(long, value_name = "N")]
         name: String,
         /// When it ends (90s, 10m, 2h, 30d) [default: never]
@@ -339,15 +369,19 @@ pub enum TokenCommand {
     /// List your tokens and sessions
     List,
     /// Make a token worthless
-    Revoke { id: String },
+    Revoke {
+        /// Id, as `larder token list` shows it
+        id: String,
+    },
 }
 
 #[derive(Subcommand, Debug)]
 pub enum UserCommand {
     /// Change a password
     Update {
+        /// Name of the user
         name: String,
-        /// Read the new password from one line of standard input
+        /// Read the new password from one line of standard input [default: ask on the terminal]
         #[arg(long)]
         password_stdin: bool,
     },

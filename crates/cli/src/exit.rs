@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use larder_api_types::Problem;
 use larder_client::ClientError;
+use larder_model::Code;
 
 /// How a command ended. The numbers are part of the contract with scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +77,10 @@ impl CliError {
     /// What the user may do about it, where the sentence does not say so itself.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Client(ClientError::NotAllowed(problem)) if problem.status == 401 => {
+            // After a failed login the way in is known.
+            Self::Client(ClientError::NotAllowed(problem))
+                if problem.status == 401 && problem.code != Code::LoginFailed.as_str() =>
+            {
                 Some("log in with: larder login --server URL --user NAME")
             }
             Self::Client(ClientError::Unreachable { .. }) => Some(

@@ -61,9 +61,12 @@ impl Place {
             Some(listener) => self.ports.hold(listener.address.port, instance, &owner)?,
             None => {
                 let address = self.options.address(self.ports.take(instance, &owner)?);
-                listeners.push(RelayListener { kind: spec.kind, address });
+                listeners.push(RelayListener { kind: spec.kind, address, bind_host: None });
                 listeners.sort_by_key(|listener| listener.kind);
             }
+        }
+        for listener in &mut listeners {
+            listener.bind_host = self.options.bind_apart();
         }
         let relay = RelayBoot {
             instance: instance.clone(),
@@ -74,6 +77,8 @@ impl Place {
             generation: spec.generation,
         };
         write(&self.relay_file(instance), &relay)?;
+        // The relay follows its file; without the notice it would look in two seconds.
+        larder_linklog::notify(&relay_dir);
         let name = Self::relay_name(instance);
         let wish = self.wish(&name)?;
         self.set_wish(&ProcessSpec {
@@ -106,6 +111,7 @@ impl Place {
                 // The others stay, and the relay with them; it closes this listener by itself.
                 // Until it has, the port is not free, and it rests anyway.
                 write(&self.relay_file(instance), &relay)?;
+                larder_linklog::notify(&relay_dir);
                 return self.ports.release(instance, &owner, false);
             }
         }

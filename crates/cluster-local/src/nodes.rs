@@ -154,6 +154,7 @@ impl Place {
 
         let boot = AgentBoot {
             config: config.clone(),
+            bind_host: self.options.bind_apart(),
             server_binary,
             volume: dir.volume(),
             run_dir: run_dir.0.clone(),

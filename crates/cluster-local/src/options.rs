@@ -60,6 +60,15 @@ impl LocalOptions {
         Address::new(self.advertise_host.as_ref().unwrap_or(&self.bind_host), port)
     }
 
+    /// Where to listen, when that is not the host that is told to others. What is the same is not
+    /// written down, so that files of before stay as they are.
+    pub(crate) fn bind_apart(&self) -> Option<String> {
+        self.advertise_host
+            .as_ref()
+            .is_some_and(|advertised| *advertised != self.bind_host)
+            .then(|| self.bind_host.clone())
+    }
+
     /// The reason why the port range cannot be used, if there is one.
     pub(crate) fn port_range_problem(&self) -> Option<String> {
         let (first, last) = (*self.port_range.start(), *self.port_range.end());
@@ -78,6 +87,18 @@ impl LocalOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_to_listen_is_said_only_when_others_are_told_another_host() {
+        let options = |advertise: Option<&str>| LocalOptions {
+            bind_host: "0.0.0.0".into(),
+            advertise_host: advertise.map(str::to_owned),
+            ..LocalOptions::new("/d", "/b")
+        };
+        assert_eq!(options(None).bind_apart(), None);
+        assert_eq!(options(Some("0.0.0.0")).bind_apart(), None);
+        assert_eq!(options(Some("192.0.2.7")).bind_apart(), Some("0.0.0.0".into()));
+    }
 
     #[test]
     fn port_ranges_that_cannot_work_are_named() {

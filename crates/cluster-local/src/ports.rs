@@ -104,7 +104,7 @@ impl Ports {
             }
             let may_take = match known.get(&port) {
                 None => true,
-                Some(Some(file)) => self.has_rested(file, now, true),
+                Some(Some(file)) => [false, true].iter().any(|&r| self.has_rested(file, now, r)),
                 Some(None) => false,
             };
             if may_take && self.is_free(port)? {

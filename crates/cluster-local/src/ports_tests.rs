@@ -1,5 +1,6 @@
 //! Tests of the ports.
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::*;
@@ -12,11 +13,14 @@ fn owner(text: &str) -> Owner {
     Owner::Node(NodeId::new(text).expect("id"))
 }
 
-/// A few neighbouring ports that are free with their bus ports right now.
+/// A few neighbouring ports that are free with their bus ports right now; others for each test,
+/// because tests run side by side.
 fn free_range(count: u16) -> std::ops::RangeInclusive<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = NEXT.fetch_add(40, Ordering::Relaxed);
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let first = (0..400)
-        .map(|n| 20_000 + (std::process::id() as u16 % 97) * 4 + n * count)
+    let first = (0..40 / count)
+        .map(|n| 20_000 + (std::process::id() as u16 % 5) * 400 + own + n * count)
         .find(|first| (*first..first + count).all(|p| is_free(p) && is_free(p + 10_000)))
         .expect("a free range");
     first..=first + count - 1
@@ -69,8 +73,11 @@ fn a_released_port_rests() {
     resting.release(&instance("i-1"), &owner("n-1"), false).expect("release");
     assert_eq!(code(resting.take(&instance("i-2"), &owner("n-2"))), Code::NoFreePort);
 
+    assert!(resting.check(1).is_err());
+
     let mut rested = resting;
     rested.options.port_rest = Duration::ZERO;
+    rested.check(1).expect("what can be taken is counted as free");
     assert_eq!(rested.take(&instance("i-2"), &owner("n-2")).expect("port"), first);
 }
 

@@ -126,34 +126,46 @@ pub enum Situation {
     Down,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WhyParked {
     /// The lease cannot be reached or renewed and a replica might take it.
+    #[error("its lease cannot be renewed, and another node might take it")]
     CannotRenew,
     /// Has promised the holder not to take over.
+    #[error("this node has promised the last primary not to take over yet")]
     Promised,
     /// A forced take-over waits until the old lease has surely run out.
+    #[error("the former primary's lease has to run out first")]
     OldLeaseRuns,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WhyNoPrimary {
     /// Candidates tell each other their offsets.
+    #[error("the nodes are telling each other how far their copies are")]
     Gathering,
     /// Another candidate has more; it is its turn.
+    #[error("node {0} has the better copy and is to take over")]
     BetterCandidate(NodeId),
     /// Waits for a lease that may still be held.
+    #[error("the former primary's lease may still hold")]
     LeaseRuns,
     /// The lease cannot be read.
+    #[error("the lease cannot be read")]
     LeaseUnreachable,
     /// Too many automatic failovers; candidates hold.
+    #[error("too many automatic failovers in a short time")]
     OnHold,
     /// Nobody may take it yet: waits for the former holder to start from its own file.
+    #[error("node {0}, the last primary, is waited for: it may have the newest data")]
     WaitsForFormerHolder(NodeId),
     /// This node has nothing to lead with, or others have more.
+    #[error("this node has no data to lead with, or others may have newer ones")]
     NotEligible,
     /// Its server has to load first.
+    #[error("the server of this node has to start and load first")]
     ServerNotReady,
     /// A new instance whose first primary has not started yet.
+    #[error("the first primary of the instance has not started yet")]
     NotBootstrapped,
 }

@@ -73,6 +73,15 @@ fn unreachable(c: &Context<'_>, last: Option<&LeaseKnown>) -> Decision {
     {
         return holder::lead(c, known);
     }
+    if let Some(known) = last
+        && let Some(holder) = &known.record.holder
+        && c.is_me(&holder.node)
+        && server.role().is_none()
+        && !server.is_down()
+        && server.run_id.as_ref().is_none_or(|run_id| *run_id == holder.run_id)
+    {
+        return holder::silent_without_lease(c, known);
+    }
     if let Some(decision) = alone_without_lease(c, last) {
         return decision;
     }

@@ -56,6 +56,47 @@ fn renew_due(c: &Context<'_>) -> bool {
     c.local.renewed_at.is_none_or(|at| c.now >= at + c.policy.renew_every)
 }
 
+/// Until when this node may take writes without another renewal; `None`: for ever, because nobody
+/// else could lead. Also, until when by the promises of its replicas alone.
+fn may_lead_until(c: &Context<'_>, known: &LeaseKnown) -> (Option<Timestamp>, Option<Timestamp>) {
+    let policy = c.policy;
+    let reachable = matches!(c.lease, crate::LeaseView::Known(_));
+    let alone = c.is_alone() && c.rules.alone_goes_on;
+    // Rule "stop before expiry". After a start of the agent nothing is known of the last renewal:
+    // one attempt, and the first failure stops the writes (the keeper or the liveness probe has
+    // watched the lease meanwhile).
+    let stop_at = match c.local.renewed_at {
+        Some(at) => at + policy.lease_ttl - policy.fence_margin,
+        None if reachable => known.seen_at + policy.fence_margin,
+        None => c.now,
+    };
+    let by_promise = static_until(c, known.record.epoch).map(|until| until - policy.fence_margin);
+    let until = by_promise.map_or(stop_at, |until| until.max(stop_at));
+    ((!alone && c.rules.stop_before_expiry).then_some(until), by_promise)
+}
+
+/// Takes no writes any more: the lease could not be renewed in time.
+fn stop_in_time(c: &Context<'_>) -> Decision {
+    Decision {
+        actions: vec![Action::Park],
+        wake_at: Some(c.now + c.policy.gather),
+        situation: Situation::Parked(WhyParked::CannotRenew),
+    }
+}
+
+/// The lease is out of reach and the server that took it says nothing, not even what it is: it
+/// may take writes, so it is stopped in time like one that does.
+pub(crate) fn silent_without_lease(c: &Context<'_>, known: &LeaseKnown) -> Decision {
+    match may_lead_until(c, known).0 {
+        Some(until) if c.now >= until => stop_in_time(c),
+        until => {
+            let mut decision = renew_only(c, known);
+            decision.wake_at = decision.wake_at.min(until.or(decision.wake_at));
+            decision
+        }
+    }
+}
+
 /// Holds the lease with a server that cannot be asked just now (a long script, loading).
 fn renew_only(c: &Context<'_>, known: &LeaseKnown) -> Decision {
     let mut actions = Vec::new();
@@ -76,24 +117,9 @@ fn next_renewal(c: &Context<'_>) -> Timestamp {
 pub(crate) fn lead(c: &Context<'_>, known: &LeaseKnown) -> Decision {
     let policy = c.policy;
     let epoch = known.record.epoch;
-    let reachable = matches!(c.lease, crate::LeaseView::Known(_));
-    let alone = c.is_alone() && c.rules.alone_goes_on;
-    // Rule "stop before expiry". After a start of the agent nothing is known of the last renewal:
-    // one attempt, and the first failure stops the writes (the keeper or the liveness probe has
-    // watched the lease meanwhile).
-    let stop_at = match c.local.renewed_at {
-        Some(at) => at + policy.lease_ttl - policy.fence_margin,
-        None if reachable => known.seen_at + policy.fence_margin,
-        None => c.now,
-    };
-    let by_promise = static_until(c, epoch).map(|until| until - policy.fence_margin);
-    let may_until = by_promise.map_or(stop_at, |until| until.max(stop_at));
-    if c.now >= may_until && !alone && c.rules.stop_before_expiry {
-        return Decision {
-            actions: vec![Action::Park],
-            wake_at: Some(c.now + policy.gather),
-            situation: Situation::Parked(WhyParked::CannotRenew),
-        };
+    let (may_until, by_promise) = may_lead_until(c, known);
+    if may_until.is_some_and(|until| c.now >= until) {
+        return stop_in_time(c);
     }
     let mut actions = Vec::new();
     let late = c.local.renewed_at.is_none_or(|at| c.now >= at + Millis(policy.renew_every.0 * 2));
@@ -105,8 +131,8 @@ pub(crate) fn lead(c: &Context<'_>, known: &LeaseKnown) -> Decision {
         actions.push(Action::RenewLease { after_version: known.version });
     }
     let mut wake_at = next_renewal(c);
-    if !alone && c.rules.stop_before_expiry && may_until > c.now {
-        wake_at = wake_at.min(may_until);
+    if let Some(until) = may_until {
+        wake_at = wake_at.min(until);
     }
     let mut decision = Decision { actions, wake_at: Some(wake_at), situation: Situation::Leading };
     if late && c.local.renewed_at.is_some() {

@@ -11,21 +11,23 @@ use crate::world::{Context, LeaseKnown, OrderKind, PeerReport, former_holder, li
 use crate::{follow, route};
 
 /// Whether automatic failovers of the shard are on hold (rule: failover limit). By wall clock,
-/// because the list outlives boots; a time far in the future is a clock that was wrong.
+/// because the list outlives boots; a time far in the future is a clock that was wrong. A lease
+/// that was let go because a person asked for that is no automatic failover: if its successor
+/// refused it, the former holder would take it back, hand it over again, and so on without end.
 pub(crate) fn on_hold(c: &Context<'_>, record: &LeaseRecord) -> bool {
-    c.rules.failover_limit && recent_failovers(c, record).count() >= c.policy.max_failovers as usize
+    let asked_for = record.holder.is_none()
+        && record.previous.as_ref().is_some_and(|previous| !previous.reason.is_automatic());
+    c.rules.failover_limit
+        && !asked_for
+        && recent_failovers(c, record).count() >= c.policy.max_failovers as usize
 }
 
 fn recent_failovers<'r>(
     c: &Context<'_>,
     record: &'r LeaseRecord,
 ) -> impl Iterator<Item = Timestamp> + 'r {
-    let (wall, window) = (c.wall, c.policy.failover_window);
-    record
-        .failovers
-        .iter()
-        .copied()
-        .filter(move |at| wall.since(*at) < window && at.since(wall) < window)
+    let (wall, policy) = (c.wall, *c.policy);
+    record.failovers.iter().copied().filter(move |at| policy.counts_failover(*at, wall))
 }
 
 /// The lease is free since `since` (by this node's clock).

@@ -167,6 +167,22 @@ fn a_holder_that_cannot_renew_stops_writes_before_its_lease_runs_out() {
 }
 
 #[test]
+fn a_silent_server_of_a_holder_that_cannot_renew_is_stopped_in_time_too() {
+    let mut holder = local("a", Role::Primary, 9);
+    holder.server.state = ServerState::Busy;
+    holder.server.replication = None;
+    let LeaseView::Known(known) = held_by("a", ago(3300)) else { unreachable!() };
+    let lease = LeaseView::Unreachable { since: ago(2000), last: Some(known) };
+    let peers = [answered(report("b", 9)), silent("c")];
+    holder.renewed_at = Some(ago(3299));
+    let decision = run(&holder, &peers, &lease);
+    assert!(!decision.actions.contains(&Action::Park), "{decision:?}");
+    assert_eq!(decision.wake_at, Some(Timestamp(NOW.0 + 1)));
+    holder.renewed_at = Some(ago(3300));
+    assert_eq!(run(&holder, &peers, &lease).actions, [Action::Park]);
+}
+
+#[test]
 fn a_holder_goes_on_only_when_every_replica_has_promised() {
     let mut holder = local("a", Role::Primary, 9);
     holder.renewed_at = Some(ago(3900));
@@ -371,6 +387,15 @@ fn after_three_failovers_candidates_hold_and_the_former_holder_leads_from_its_fi
     assert!(acquires(&run(&former, &[answered(report("b", 7))], &lease)));
     hold(&mut lease, Timestamp(WALL.0 - 300_000));
     assert!(acquires(&run(&replica, &[silent("a")], &lease)), "the window has passed");
+}
+
+#[test]
+fn a_planned_hand_over_succeeds_while_automatic_failovers_are_on_hold() {
+    let mut lease = released(ReleaseReason::Planned, Some("b"), NOW);
+    if let LeaseView::Known(known) = &mut lease {
+        known.record.failovers = vec![WALL; 3];
+    }
+    assert!(acquires(&run(&local("b", Role::Replica, 7), &[answered(report("a", 7))], &lease)));
 }
 
 #[test]

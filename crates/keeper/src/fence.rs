@@ -47,26 +47,34 @@ impl Guards {
 
 /// Ends the thread when it is dropped.
 #[derive(Debug)]
-pub(crate) struct FenceThread(Arc<AtomicBool>);
+pub(crate) struct FenceThread {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
 
 impl FenceThread {
     pub(crate) fn start(guards: Guards) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        std::thread::Builder::new().name("fence".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("fence".to_owned()).spawn(move || {
             let mut leases = Leases::default();
             while !stopped.load(Ordering::Relaxed) {
                 leases.look(&guards.get(), since_boot());
                 std::thread::sleep(LOOK_EVERY);
             }
         })?;
-        Ok(Self(stop))
+        Ok(Self { stop, thread })
+    }
+
+    /// Whether leases are still watched; a thread that has panicked watches nothing.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
     }
 }
 
 impl Drop for FenceThread {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

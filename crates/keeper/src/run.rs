@@ -53,9 +53,9 @@ pub async fn run(data: &Path) -> Result<(), KeeperError> {
         guards: Guards::default(),
         paths,
     };
-    let _fence = FenceThread::start(keeper.guards.clone())
+    let fence = FenceThread::start(keeper.guards.clone())
         .map_err(KeeperError::io("start a thread in", data))?;
-    keeper.serve(&lock).await
+    keeper.serve(&lock, fence).await
 }
 
 /// Servers and relays inherit the limit of open files; the default of many systems is 1024.
@@ -83,7 +83,7 @@ struct Supervised {
 }
 
 impl Keeper {
-    async fn serve(&mut self, lock: &Lock) -> Result<(), KeeperError> {
+    async fn serve(&mut self, lock: &Lock, mut fence: FenceThread) -> Result<(), KeeperError> {
         let mut terminate = signal(SignalKind::terminate())
             .map_err(KeeperError::io("listen to signals of", Path::new("the keeper")))?;
         let mut interrupt = signal(SignalKind::interrupt())
@@ -107,6 +107,11 @@ impl Keeper {
                         return Err(KeeperError::DataReplaced { data: self.data.clone() });
                     }
                     self.ensure_run_dir();
+                    if !fence.is_alive() {
+                        tracing::error!("the thread that watches leases has died, starting another");
+                        fence = FenceThread::start(self.guards.clone())
+                            .map_err(KeeperError::io("start a thread in", &self.data))?;
+                    }
                     rescans = rescans.wrapping_add(1);
                     if rescans.is_multiple_of(RESCANS_PER_LOG_LOOK) {
                         self.rotate_logs();

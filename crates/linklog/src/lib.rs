@@ -6,16 +6,20 @@
 
 mod watch;
 
-pub use watch::Watch;
+pub use watch::{Watch, notify};
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How many of the newest versions stay in the folder: the current one, and one for readers that
 /// have listed the folder and not opened the file yet.
 const KEPT: usize = 2;
+
+/// A temporary file of this age has nobody who is still at it: writing takes milliseconds.
+const LEFTOVER: Duration = Duration::from_secs(600);
 
 /// Reading gives up when the newest version was replaced this often between listing and opening.
 const READ_ATTEMPTS: usize = 16;
@@ -94,17 +98,39 @@ impl LinkLog {
     /// # Errors
     /// [`AppendError::Conflict`] when another version is there already.
     pub fn append(&self, after: Option<u64>, bytes: &[u8]) -> Result<u64, AppendError> {
+        self.append_with(after, bytes, true)
+    }
+
+    /// As [`LinkLog::append`], but a loss of power may lose it or leave it empty: for what is
+    /// written anew after a restart anyway.
+    ///
+    /// # Errors
+    /// As [`LinkLog::append`].
+    pub fn append_volatile(&self, after: Option<u64>, bytes: &[u8]) -> Result<u64, AppendError> {
+        self.append_with(after, bytes, false)
+    }
+
+    fn append_with(
+        &self,
+        after: Option<u64>,
+        bytes: &[u8],
+        durable: bool,
+    ) -> Result<u64, AppendError> {
         let seq = after.map_or(0, |seq| seq + 1);
         let temporary = self.dir.join(format!("t.{:016x}", random_u64().map_err(|e| self.io(e))?));
-        let result =
-            self.write_temporary(&temporary, bytes).map_err(|e| self.io(e)).and_then(|()| {
+        let result = self
+            .write_temporary(&temporary, bytes, durable)
+            .map_err(|e| self.io(e))
+            .and_then(|()| {
                 self.link(&temporary, seq)?;
-                self.sync_dir().map_err(|e| self.io(e))
+                if durable { self.sync_dir().map_err(|e| self.io(e)) } else { Ok(()) }
             });
-        // The name is of no use any more whatever happened; a leftover is swept by `clean`.
+        // The name is of no use any more whatever happened.
         let _ = fs::remove_file(&temporary);
         result?;
+        notify(&self.dir);
         self.clean(seq);
+        self.sweep();
         Ok(seq)
     }
 
@@ -128,10 +154,11 @@ impl LinkLog {
         }
     }
 
-    /// Wakes its owner whenever a version may have been written.
+    /// Wakes its owner whenever a new content was written. Renewals do not wake it: whoever
+    /// measures a version's age looks by itself now and then.
     ///
     /// # Errors
-    /// When the folder is missing or `inotify` is exhausted.
+    /// When the folder is missing or has no room for one more name.
     pub fn watch(&self) -> io::Result<Watch> {
         Watch::new(&self.dir)
     }
@@ -154,10 +181,10 @@ impl LinkLog {
         Err(AppendError::Conflict)
     }
 
-    fn write_temporary(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write_temporary(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
-        file.sync_all()
+        if durable { file.sync_all() } else { Ok(()) }
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -173,6 +200,19 @@ impl LinkLog {
         }
     }
 
+    /// Removes temporary files of writers that were killed. One that was only stopped fails when
+    /// it goes on, as it would have anyway.
+    fn sweep(&self) {
+        let Ok(listing) = fs::read_dir(&self.dir) else { return };
+        for entry in listing.flatten() {
+            let is_temporary = entry.file_name().as_encoded_bytes().starts_with(b"t.");
+            let age = entry.metadata().and_then(|meta| meta.modified()).map(|at| at.elapsed());
+            if is_temporary && matches!(age, Ok(Ok(age)) if age > LEFTOVER) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// All version numbers, rising.
     fn versions(&self) -> io::Result<Vec<u64>> {
         let listing = match fs::read_dir(&self.dir) {
@@ -180,7 +220,7 @@ impl LinkLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let mut versions = Vec::with_capacity(KEPT + 1);
+        let mut versions = Vec::with_capacity(KEPT + 2);
         for entry in listing {
             let name = entry?.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix("v."));

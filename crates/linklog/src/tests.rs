@@ -102,13 +102,41 @@ fn of_many_writers_exactly_one_wins_each_version() {
 }
 
 #[tokio::test]
-async fn a_watch_wakes_on_each_kind_of_write() {
+async fn every_watcher_wakes_when_a_content_is_written() {
     let (_dir, log) = log();
+    let mut watches = [log.watch().unwrap(), log.watch().unwrap()];
     log.append(None, b"one").unwrap();
-    let mut watch = log.watch().unwrap();
-    log.renew(0).unwrap();
+    for watch in &mut watches {
+        tokio::time::timeout(Duration::from_secs(5), watch.changed()).await.unwrap();
+    }
+    // Notices that pile up are one.
+    log.append(Some(0), b"two").unwrap();
+    log.append(Some(1), b"three").unwrap();
+    let [watch, _] = &mut watches;
     tokio::time::timeout(Duration::from_secs(5), watch.changed()).await.unwrap();
+    let none = tokio::time::timeout(Duration::from_millis(50), watch.changed()).await;
+    assert!(none.is_err());
+}
+
+#[tokio::test]
+async fn a_watcher_in_a_deep_folder_is_woken_and_leaves_no_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("a-folder-with-a-long-name".repeat(8));
+    let log = LinkLog::open(&deep).unwrap();
     let mut watch = log.watch().unwrap();
-    log.append(Some(1), b"two").unwrap();
+    notify(&deep);
     tokio::time::timeout(Duration::from_secs(5), watch.changed()).await.unwrap();
+    drop(watch);
+    assert_eq!(fs::read_dir(&deep).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn the_socket_of_a_killed_watcher_goes_with_the_next_notice() {
+    let (_dir, log) = log();
+    let stale = log.dir().join("w.stale");
+    drop(std::os::unix::net::UnixDatagram::bind(&stale).unwrap());
+    assert!(stale.exists());
+    log.append(None, b"one").unwrap();
+    assert!(!stale.exists());
+    assert_eq!(log.read().unwrap().unwrap().bytes, b"one");
 }

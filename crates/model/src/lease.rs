@@ -1,5 +1,7 @@
 //! The lease of a shard and the route that its holder publishes.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
@@ -52,6 +54,19 @@ pub enum ReleaseReason {
     Expired,
     /// A person chose the successor and accepted the loss of data.
     Forced,
+}
+
+/// Completes "it let go because …", for people.
+impl fmt::Display for ReleaseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Planned => "that was asked for",
+            Self::ServerLost => "its server died, hung or restarted",
+            Self::VolumeLost => "its data are gone",
+            Self::Expired => "it did not renew its lease in time",
+            Self::Forced => "a person chose another node",
+        })
+    }
 }
 
 impl ReleaseReason {

@@ -16,6 +16,9 @@ use crate::time::Millis;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentBoot {
     pub config: NodeConfig,
+    /// Where the server listens; `None`: at the host of its address, which is what it announces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind_host: Option<String>,
     pub server_binary: PathBuf,
     /// The server's own folder: its data, `nodes.conf`, append-only files.
     pub volume: PathBuf,
@@ -24,6 +27,13 @@ pub struct AgentBoot {
     /// Shared by all nodes of the instance.
     pub lease_dir: PathBuf,
     pub route_dir: PathBuf,
+}
+
+impl AgentBoot {
+    /// The host to listen on.
+    pub fn listen_host(&self) -> &str {
+        self.bind_host.as_deref().unwrap_or(&self.config.address.host)
+    }
 }
 
 /// `nodes/<node>/secrets.json`, mode 0600: what a node needs to go on while `serve` is down.
@@ -56,7 +66,18 @@ pub struct RelayBoot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayListener {
     pub kind: EndpointKind,
+    /// What clients are told to connect to.
     pub address: Address,
+    /// Where it listens; `None`: at the host of its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind_host: Option<String>,
+}
+
+impl RelayListener {
+    /// The host to listen on.
+    pub fn listen_host(&self) -> &str {
+        self.bind_host.as_deref().unwrap_or(&self.address.host)
+    }
 }
 
 /// What a relay answers on its status socket (`GET /v1/status`).

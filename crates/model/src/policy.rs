@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Millis;
+use crate::time::{Millis, Timestamp};
 
 /// Numbers of the election (design: lease 4 s, renewed each second, candidates wait 500 ms).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,14 @@ impl Default for ElectionPolicy {
             promise: Millis(6000),
             hand_over_timeout: Millis(5000),
         }
+    }
+}
+
+impl ElectionPolicy {
+    /// Whether a failover at `at` counts against the limit at `wall` (both wall clock). A time far
+    /// in the future is a clock that was wrong.
+    pub fn counts_failover(&self, at: Timestamp, wall: Timestamp) -> bool {
+        wall.since(at) < self.failover_window && at.since(wall) < self.failover_window
     }
 }
 

@@ -3,13 +3,16 @@
 
 use larder_model::agent::ClusterFailoverMode;
 use larder_model::plan::{OperationReport, Step, Wait};
-use larder_model::{Code, NodeId, NodeRecord, OperationKind, Refusal};
+use larder_model::{Code, Millis, NodeId, NodeRecord, OperationKind, Refusal};
 
 use crate::cluster_repair;
 use crate::draft::Draft;
 use crate::heal::coordinated_change;
 use crate::op_steps::{self, Phase};
 use crate::view::View;
+
+/// For so long a silent agent is waited for before a wish is judged without it.
+const PATIENCE: Millis = Millis::secs(10);
 
 /// What was asked for; `from` is the primary when the work began.
 pub(crate) struct Wish<'w> {
@@ -68,6 +71,15 @@ fn begin(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), 
         ));
     }
     let to = wish.to.map(|to| chosen(view, shard, to)).transpose()?;
+    // Nobody is refused for what is merely not known yet, as right after a start of `serve`.
+    let unheard = view
+        .wanted_of(shard)
+        .find(|record| view.is_silent(&record.id) && view.silent_for(&record.id) < PATIENCE);
+    if let Some(record) = unheard {
+        let unknown_for = view.silent_for(&record.id);
+        draft.wait(Wait::AgentSilent { node: record.id.clone(), unknown_for });
+        return Ok(());
+    }
     match view.primary(shard) {
         Some(primary) => {
             if to.is_some_and(|to| to.id == primary.id) {
@@ -185,7 +197,7 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>, from: &NodeId)
     if let Some(primary) = view.primary(shard) {
         match to.or_else(|| view.successor(shard)) {
             Some(to) if view.is_linked(to) => {
-                draft.step(coordinated_change(view, primary, to), "a failover was asked for");
+                coordinated_change(view, draft, primary, to, "a failover was asked for");
             }
             Some(to) if wish.accept_data_loss && view.agent(&to.id).is_some() => {
                 draft.step(by_a_persons_word(view, to), "a person accepts the loss of data");

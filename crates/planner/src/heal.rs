@@ -158,24 +158,40 @@ fn remove_leaving(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
 
 fn hand_over_from(view: &View<'_>, draft: &mut Draft<'_>, holder: &NodeRecord) {
     match view.successor(holder.shard) {
-        Some(successor) => draft.step(
-            coordinated_change(view, holder, successor),
-            format!("node {} is on its way out", holder.id),
-        ),
+        Some(successor) => {
+            let reason = format!("node {} is on its way out", holder.id);
+            coordinated_change(view, draft, holder, successor, reason);
+        }
         None => draft.wait(Wait::Effect {
             what: format!("a replica may take over from node {}", holder.id),
         }),
     }
 }
 
-/// The step that makes `to` the primary in place of `holder` without losing a write.
-pub(crate) fn coordinated_change(view: &View<'_>, holder: &NodeRecord, to: &NodeRecord) -> Step {
-    if view.is_cluster() {
-        Step::FailOverShard {
-            node: to.id.clone(),
-            mode: larder_model::agent::ClusterFailoverMode::Coordinated,
-        }
-    } else {
-        Step::HandOver { holder: holder.id.clone(), to: Some(to.id.clone()) }
+/// Makes `to` the primary in place of `holder` without losing a write, once it can succeed.
+pub(crate) fn coordinated_change(
+    view: &View<'_>,
+    draft: &mut Draft<'_>,
+    holder: &NodeRecord,
+    to: &NodeRecord,
+    reason: impl Into<String>,
+) {
+    if !view.is_cluster() {
+        let step = Step::HandOver { holder: holder.id.clone(), to: Some(to.id.clone()) };
+        draft.step(step, reason);
+        return;
     }
+    // The other primaries vote. One that has not heard yet that `to` is a replica denies its vote,
+    // and a replica that was denied asks again only after four node timeouts, its primary's
+    // clients waiting meanwhile (cluster.c, clusterSendFailoverAuthIfNeeded).
+    let voters = view.shards().filter(|shard| *shard != holder.shard);
+    let ignorant = voters
+        .filter_map(|shard| view.primary(shard))
+        .find(|voter| !view.knows_as_replica(voter, to, holder));
+    if let Some(voter) = ignorant {
+        draft.wait(Wait::Gossip { node: voter.id.clone() });
+        return;
+    }
+    let mode = larder_model::agent::ClusterFailoverMode::Coordinated;
+    draft.step(Step::FailOverShard { node: to.id.clone(), mode }, reason);
 }

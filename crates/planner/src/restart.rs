@@ -130,10 +130,8 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, Stri
     if view.is_primary(record)
         && let Some(successor) = view.successor(record.shard)
     {
-        draft.step(
-            coordinated_change(view, record, successor),
-            format!("node {} is to be restarted as a replica", record.id),
-        );
+        let reason = format!("node {} is to be restarted as a replica", record.id);
+        coordinated_change(view, draft, record, successor, reason);
         return;
     }
     let in_its_part = view.is_well(record);

@@ -273,6 +273,26 @@ impl<'a> View<'a> {
         self.agent(node)?.cluster.as_ref()
     }
 
+    /// In the eyes of `voter`, `replica` copies from `primary`.
+    pub(crate) fn knows_as_replica(
+        &self,
+        voter: &NodeRecord,
+        replica: &NodeRecord,
+        primary: &NodeRecord,
+    ) -> bool {
+        let (Some(replica), Some(primary)) =
+            (self.server_id(&replica.id), self.server_id(&primary.id))
+        else {
+            return false;
+        };
+        let peers = self.cluster(&voter.id).map(|view| view.nodes.as_slice()).unwrap_or_default();
+        peers.iter().any(|peer| {
+            peer.id == replica
+                && peer.role == Role::Replica
+                && peer.primary.as_deref() == Some(primary)
+        })
+    }
+
     /// The node's own line in its own view.
     pub(crate) fn me(&self, node: &NodeId) -> Option<&'a ClusterPeer> {
         self.cluster(node)?.me()

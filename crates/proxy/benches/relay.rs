@@ -77,7 +77,11 @@ fn main() -> Result<(), Failure> {
 fn prepare(dir: &Path, server: &RedisServer, address: &Address) -> Result<(), Failure> {
     let boot = RelayBoot {
         instance: InstanceId::new("i-bench")?,
-        listeners: vec![RelayListener { kind: EndpointKind::Write, address: address.clone() }],
+        listeners: vec![RelayListener {
+            kind: EndpointKind::Write,
+            address: address.clone(),
+            bind_host: None,
+        }],
         route_dir: dir.join("route"),
         members: vec![],
         run_dir: dir.to_owned(),

@@ -50,6 +50,7 @@ impl Fixture {
             .map(|kind| RelayListener {
                 kind: *kind,
                 address: Address::new("127.0.0.1", free_port()),
+                bind_host: None,
             })
             .collect();
         std::fs::create_dir(folder.path().join("relay")).unwrap();
@@ -412,7 +413,11 @@ async fn listeners_follow_the_file_and_a_taken_port_is_tried_again() {
 
     let blocker = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Address::new("127.0.0.1", blocker.local_addr().unwrap().port());
-    relay.boot.listeners.push(RelayListener { kind: EndpointKind::Read, address: address.clone() });
+    relay.boot.listeners.push(RelayListener {
+        kind: EndpointKind::Read,
+        address: address.clone(),
+        bind_host: None,
+    });
     relay.boot.generation = 2;
     relay.write_boot();
     let status = relay.status_until("generation 2", |s| s.generation == 2).await;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Desired, Event, InstanceId, NodeId, NodePhase, NodeRecord, Operation, OperationId,
+    Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, Operation, OperationId,
     OperationKind, OperationState, OperationStep, Refusal, Secret,
 };
 use larder_store::InstanceObservation;
@@ -69,10 +69,14 @@ pub trait Book: Send + Sync {
         operation: &OperationId,
         kind: &OperationKind,
     ) -> Result<(), BookError>;
+    /// The state that was last written with an observation.
+    async fn last_state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, BookError>;
+    /// Writes what was seen, and the events that tell of it, in one transaction.
     async fn observation_set(
         &self,
         instance: &InstanceId,
         observation: &InstanceObservation,
+        events: &[Event],
     ) -> Result<(), BookError>;
     async fn events_append(&self, events: &[Event]) -> Result<(), BookError>;
     /// Events that were written before are skipped.
@@ -277,12 +281,19 @@ impl Book for MemoryBook {
         Ok(())
     }
 
+    async fn last_state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, BookError> {
+        Ok(self.observation(instance).map(|observation| observation.state))
+    }
+
     async fn observation_set(
         &self,
         instance: &InstanceId,
         observation: &InstanceObservation,
+        events: &[Event],
     ) -> Result<(), BookError> {
-        self.pages().observations.insert(instance.clone(), observation.clone());
+        let mut pages = self.pages();
+        pages.observations.insert(instance.clone(), observation.clone());
+        pages.events.extend_from_slice(events);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Desired, Event, InstanceId, NodeId, NodePhase, NodeRecord, OperationId, OperationKind,
+    Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, OperationId, OperationKind,
     OperationState, OperationStep, PlannerPolicy, Refusal,
 };
 use larder_store::{ConditionSince, InstanceObservation, Store, StoreError};
@@ -117,10 +117,19 @@ impl Book for StoreBook {
         or_gone(self.store.operation_set_kind(operation, kind).await.map(drop))
     }
 
+    async fn last_state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, BookError> {
+        match self.store.instance_get(instance).await {
+            Ok(row) => Ok(row.observation.map(|observation| observation.state)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn observation_set(
         &self,
         instance: &InstanceId,
         observation: &InstanceObservation,
+        events: &[Event],
     ) -> Result<(), BookError> {
         let mut observation = observation.clone();
         // A condition keeps its date while its status stays.
@@ -131,7 +140,7 @@ impl Book for StoreBook {
             observation.conditions =
                 ConditionSince::carry(&former.conditions, conditions, observation.at);
         }
-        or_gone(self.store.instance_observation_set(instance, &observation).await)
+        or_gone(self.store.instance_observed(instance, &observation, events).await)
     }
 
     async fn events_append(&self, events: &[Event]) -> Result<(), BookError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use larder_model::InstanceId;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -57,9 +57,13 @@ pub struct Driver {
     reconciler: Arc<Reconciler>,
     inbox: mpsc::Receiver<InstanceId>,
     slots: HashMap<InstanceId, Slot>,
-    rounds: JoinSet<(InstanceId, TickOutcome)>,
+    rounds: JoinSet<TickOutcome>,
+    /// Whose round each task is.
+    of_round: HashMap<task::Id, InstanceId>,
     next_scan: Instant,
     next_sweep: Instant,
+    /// Beside the rounds, so that a slow container cluster holds up none of them.
+    sweep: Option<JoinHandle<()>>,
 }
 
 /// Makes the queue first, so that watchers can activate before the driver exists.
@@ -76,8 +80,10 @@ impl Driver {
             inbox,
             slots: HashMap::new(),
             rounds: JoinSet::new(),
+            of_round: HashMap::new(),
             next_scan: now,
             next_sweep: now,
+            sweep: None,
         }
     }
 
@@ -94,7 +100,7 @@ impl Driver {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(instance) = self.inbox.recv() => self.activated(instance),
-                Some(finished) = self.rounds.join_next() => {
+                Some(finished) = self.rounds.join_next_with_id() => {
                     if self.finished(finished) {
                         superseded = true;
                         break;
@@ -102,6 +108,10 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(wake) => {}
             }
+        }
+        if let Some(sweep) = &self.sweep {
+            // What it has begun the container cluster brings to its end; the next start goes on.
+            sweep.abort();
         }
         while self.rounds.join_next().await.is_some() {}
         superseded
@@ -119,36 +129,35 @@ impl Driver {
             }
             Err(error) => tracing::warn!(%error, "instances cannot be listed"),
         }
-        if Instant::now() >= self.next_sweep {
+        let sweeping = self.sweep.as_ref().is_some_and(|sweep| !sweep.is_finished());
+        if Instant::now() >= self.next_sweep && !sweeping {
             self.next_sweep = Instant::now() + SWEEP;
-            if let Err(error) = crate::strays::sweep_strays(&self.reconciler).await {
-                tracing::warn!(%error, "strays cannot be swept");
-            }
+            let reconciler = self.reconciler.clone();
+            self.sweep = Some(tokio::spawn(async move {
+                if let Err(error) = crate::strays::sweep_strays(&reconciler).await {
+                    tracing::warn!(%error, "strays cannot be swept");
+                }
+            }));
         }
     }
 
     fn start_due_rounds(&mut self) {
-        let now = Instant::now();
-        for (instance, slot) in &mut self.slots {
-            if self.rounds.len() >= CONCURRENT {
-                return;
-            }
-            if slot.running || slot.due > now {
-                continue;
-            }
+        let room = CONCURRENT.saturating_sub(self.rounds.len());
+        for instance in next_due(&self.slots, Instant::now(), room) {
+            let Some(slot) = self.slots.get_mut(&instance) else { continue };
             slot.running = true;
             slot.again = false;
-            let (reconciler, instance) = (self.reconciler.clone(), instance.clone());
-            self.rounds.spawn(async move {
-                let outcome = match reconciler.tick(&instance).await {
+            let (reconciler, of) = (self.reconciler.clone(), instance.clone());
+            let round = self.rounds.spawn(async move {
+                match reconciler.tick(&instance).await {
                     Ok(outcome) => outcome,
                     Err(error) => {
                         tracing::warn!(%instance, %error, "round failed");
                         TickOutcome::Failed
                     }
-                };
-                (instance, outcome)
+                }
             });
+            self.of_round.insert(round.id(), of);
         }
     }
 
@@ -174,21 +183,17 @@ impl Driver {
     /// Answers whether a newer controller has taken over.
     fn finished(
         &mut self,
-        finished: Result<(InstanceId, TickOutcome), tokio::task::JoinError>,
+        finished: Result<(task::Id, TickOutcome), task::JoinError>,
     ) -> bool {
-        let (instance, outcome) = match finished {
+        let (round, outcome) = match finished {
             Ok(finished) => finished,
             Err(error) => {
-                // A round that panicked is a bug; its slot is found running, so free them all.
+                // A round that panicked is a bug; the next one may not meet it.
                 tracing::error!(%error, "round broke off");
-                let due = Instant::now() + FAILURE.1;
-                for slot in self.slots.values_mut().filter(|slot| slot.running) {
-                    slot.running = false;
-                    slot.due = due;
-                }
-                return false;
+                (error.id(), TickOutcome::Failed)
             }
         };
+        let Some(instance) = self.of_round.remove(&round) else { return false };
         let now = Instant::now();
         let Some(slot) = self.slots.get_mut(&instance) else { return false };
         slot.running = false;
@@ -220,6 +225,18 @@ impl Slot {
     }
 }
 
+/// The instances whose turn it is, at most `room`: those first that have waited longest, so that
+/// busy ones do not keep others from their turn.
+fn next_due(slots: &HashMap<InstanceId, Slot>, now: Instant, room: usize) -> Vec<InstanceId> {
+    let mut due: Vec<(Instant, &InstanceId)> = slots
+        .iter()
+        .filter(|(_, slot)| !slot.running && slot.due <= now)
+        .map(|(instance, slot)| (slot.due, instance))
+        .collect();
+    due.sort();
+    due.into_iter().take(room).map(|(_, instance)| instance.clone()).collect()
+}
+
 /// Grows by half with each idle round: close looks at first, when things move fastest.
 fn back_off((first, longest): (Duration, Duration), rounds: u32) -> Duration {
     first.mul_f64(1.5_f64.powi(rounds.min(20) as i32)).min(longest)
@@ -235,5 +252,18 @@ mod tests {
         assert_eq!(pauses[0], WAIT.0);
         assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!(pauses[29], WAIT.1);
+    }
+
+    #[test]
+    fn who_has_waited_longest_is_next_and_nobody_has_two_rounds() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let id = |n: u64| InstanceId::new(format!("i-{n}")).unwrap();
+        let mut slots: HashMap<_, _> = (0..40).map(|n| (id(n), Slot::new(at(40 - n)))).collect();
+        assert_eq!(next_due(&slots, at(100), 2), [id(39), id(38)]);
+        slots.entry(id(39)).and_modify(|slot| slot.running = true);
+        assert_eq!(next_due(&slots, at(100), 1), [id(38)]);
+        assert_eq!(next_due(&slots, at(2), 9), [id(38)]);
+        assert_eq!(next_due(&slots, at(100), 0), []);
     }
 }

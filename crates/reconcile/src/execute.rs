@@ -38,12 +38,13 @@ impl StepError {
         matches!(self, Self::Cluster(ClusterError::Refused(_)))
     }
 
-    /// A newer controller is at work: this one must not go on.
-    pub(crate) fn is_stale(&self) -> bool {
-        matches!(
-            self,
-            Self::Cluster(ClusterError::Stale { .. }) | Self::Agent(AgentError::Stale { .. })
-        )
+    /// What was obeyed before, when the order was refused as an older one.
+    pub(crate) fn stale(&self) -> Option<Fence> {
+        match self {
+            Self::Cluster(ClusterError::Stale { seen })
+            | Self::Agent(AgentError::Stale { seen, .. }) => Some(*seen),
+            Self::Cluster(_) | Self::Agent(_) | Self::Book(_) | Self::OutOfDate(_) => None,
+        }
     }
 }
 

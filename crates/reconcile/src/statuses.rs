@@ -1,7 +1,7 @@
 //! What agents say: asked anew each time, or watched in the background.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,6 +9,7 @@ use futures::future::join_all;
 use larder_cluster::Agents;
 use larder_model::agent::AgentStatus;
 use larder_model::{InstanceId, NodeId, Observation};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::tick::Clock;
@@ -76,13 +77,28 @@ const REFRESH: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-type Known = Arc<Mutex<HashMap<NodeId, Observation<AgentStatus>>>>;
+/// A watcher that has just been started gets this long for its agent's first word, so that the
+/// first round after a start of `serve` sees what is and not that nothing was asked yet.
+const FIRST_WORD: Duration = Duration::from_millis(500);
+
+/// What is known of each node, and who waits for it.
+#[derive(Default)]
+struct Known {
+    statuses: Mutex<HashMap<NodeId, Observation<AgentStatus>>>,
+    changed: Notify,
+}
+
+impl Known {
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Observation<AgentStatus>>> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Keeps one long poll open to every agent; news activates the instance at once.
 pub struct WatchedStatuses {
     agents: Arc<dyn Agents>,
     clock: Arc<dyn Clock>,
-    known: Known,
+    known: Arc<Known>,
     watchers: Mutex<HashMap<NodeId, (InstanceId, JoinHandle<()>)>>,
     activate: Arc<dyn Fn(&InstanceId) + Send + Sync>,
 }
@@ -93,7 +109,7 @@ impl WatchedStatuses {
         clock: Arc<dyn Clock>,
         activate: Arc<dyn Fn(&InstanceId) + Send + Sync>,
     ) -> Self {
-        Self { agents, clock, known: Known::default(), watchers: Mutex::default(), activate }
+        Self { agents, clock, known: Arc::default(), watchers: Mutex::default(), activate }
     }
 
     fn ensure_watcher(&self, instance: &InstanceId, node: &NodeId) {
@@ -123,7 +139,21 @@ impl Statuses for WatchedStatuses {
         for node in nodes {
             self.ensure_watcher(instance, node);
         }
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let all_known = async {
+            loop {
+                // Listening before looking: what comes in between wakes us again.
+                let changed = self.known.changed.notified();
+                let mut changed = std::pin::pin!(changed);
+                changed.as_mut().enable();
+                if nodes.iter().all(|node| self.known.lock().contains_key(node)) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // Who has not said a word by then is not known yet.
+        let _ = tokio::time::timeout(FIRST_WORD, all_known).await;
+        let known = self.known.lock();
         nodes
             .iter()
             .map(|node| known.get(node).cloned().unwrap_or(Observation::UnknownYet))
@@ -132,7 +162,7 @@ impl Statuses for WatchedStatuses {
 
     fn retain(&self, instance: &InstanceId, nodes: &[NodeId]) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         watchers.retain(|node, (of, task)| {
             let keep = of != instance || nodes.contains(node);
             if !keep {
@@ -156,7 +186,7 @@ impl Drop for WatchedStatuses {
 struct Watcher {
     agents: Arc<dyn Agents>,
     clock: Arc<dyn Clock>,
-    known: Known,
+    known: Arc<Known>,
     activate: Arc<dyn Fn(&InstanceId) + Send + Sync>,
     instance: InstanceId,
     node: NodeId,
@@ -205,16 +235,20 @@ impl Watcher {
     }
 
     fn set(&self, observation: Observation<AgentStatus>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         known.insert(self.node.clone(), observation);
+        drop(known);
+        self.known.changed.notify_waiters();
     }
 
     /// Keeps the time since when nothing was heard.
     fn set_unknown(&self) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let entry = known.entry(self.node.clone()).or_default();
         if !matches!(entry, Observation::Unknown { .. }) {
             *entry = Observation::Unknown { since: self.clock.now() };
         }
+        drop(known);
+        self.known.changed.notify_waiters();
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
+use larder_cluster::ClusterError;
 use larder_model::agent::Fence;
 use larder_model::{Event, EventKind, InstanceId, Severity};
 
@@ -19,7 +20,7 @@ pub enum SweepError {
     #[error(transparent)]
     Book(#[from] crate::book::BookError),
     #[error(transparent)]
-    Cluster(#[from] larder_cluster::ClusterError),
+    Cluster(#[from] ClusterError),
 }
 
 /// Looks once; removes what was a stray in the sweep before as well. Answers the removed ones.
@@ -39,15 +40,10 @@ pub async fn sweep_strays(reconciler: &Reconciler) -> Result<BTreeSet<InstanceId
     let fence = Fence { controller_epoch: reconciler.controller_epoch, generation: u64::MAX };
     let mut removed = BTreeSet::new();
     for instance in strays.intersection(&before) {
-        let seen = reconciler.cluster.observe(instance).await?;
-        for kind in seen.endpoints.keys() {
-            reconciler.cluster.remove_endpoint(fence, instance, *kind).await?;
-        }
-        for node in seen.nodes.keys() {
-            reconciler.cluster.remove_node(fence, instance, node).await?;
-        }
-        if seen.endpoints.is_empty() && seen.nodes.is_empty() {
-            reconciler.cluster.remove_instance(fence, instance).await?;
+        // One that cannot be removed does not keep the others.
+        if let Err(error) = remove(reconciler, fence, instance).await {
+            tracing::warn!(%instance, %error, "a stray cannot be removed");
+            continue;
         }
         let message = format!("{instance} has no record; what was left of it is being removed");
         let event = Event {
@@ -63,4 +59,23 @@ pub async fn sweep_strays(reconciler: &Reconciler) -> Result<BTreeSet<InstanceId
         removed.insert(instance.clone());
     }
     Ok(removed)
+}
+
+async fn remove(
+    reconciler: &Reconciler,
+    fence: Fence,
+    instance: &InstanceId,
+) -> Result<(), ClusterError> {
+    let cluster = &reconciler.cluster;
+    let seen = cluster.observe(instance).await?;
+    for kind in seen.endpoints.keys() {
+        cluster.remove_endpoint(fence, instance, *kind).await?;
+    }
+    for node in seen.nodes.keys() {
+        cluster.remove_node(fence, instance, node).await?;
+    }
+    if seen.endpoints.is_empty() && seen.nodes.is_empty() {
+        cluster.remove_instance(fence, instance).await?;
+    }
+    Ok(())
 }

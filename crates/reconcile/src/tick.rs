@@ -15,7 +15,7 @@ use crate::book::{Book, BookError};
 use crate::execute::{Executor, Outcome};
 use crate::observe::{Seen, observe};
 use crate::statuses::Statuses;
-use crate::view::{digest, observation};
+use crate::view::{Figures, digest, observation};
 
 /// Wall-clock time, in milliseconds since the Unix epoch.
 pub trait Clock: Send + Sync {
@@ -56,16 +56,21 @@ pub enum TickOutcome {
 #[derive(Default)]
 struct Memory {
     last_state: Option<InstanceState>,
-    last_written: Option<(Timestamp, Vec<Condition>, String)>,
+    last_written: Option<Written>,
     node_events: HashMap<NodeId, u64>,
     backend_seen_at: Option<Timestamp>,
     /// Step failures already told as events, so that a retry does not tell them again.
-    told: Option<String>,
+    told: BTreeSet<String>,
     last_steps: Vec<Step>,
 }
 
-/// A record of an idle instance is refreshed this often, for its offsets and last-seen times.
-const REFRESH_MS: i64 = 10_000;
+/// What the record of an instance says.
+struct Written {
+    at: Timestamp,
+    conditions: Vec<Condition>,
+    digest: String,
+    figures: Figures,
+}
 
 /// Runs rounds. One value serves all instances; rounds of one instance must not overlap.
 pub struct Reconciler {
@@ -131,6 +136,7 @@ impl Reconciler {
             !steps.is_empty() && std::mem::replace(&mut memory.last_steps, steps.clone()) == steps
         });
         if plan.steps.is_empty() {
+            self.memory_of(instance, |memory| memory.told.clear());
             if ends_operation(&plan) {
                 // Without the operation there may be something to do again.
                 return Ok(TickOutcome::Acted);
@@ -178,21 +184,33 @@ impl Reconciler {
         let plan = plan_after.as_ref().unwrap_or(plan);
         let view = observation(desired, &seen.observed, plan, now);
         let digest = digest(&view);
+        let figures = Figures::of(&view);
+        let known = self.memory_of(instance, |memory| memory.last_state);
+        let before = match known {
+            Some(state) => Some(state),
+            // The first round of this process: what the former one wrote.
+            None => self.book.last_state(instance).await?,
+        };
+        let change = before
+            .filter(|before| *before != plan.report.state)
+            .map(|before| state_change(desired, before, plan, now));
         let due = self.memory_of(instance, |memory| match &memory.last_written {
-            Some((at, conditions, last)) => {
-                now.0 - at.0 >= REFRESH_MS
-                    || *conditions != plan.report.conditions
-                    || *last != digest
+            Some(last) => {
+                last.conditions != plan.report.conditions
+                    || last.digest != digest
+                    || now.since(last.at) >= figures.keep(&last.figures)
             }
             None => true,
         });
-        if due {
-            self.book.observation_set(instance, &view).await?;
+        if due || change.is_some() {
+            // With its event or not at all: a kill in between neither loses nor doubles it.
+            self.book.observation_set(instance, &view, change.as_slice()).await?;
+            let conditions = plan.report.conditions.clone();
             self.memory_of(instance, |memory| {
-                memory.last_written = Some((now, plan.report.conditions.clone(), digest));
+                memory.last_state = Some(plan.report.state);
+                memory.last_written = Some(Written { at: now, conditions, digest, figures });
             });
         }
-        self.tell_state_change(desired, plan, now).await?;
         if let (Some(operation), Some(progress)) = (&desired.operation, &report.operation) {
             let (state, error) = match &progress.outcome {
                 OperationOutcome::Running => (OperationState::Running, None),
@@ -208,31 +226,6 @@ impl Reconciler {
             }
         }
         Ok(())
-    }
-
-    async fn tell_state_change(
-        &self,
-        desired: &Desired,
-        plan: &Plan,
-        now: Timestamp,
-    ) -> Result<(), BookError> {
-        let instance = &desired.spec.id;
-        let state = plan.report.state;
-        let before = self.memory_of(instance, |memory| memory.last_state.replace(state));
-        // The first round after a start of `serve` is no change.
-        let Some(before) = before.filter(|before| *before != state) else { return Ok(()) };
-        let ready = plan.report.conditions.iter().find(|c| c.kind == "ready");
-        let severity = match state {
-            InstanceState::Unavailable | InstanceState::Failed => Severity::Critical,
-            InstanceState::Degraded => Severity::Warning,
-            InstanceState::Creating
-            | InstanceState::Running
-            | InstanceState::Updating
-            | InstanceState::Deleting => Severity::Info,
-        };
-        let reason = ready.filter(|c| !c.status).map(|c| format!(": {}", c.message));
-        let message = format!("{before} -> {state}{}", reason.unwrap_or_default());
-        self.book.events_append(&[event(desired, now, severity, "state-changed", message)]).await
     }
 
     /// Looks at how the steps went. A refusal ends a creation; anything else is tried again.
@@ -258,16 +251,21 @@ impl Reconciler {
                 }
                 continue;
             };
-            if error.is_stale() {
-                tracing::error!(%instance, %error, "a newer controller is at work");
-                return Ok(TickOutcome::Superseded);
-            }
             result = TickOutcome::Failed;
+            if let Some(seen) = error.stale() {
+                if seen.controller_epoch > self.controller_epoch {
+                    tracing::error!(%instance, %error, "a newer controller is at work");
+                    return Ok(TickOutcome::Superseded);
+                }
+                // Our own words of an older generation: the next plan has the newer one.
+                tracing::warn!(%instance, step = %step.step, %error, "step is out of date");
+                continue;
+            }
             tracing::info!(%instance, step = %step.step, %error, "step not taken");
             let Some(refusal) = error.refusal().cloned() else { continue };
             let text = format!("{}: {refusal}", step.step);
             let told = self.memory_of(instance, |memory| {
-                memory.told.replace(text.clone()).is_some_and(|last| last == text)
+                !memory.told.insert(text.clone())
             });
             if !told {
                 let told = event(desired, now, Severity::Warning, "step-refused", text);
@@ -286,6 +284,9 @@ impl Reconciler {
                 self.book.operation_report(&operation.id, &steps, failed, Some(&refusal)).await?;
                 return Ok(TickOutcome::Acted);
             }
+        }
+        if result != TickOutcome::Failed {
+            self.memory_of(instance, |memory| memory.told.clear());
         }
         Ok(result)
     }
@@ -326,6 +327,22 @@ impl Reconciler {
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
     }
+}
+
+fn state_change(desired: &Desired, before: InstanceState, plan: &Plan, now: Timestamp) -> Event {
+    let state = plan.report.state;
+    let severity = match state {
+        InstanceState::Unavailable | InstanceState::Failed => Severity::Critical,
+        InstanceState::Degraded => Severity::Warning,
+        InstanceState::Creating
+        | InstanceState::Running
+        | InstanceState::Updating
+        | InstanceState::Deleting => Severity::Info,
+    };
+    let ready = plan.report.conditions.iter().find(|c| c.kind == "ready");
+    let reason = ready.filter(|c| !c.status).map(|c| format!(": {}", c.message));
+    let message = format!("{before} -> {state}{}", reason.unwrap_or_default());
+    event(desired, now, severity, "state-changed", message)
 }
 
 fn event(

@@ -3,7 +3,7 @@
 use larder_model::agent::{AgentStatus, Role, ServerState, VolumeState};
 use larder_model::plan::{Plan, Wait};
 use larder_model::{
-    Desired, NodeId, NodePhase, NodeRecord, Observation, Observed, ObservedNode, SlotSet,
+    Desired, Millis, NodeId, NodePhase, NodeRecord, Observation, Observed, ObservedNode, SlotSet,
     Timestamp, WorkerState,
 };
 use larder_store::{ConditionSince, InstanceObservation, NodeState, NodeView};
@@ -122,6 +122,36 @@ fn lag(node: &NodeView, all: &[NodeView]) -> Option<u64> {
     Some(primary.offset?.saturating_sub(node.offset?))
 }
 
+/// The figures of an observation, which move all the time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Figures(Vec<(NodeId, u64, u64)>);
+
+impl Figures {
+    pub(crate) fn of(observation: &InstanceObservation) -> Self {
+        let nodes = observation.nodes.iter().map(|node| {
+            // A server's own small change is no news.
+            let memory = node.used_memory.map_or(0, |memory| memory.bytes() >> 16);
+            (node.id.clone(), node.offset.unwrap_or(0), memory)
+        });
+        Self(nodes.collect())
+    }
+
+    /// How long the record with the `written` figures may stay while nothing else changes. Every
+    /// record costs a flush to disk: where clients write it is kept fresh, an idle instance
+    /// (whose replicas are pinged every 10 s) costs next to nothing.
+    pub(crate) fn keep(&self, written: &Self) -> Millis {
+        const PINGS: u64 = 1024;
+        if self == written {
+            return Millis::secs(120);
+        }
+        let is_small = self.0.len() == written.0.len()
+            && self.0.iter().zip(&written.0).all(|((node, offset, memory), last)| {
+                *node == last.0 && offset.abs_diff(last.1) <= PINGS && *memory == last.2
+            });
+        Millis::secs(if is_small { 60 } else { 10 })
+    }
+}
+
 /// What of an observation has to be written at once when it changes; offsets and memory do not.
 pub(crate) fn digest(observation: &InstanceObservation) -> String {
     use std::fmt::Write as _;
@@ -154,4 +184,21 @@ pub(crate) fn digest(observation: &InstanceObservation) -> String {
         };
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_idle_instances_stay_longer_than_those_of_busy_ones() {
+        let node = NodeId::new("n-1").unwrap();
+        let figures = |offset, memory| Figures(vec![(node.clone(), offset, memory)]);
+        let idle = figures(100, 5);
+        assert_eq!(figures(100, 5).keep(&idle), Millis::secs(120));
+        assert_eq!(figures(142, 5).keep(&idle), Millis::secs(60), "pings");
+        assert_eq!(figures(9000, 5).keep(&idle), Millis::secs(10), "writes");
+        assert_eq!(figures(100, 6).keep(&idle), Millis::secs(10), "memory");
+        assert_eq!(Figures(Vec::new()).keep(&idle), Millis::secs(10), "another node");
+    }
 }

@@ -276,9 +276,20 @@ impl Store {
         id: &InstanceId,
         observation: &InstanceObservation,
     ) -> Result<()> {
+        self.instance_observed(id, observation, &[]).await
+    }
+
+    /// Like [`Store::instance_observation_set`], with the events that tell of it: written with
+    /// the observation, and dropped with it.
+    pub async fn instance_observed(
+        &self,
+        id: &InstanceId,
+        observation: &InstanceObservation,
+        news: &[Event],
+    ) -> Result<()> {
         let mut tx = self.write("recording what was seen of an instance").await?;
         let doing = tx.doing();
-        sqlx::query(
+        let written = sqlx::query(
             "UPDATE instances SET observation = $2, observed_generation = $3,
                  state = CASE WHEN deletion IS NULL THEN $4 ELSE state END
              WHERE id = $1 AND observed_generation <= $3",
@@ -290,6 +301,9 @@ impl Store {
         .execute(tx.conn())
         .await
         .doing(doing)?;
+        if written.rows_affected() > 0 && !news.is_empty() {
+            events::append(&mut tx, news).await?;
+        }
         tx.commit().await
     }
 

@@ -304,6 +304,7 @@ pub(crate) async fn finish_unfinished(
     if state == OperationState::Succeeded {
         for step in &mut steps {
             step.state = StepState::Succeeded;
+            step.progress = Some(1.0);
         }
     }
     let next = advance(&known, &steps, state, &error, clock::now());

@@ -11,6 +11,7 @@ pub mod http;
 pub mod instance;
 pub mod larder;
 pub mod logs;
+mod nodes;
 pub mod ports;
 pub mod primaries;
 pub mod process;

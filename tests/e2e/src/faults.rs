@@ -84,6 +84,20 @@ impl Fault {
         }
     }
 
+    /// Reasons that a read-write instance's events must hold afterwards.
+    pub fn told_as(self) -> &'static [&'static str] {
+        match self {
+            Self::Planned => &["handed-over"],
+            Self::ServerKilled => &["server-exited", "failover"],
+            Self::ServerAndAgentKilled => &["failover"],
+            Self::ServerStopped => &["server-hung", "failover"],
+            Self::VolumeLost => &["volume-lost", "failover"],
+            Self::AllNodesKilled => &["server-started"],
+            // Replaced in time, it changes nothing that a person had to know.
+            Self::AgentStopped => &[],
+        }
+    }
+
     /// The gap that a story allows. Wider than the figures of `docs/measurements.md`, which are
     /// measured on a quiet machine with a release binary: here several debug builds share it.
     pub fn allowed_gap(self) -> Duration {

@@ -11,6 +11,7 @@ use larder_testkit::{
 
 use crate::Fault;
 
+const SOON: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Opens a connection as the tenant.
@@ -244,8 +245,13 @@ pub async fn read_write_fault(fault: Fault, serve_down: bool) -> Result<()> {
     let shown = shown.await?;
     ensure!(shown.nodes.len() == 2, "not the configured count: {:?}", shown.nodes);
     ensure!(shown.endpoints == tested.instance.endpoints, "an endpoint moved");
-    let reasons = tested.larder.event_reasons(&name).await?;
-    ensure!(!reasons.is_empty(), "no event tells of {fault:?}");
+    let told = fault.told_as();
+    eventually(&format!("events tell of {fault:?} as {told:?}"), SOON, async || {
+        let reasons = tested.larder.event_reasons(&name).await?;
+        ensure!(told.iter().all(|word| reasons.iter().any(|r| r == word)), "they say {reasons:?}");
+        Ok(Some(()))
+    })
+    .await?;
     let (larder, instance, seen) = tested.stop().await?;
     check_history(&seen.histories[0], &seen.control, instance.endpoint("write")?, fault, at)
         .await?;

@@ -124,3 +124,8 @@ async fn all_nodes_killed_at_once_form_the_same_cluster_again_while_serve_is_dow
 async fn lost_volume_is_healed_and_its_stale_entry_forgotten() -> Result<()> {
     cluster_fault(Fault::VolumeLost, false).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_primary_is_succeeded_while_serve_is_down() -> Result<()> {
+    cluster_fault(Fault::ServerStopped, true).await
+}

@@ -122,6 +122,7 @@ impl World {
                 election: ElectionPolicy::default(),
                 generation: 1,
             },
+            bind_host: None,
             server_binary: self.binary.clone(),
             volume: dir.join("volume"),
             run_dir: self.run.path().to_owned(),
@@ -184,6 +185,15 @@ impl World {
         result.unwrap_or_else(|error| panic!("{order:?}: {error}\n{}", self.logs()));
     }
 
+    /// What the agents say now; `None`: no answer.
+    pub(crate) async fn statuses(&self) -> Vec<Option<AgentStatus>> {
+        let mut statuses = Vec::new();
+        for index in 0..self.nodes.len() {
+            statuses.push(self.client(index).status().await.ok());
+        }
+        statuses
+    }
+
     /// Waits until `seen` says yes to the statuses of all nodes (`None`: its agent is silent).
     pub(crate) async fn wait(
         &self,
@@ -193,10 +203,7 @@ impl World {
     ) -> Duration {
         let began = Instant::now();
         loop {
-            let mut statuses = Vec::new();
-            for index in 0..self.nodes.len() {
-                statuses.push(self.client(index).status().await.ok());
-            }
+            let statuses = self.statuses().await;
             if seen(&statuses) {
                 return began.elapsed();
             }
@@ -212,11 +219,7 @@ impl World {
     /// Waits until one node leads and all others follow it. Answers the leader.
     pub(crate) async fn settled(&self, limit: Duration) -> usize {
         self.wait("settled", limit, |all| leader(all).is_some() && all.iter().all(follows)).await;
-        let mut statuses = Vec::new();
-        for index in 0..self.nodes.len() {
-            statuses.push(self.client(index).status().await.ok());
-        }
-        leader(&statuses).expect("just seen")
+        leader(&self.statuses().await).expect("just seen")
     }
 
     pub(crate) async fn tenant(&self, index: usize) -> Connection {

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use larder_api_types::{CreateInstance, Operation, PlanView, Problem};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, OperationKind, Refusal,
+    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, Observed, OperationKind, Refusal,
     Secret, check_password,
 };
 use serde::Deserialize;
@@ -21,6 +21,7 @@ use super::dry_run;
 use super::instances::{instance_name, project_name};
 use crate::auth::Caller;
 use crate::body::{Body, Params};
+use crate::clock::now;
 use crate::error::ApiError;
 use crate::ids::RandomIds;
 use crate::permission::{Action, Object};
@@ -211,8 +212,9 @@ async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(),
     }
     let checks = async {
         let clusters = state.parts().capacity.container_clusters().await;
-        if !clusters.iter().any(|cluster| cluster.name == spec.container_cluster) {
-            let all: Vec<_> = clusters.into_iter().map(|cluster| cluster.name).collect();
+        let wanted = clusters.iter().find(|cluster| cluster.name == spec.container_cluster);
+        let Some(cluster) = wanted else {
+            let all: Vec<_> = clusters.iter().map(|cluster| cluster.name.as_str()).collect();
             return Err(Refusal::new(
                 Code::ContainerClusterNotFound,
                 format!(
@@ -222,6 +224,13 @@ async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(),
                 ),
             )
             .field("container_cluster"));
+        };
+        // What cannot be looked at just now is not known to be full.
+        if cluster.reachable {
+            let desired = dry_run::desired(state, spec.clone(), now());
+            let observed = Observed { workers: cluster.workers.clone(), ..Observed::default() };
+            larder_planner::check_room(&desired, &observed)
+                .map_err(|refusal| refusal.field("memory_bytes"))?;
         }
         state.parts().capacity.check(spec).await
     };

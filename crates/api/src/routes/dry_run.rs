@@ -24,13 +24,17 @@ pub(crate) async fn plan(state: &ApiState, spec: InstanceSpec) -> Result<PlanVie
         .find(|cluster| cluster.name == spec.container_cluster)
         .map(|cluster| cluster.workers)
         .unwrap_or_default();
-    let observed = Observed { workers, ..Observed::default() };
+    let endpoints = spec.architecture.endpoints().iter();
+    let endpoints = endpoints.map(|kind| (*kind, Observation::Absent)).collect();
+    let observed = Observed { workers, endpoints, ..Observed::default() };
     let now = now();
+    let name = spec.name.to_string();
     let desired = desired(state, spec, now);
-    Ok(view(on_paper(desired, observed, now)))
+    Ok(view(&name, on_paper(desired, observed, now)))
 }
 
-fn desired(state: &ApiState, spec: InstanceSpec, now: Timestamp) -> Desired {
+/// The instance as it would be just after its creation was accepted.
+pub(crate) fn desired(state: &ApiState, spec: InstanceSpec, now: Timestamp) -> Desired {
     use larder_model::IdSource as _;
     let operation = Operation {
         id: RandomIds.operation_id(),
@@ -116,14 +120,24 @@ fn write_down(
     }
 }
 
-fn view(plan: Plan) -> PlanView {
+/// Conditions and progress are left out of the text: nothing exists yet that could have any.
+fn view(name: &str, plan: Plan) -> PlanView {
+    let mut text = format!(
+        "dry run: nothing is started\ncreating {name} would begin with (ids are examples):\n"
+    );
+    for step in &plan.steps {
+        text.push_str(&format!("  do   {step}\n"));
+    }
+    for wait in &plan.waits {
+        text.push_str(&format!("  wait {wait}\n"));
+    }
     PlanView {
         instance: None,
         generation: plan.generation,
         state: plan.report.state.to_string(),
         steps: plan.steps.iter().map(ToString::to_string).collect(),
         waits: plan.waits.iter().map(ToString::to_string).collect(),
-        text: format!("dry run: nothing is started\n{plan}"),
+        text,
         planned_at: None,
     }
 }

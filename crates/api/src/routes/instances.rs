@@ -220,7 +220,12 @@ pub(crate) async fn plan(
             state: row.state().to_string(),
             steps: observation.plan.steps.iter().map(ToString::to_string).collect(),
             waits: observation.plan.waits.iter().map(ToString::to_string).collect(),
-            text: observation.plan.to_string(),
+            // People know the instance by its name.
+            text: observation.plan.to_string().replacen(
+                row.spec.id.as_str(),
+                row.spec.name.as_str(),
+                1,
+            ),
             planned_at: Some(rfc3339(observation.at)),
         },
         None => PlanView {

@@ -70,11 +70,13 @@ pub(crate) async fn run(
             console.confirm(&format!("Delete instance {name} and all its data for good?"), yes)?;
             let instance = InstanceRef { project, name: &name };
             let operation = client.instance_delete_permanently(instance).await?;
-            let operation = if wait.wait {
-                wait::until_done(&client, console, project, operation, wait.timeout).await?
-            } else {
-                operation
-            };
+            if !wait.wait {
+                operation::print(console, &operation)?;
+                how_to_follow(console, &operation);
+                return Ok(());
+            }
+            let operation =
+                wait::until_done(&client, console, project, operation, wait.timeout).await?;
             operation::print(console, &operation)
         }
     }
@@ -121,7 +123,9 @@ async fn create(
         console.say(&format!("password of {} (shown this once): {}", new.name, password.expose()));
     }
     if !args.wait.wait {
-        return print_with_password(console, &operation, shown.as_ref(), operation::print);
+        print_with_password(console, &operation, shown.as_ref(), operation::print)?;
+        how_to_follow(console, &operation);
+        return Ok(());
     }
     let id = operation.instance_id.clone();
     let done = wait::until_done(client, console, project, operation, args.wait.timeout).await;
@@ -189,12 +193,21 @@ async fn started(
     console: &mut Console,
 ) -> Result<(), CliError> {
     if !wait.wait {
-        return operation::print(console, &operation);
+        operation::print(console, &operation)?;
+        how_to_follow(console, &operation);
+        return Ok(());
     }
     let id = operation.instance_id.clone();
     wait::until_done(client, console, project, operation, wait.timeout).await?;
     let instance = client.instance_get(InstanceRef { project, name: &id }).await?;
     print(console, &instance)
+}
+
+/// The work has only been accepted: tells a person, not a script, where to see how it goes.
+fn how_to_follow(console: &mut Console, operation: &Operation) {
+    if !console.is_json() {
+        console.say(&format!("accepted; follow it with: larder operation watch {}", operation.id));
+    }
 }
 
 fn print(console: &mut Console, instance: &Instance) -> Result<(), CliError> {

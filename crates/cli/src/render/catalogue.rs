@@ -17,11 +17,26 @@ pub(crate) fn engines(console: &Console, rows: &[Engine]) -> String {
             vec![row.name.clone(), row.version.clone(), row.flavour.clone(), row.path.clone()];
         if console.is_wide() {
             let found = if row.builtin { "by larder" } else { "by hand" };
-            cells.extend([found.to_owned(), time(&row.added_at), row.capabilities.to_string()]);
+            cells.extend([found.to_owned(), time(&row.added_at), capabilities(&row.capabilities)]);
         }
         table.add_row(cells);
     }
     finish(table)
+}
+
+/// The capabilities in short; all of them are in the JSON.
+fn capabilities(probed: &serde_json::Value) -> String {
+    let mut words: Vec<String> = ["arch", "malloc"]
+        .iter()
+        .filter_map(|key| probed.get(key)?.as_str().map(str::to_owned))
+        .collect();
+    if probed.get("tls").and_then(serde_json::Value::as_bool) == Some(true) {
+        words.push("tls".to_owned());
+    }
+    if let Some(directives) = probed.get("directives").and_then(serde_json::Value::as_array) {
+        words.push(format!("{} directives", directives.len()));
+    }
+    if words.is_empty() { NONE.to_owned() } else { words.join(", ") }
 }
 
 pub(crate) fn projects(console: &Console, rows: &[Project]) -> String {
@@ -71,9 +86,10 @@ pub(crate) fn status(console: &Console, server: &str, one: &Status) -> String {
         line(
             "Runs on",
             format!(
-                "{}: {} workers, {} of {} promised{state}",
+                "{}: {} {}, {} of {} memory promised{state}",
                 cluster.name,
                 cluster.workers,
+                if cluster.workers == 1 { "worker" } else { "workers" },
                 ByteSize(cluster.requested_memory_bytes),
                 ByteSize(cluster.memory_bytes)
             ),

@@ -8,7 +8,7 @@ use crate::console::Console;
 pub(crate) fn events(console: &Console, rows: &[Event]) -> String {
     let mut header = vec!["TIME (UTC)", "SEVERITY", "INSTANCE", "REASON", "MESSAGE"];
     if console.is_wide() {
-        header.extend(["NODE", "KIND", "SEQ"]);
+        header.splice(3..3, ["NODE", "KIND", "SEQ"]);
     }
     let mut table = table(console, &header);
     for row in rows {
@@ -17,14 +17,23 @@ pub(crate) fn events(console: &Console, rows: &[Event]) -> String {
             row.severity.clone(),
             or_none(row.instance.clone()),
             row.reason.clone(),
-            row.message.clone(),
+            if console.is_wide() { row.message.clone() } else { message(row) },
         ];
         if console.is_wide() {
-            cells.extend([or_none(row.node.clone()), row.kind.clone(), row.seq.to_string()]);
+            let more = [or_none(row.node.clone()), row.kind.clone(), row.seq.to_string()];
+            cells.splice(3..3, more);
         }
         table.add_row(cells);
     }
     finish(table)
+}
+
+/// What a node says is told with its name before it: it does not name itself.
+fn message(event: &Event) -> String {
+    match &event.node {
+        Some(node) => format!("{node}: {}", event.message),
+        None => event.message.clone(),
+    }
 }
 
 /// The header of a list that grows: its columns have a fixed width, because nobody knows what
@@ -35,7 +44,7 @@ pub(crate) fn event_header() -> String {
 
 pub(crate) fn event_row(event: &Event) -> String {
     let instance = event.instance.as_deref().unwrap_or(super::NONE);
-    row(&time(&event.at), &event.severity, instance, &event.reason, &event.message)
+    row(&time(&event.at), &event.severity, instance, &event.reason, &message(event))
 }
 
 fn row(time: &str, severity: &str, instance: &str, reason: &str, message: &str) -> String {

@@ -11,7 +11,7 @@ pub(crate) use instance::{instance, instances, nodes};
 pub(crate) use operation::{operation, operations};
 
 use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table};
 
 use crate::console::Console;
 
@@ -45,7 +45,29 @@ fn trim(table: &mut Table) {
 
 pub(crate) fn finish(mut table: Table) -> String {
     trim(&mut table);
+    fold_last(&mut table);
     table.trim_fmt()
+}
+
+/// A last column narrower than this is not worth folding a text into.
+const FOLD: u16 = 24;
+
+/// Only the last column, the one with sentences, is folded to a terminal's width: ids, times and
+/// words stay whole. Where that leaves it no room, lines run on and the terminal breaks them.
+fn fold_last(table: &mut Table) {
+    let Some(width) = table.width() else { return };
+    let widths = table.column_max_content_widths();
+    let Some((_, others)) = widths.split_last() else { return };
+    let taken = others.iter().fold(0_u16, |sum, width| sum.saturating_add(width + 2));
+    let whole = width.saturating_sub(taken) < FOLD;
+    if whole {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+        return;
+    }
+    let others = others.len();
+    for column in table.column_iter_mut().take(others) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+    }
 }
 
 /// What stands where nothing is known.

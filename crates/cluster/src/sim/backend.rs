@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use larder_election::{OrderKind, PendingOrder, Situation, WhyNoPrimary};
 use larder_model::agent::{
-    AgentStatus, ClusterFailoverMode, Fence, LeaseSummary, Member, NodeConfig, Order, Problem,
-    ProblemCode, Role, ServerState, ServerStatus, VolumeState,
+    AgentStatus, ClusterFailoverMode, ClusterView, Fence, LeaseSummary, Member, NodeConfig, Order,
+    Problem, ProblemCode, ReplicaSeen, ReplicationView, Role, ServerState, ServerStatus, VolumeState,
 };
 use larder_model::local::NodeSecrets;
 use larder_model::{
@@ -30,6 +30,23 @@ pub(super) struct SimEndpoint {
     pub(super) cluster: String,
     pub(super) address: Address,
     pub(super) members: Vec<Member>,
+}
+
+/// What of an agent's report is news when it changes: all but the offsets, which always do.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Reported {
+    state: ServerState,
+    run_id: Option<String>,
+    volume: VolumeState,
+    replication: Option<ReplicationView>,
+    cluster: Option<ClusterView>,
+    lease: Option<LeaseSummary>,
+    generation: u64,
+}
+
+fn without_offsets(view: ReplicationView) -> ReplicationView {
+    let replicas = view.replicas.into_iter().map(|r| ReplicaSeen { offset: 0, ..r }).collect();
+    ReplicationView { offset: 0, replid: String::new(), replicas, ..view }
 }
 
 /// One container cluster of a simulated fleet.
@@ -67,6 +84,11 @@ impl World {
     pub(super) fn create_node(&mut self, worker: WorkerName, config: NodeConfig) {
         let (offset, ppm) = (self.rng.below(1_000_000), self.rng.below(24_000) - 12_000);
         let t = self.t;
+        let mut agent = SimAgent::new(offset, ppm);
+        // Wished for on a worker without power: it begins when the worker is back.
+        let down_until = self.workers.get(&worker).map_or(0, |w| w.down_until);
+        agent.up = down_until <= t;
+        agent.back_at = down_until;
         let key = (config.instance.clone(), config.shard);
         let clients = self.config.clients;
         if config.mode == NodeMode::Leased {
@@ -78,7 +100,7 @@ impl World {
         self.addresses.insert(config.address.clone(), config.node.clone());
         let node = SimNode {
             worker,
-            agent: SimAgent::new(offset, ppm),
+            agent,
             process: None,
             disk: Disk::default(),
             keeper_saw: None,
@@ -194,16 +216,17 @@ impl World {
             code: ProblemCode::VolumeLost,
             message: "the node has a past and its volume is empty".to_owned(),
         });
-        let quiet = replication.as_ref().map(|r| {
-            let replicas: Vec<_> = r.replicas.iter().map(|s| (&s.address, s.online)).collect();
-            format!("{:?} {:?} {} {} {replicas:?}", r.role, r.primary, r.link_up, r.syncing)
-        });
-        let summary = format!(
-            "{:?} {:?} {volume:?} {quiet:?} {cluster:?} {lease:?} {}",
-            server.state, server.run_id, found.config.generation
-        );
-        if found.reported.as_ref() != Some(&summary) {
-            found.reported = Some(summary);
+        let news = Reported {
+            state: server.state,
+            run_id: server.run_id.clone(),
+            volume,
+            replication: replication.clone().map(without_offsets),
+            cluster: cluster.clone(),
+            lease: lease.clone(),
+            generation: found.config.generation,
+        };
+        if found.reported.as_ref() != Some(&news) {
+            found.reported = Some(news);
             agent.version += 1;
         }
         Some(AgentStatus {

@@ -51,9 +51,9 @@ impl World {
             client.connection = server;
             client.pending = None;
         }
-        let Some((node, run_id)) = client.connection.clone() else { return };
-        let alive = self.nodes.get(&node).is_some_and(|n| {
-            self.worker_up(&n.worker) && n.process.as_ref().is_some_and(|p| p.run_id == run_id)
+        let Some((node, run_id)) = &client.connection else { return };
+        let alive = self.nodes.get(node).is_some_and(|n| {
+            self.worker_up(&n.worker) && n.process.as_ref().is_some_and(|p| p.run_id == *run_id)
         });
         if !alive {
             *client = Client { next_at: t, ..Client::default() };
@@ -66,7 +66,7 @@ impl World {
             }
             None => {}
             Some((write, since)) => {
-                let process = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut());
+                let process = self.nodes.get_mut(node).and_then(|n| n.process.as_mut());
                 let Some(process) = process else { return };
                 if process.takes_writes(t) {
                     process.log.push(write);

@@ -53,6 +53,49 @@ impl BusState {
         self.known.get_mut(&self.my_id)
     }
 
+    /// What the server `id` says in a round of gossip.
+    fn hear(&mut self, id: &str, theirs: &Self, t: i64) {
+        self.current_epoch = self.current_epoch.max(theirs.current_epoch);
+        self.forgotten.retain(|_, until| *until > t);
+        for (other_id, other) in &theirs.known {
+            if self.forgotten.contains_key(other_id) || *other_id == self.my_id {
+                continue;
+            }
+            // A server's word counts for itself, and for those that were not known.
+            let is_news = if other_id == id {
+                self.known.get(other_id) != Some(other)
+            } else {
+                !self.known.contains_key(other_id)
+            };
+            if is_news {
+                let news = BusPeer { silent_since: None, failed: false, ..other.clone() };
+                self.known.insert(other_id.clone(), news);
+            }
+        }
+        let Some(them) = theirs.me().filter(|them| them.role == Role::Primary) else { return };
+        // The higher configuration epoch owns a slot.
+        for (other_id, other) in &mut self.known {
+            let older = other.config_epoch < them.config_epoch;
+            if other_id != id && older && touches(&other.slots, &them.slots) {
+                other.slots = other.slots.difference(&them.slots);
+                if *other_id == self.my_id && other.slots.is_empty() {
+                    other.role = Role::Replica;
+                    other.primary = Some(id.to_owned());
+                }
+            }
+        }
+        // A replica goes with the slots of its primary.
+        let lost = self
+            .me()
+            .filter(|me| me.role == Role::Replica)
+            .and_then(|me| me.primary.as_ref())
+            .and_then(|primary| self.known.get(primary))
+            .is_some_and(|primary| primary.primary.as_deref() == Some(id));
+        if lost && let Some(me) = self.me_mut() {
+            me.primary = Some(id.to_owned());
+        }
+    }
+
     pub(super) fn covered(&self) -> bool {
         let slots: u32 = self
             .known
@@ -65,7 +108,8 @@ impl BusState {
 }
 
 fn touches(a: &SlotSet, b: &SlotSet) -> bool {
-    a.difference(b) != *a
+    let overlap = |x: &SlotRange| b.ranges().iter().any(|y| x.first <= y.last && y.first <= x.last);
+    a.ranges().iter().any(overlap)
 }
 
 impl World {
@@ -106,16 +150,11 @@ impl World {
 
     /// A server's first start gives it an id for life.
     fn introduce(&mut self, node: &NodeId) {
-        let id = self.rng.hex_id();
         let Some(found) = self.nodes.get_mut(node) else { return };
-        let address = found.config.address.clone();
-        let Some(process) = found.process.as_mut() else { return };
-        if !process.serving() {
-            return;
-        }
-        if let Some(bus) = process.bus.as_mut()
-            && bus.my_id.is_empty()
-        {
+        let Some(process) = found.process.as_mut().filter(|p| p.serving()) else { return };
+        if let Some(bus) = process.bus.as_mut().filter(|bus| bus.my_id.is_empty()) {
+            let id = self.rng.hex_id();
+            let address = found.config.address.clone();
             bus.my_id.clone_from(&id);
             let me = BusPeer {
                 node: node.clone(),
@@ -159,7 +198,11 @@ impl World {
 
     fn gossip(&mut self, node: &NodeId) {
         let t = self.t;
-        let Some(bus) = self.bus(node) else { return };
+        if self.bus(node).is_none() {
+            return;
+        }
+        // Taken out, so that it can be changed while the others are looked at.
+        let Some(mut bus) = self.with_bus(node, std::mem::take) else { return };
         let my_id = bus.my_id.clone();
         let peers: Vec<(String, NodeId)> = bus
             .known
@@ -173,63 +216,21 @@ impl World {
             .map_or(5000, |n| i64::try_from(n.config.cluster_node_timeout.0).unwrap_or(i64::MAX));
         for (id, peer) in peers {
             let heard = if self.reach(node, &peer) {
-                self.bus(&peer).filter(|b| b.my_id == id).cloned()
+                self.bus(&peer).filter(|theirs| theirs.my_id == id)
             } else {
                 None
             };
-            self.with_bus(node, |bus| match heard {
+            match heard {
+                Some(theirs) => bus.hear(&id, theirs, t),
                 None => {
                     if let Some(known) = bus.known.get_mut(&id) {
                         let since = *known.silent_since.get_or_insert(t);
                         known.failed = t - since >= timeout;
                     }
                 }
-                Some(theirs) => {
-                    bus.current_epoch = bus.current_epoch.max(theirs.current_epoch);
-                    bus.forgotten.retain(|_, until| *until > t);
-                    for (other_id, other) in &theirs.known {
-                        let fresh = *other_id == id;
-                        if bus.forgotten.contains_key(other_id) {
-                            continue;
-                        }
-                        if *other_id == my_id {
-                            continue;
-                        }
-                        if fresh || !bus.known.contains_key(other_id) {
-                            let mut news = other.clone();
-                            news.silent_since = None;
-                            news.failed = false;
-                            bus.known.insert(other_id.clone(), news);
-                        }
-                    }
-                    // The higher configuration epoch owns a slot.
-                    if let Some(them) = theirs.me().cloned()
-                        && them.role == Role::Primary
-                    {
-                        for (other_id, other) in &mut bus.known {
-                            let older = other.config_epoch < them.config_epoch;
-                            if *other_id != id && older && touches(&other.slots, &them.slots) {
-                                other.slots = other.slots.difference(&them.slots);
-                                if *other_id == my_id && other.slots.is_empty() {
-                                    other.role = Role::Replica;
-                                    other.primary = Some(id.clone());
-                                }
-                            }
-                        }
-                        // A replica goes with the slots of its primary.
-                        let lost = bus
-                            .me()
-                            .filter(|me| me.role == Role::Replica)
-                            .and_then(|me| me.primary.as_ref())
-                            .and_then(|p| bus.known.get(p))
-                            .is_some_and(|p| p.primary.as_ref() == Some(&id));
-                        if lost && let Some(me) = bus.me_mut() {
-                            me.primary = Some(id.clone());
-                        }
-                    }
-                }
-            });
+            }
         }
+        self.with_bus(node, |there| *there = bus);
     }
 
     /// A replica whose primary has failed asks for votes after a delay by its offset's rank.
@@ -299,7 +300,6 @@ impl World {
     /// The server's replication follows its side of the bus.
     fn obey_bus(&mut self, node: &NodeId) {
         let t = self.t;
-        let replid = self.rng.hex_id();
         let Some(bus) = self.bus(node) else { return };
         let Some(me) = bus.me() else { return };
         let upstream = match (me.role, &me.primary) {
@@ -309,13 +309,16 @@ impl World {
             }
             (Role::Replica, None) => Some(nobody()),
         };
-        let first = self
+        let is_primary = self
             .nodes
             .get(node)
             .and_then(|n| n.process.as_ref())
             .is_some_and(|p| p.role == Role::Primary);
         match upstream {
-            None if !first => self.with_process(node, |p| p.promote(replid)),
+            None if !is_primary => {
+                let replid = self.rng.hex_id();
+                self.with_process(node, |p| p.promote(replid));
+            }
             None => {}
             Some(address) => self.with_process(node, |p| p.follow(address, t)),
         }

@@ -51,25 +51,53 @@ pub struct Profile {
     pub lost_volumes: u32,
     /// Faults of the control plane too.
     pub control_plane: bool,
+    /// One worker is without power for this long, besides all else; 0: none is.
+    pub long_crash_ms: i64,
+    /// Every call of the lease store takes up to this much longer, all the time; 0: none does.
+    pub slow_lease_ms: i64,
+    /// One in two answers to the control plane is lost, all the time.
+    pub lost_replies: bool,
 }
 
 impl Default for Profile {
     fn default() -> Self {
-        Self { faults: 8, within_ms: 40_000, lost_volumes: 1, control_plane: false }
+        Self {
+            faults: 8,
+            within_ms: 40_000,
+            lost_volumes: 1,
+            control_plane: false,
+            long_crash_ms: 0,
+            slow_lease_ms: 0,
+            lost_replies: false,
+        }
     }
 }
 
-/// Draws the faults of one run: `(when, what)`, in order of time. `crowd` are the nodes.
+/// Draws the faults of one run: `(when, what)`, in order of time. `crowd` are the nodes, `copied`
+/// those of them that are not the only one of their shard.
 pub(super) fn draw(
     rng: &mut Rng,
     profile: &Profile,
     from: i64,
     crowd: &[NodeId],
+    copied: &[NodeId],
 ) -> Vec<(i64, Fault)> {
     let mut lost = 0;
     let mut faults = Vec::new();
     if crowd.is_empty() {
         return faults;
+    }
+    if profile.long_crash_ms > 0 {
+        let node = crowd[rng.below(crowd.len() as i64) as usize].clone();
+        let at = from + rng.below(profile.within_ms / 2);
+        faults.push((at, Fault::CrashWorker { node, length: profile.long_crash_ms }));
+    }
+    if profile.slow_lease_ms > 0 {
+        let trouble = LeaseTrouble::Slow(profile.slow_lease_ms);
+        faults.push((from, Fault::Lease { node: None, trouble, length: profile.within_ms }));
+    }
+    if profile.lost_replies {
+        faults.push((from, Fault::LoseReplies { length: profile.within_ms }));
     }
     for _ in 0..profile.faults {
         let at = from + rng.below(profile.within_ms);
@@ -83,8 +111,9 @@ pub(super) fn draw(
             4 => Fault::StopAgent { node, length },
             5 => Fault::StopServer { node, length },
             6 => Fault::CrashWorker { node, length },
-            7 if lost < profile.lost_volumes => {
+            7 if lost < profile.lost_volumes && !copied.is_empty() => {
                 lost += 1;
+                let node = copied[rng.below(copied.len() as i64) as usize].clone();
                 Fault::DeleteVolume { node }
             }
             7 => Fault::KillServer { node },

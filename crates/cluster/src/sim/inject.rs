@@ -133,6 +133,35 @@ impl World {
         self.last_fault = self.last_fault.max(over);
     }
 
+    /// Whatever lasts is over now. What was killed stays dead until somebody starts it.
+    pub(super) fn heal(&mut self) {
+        let t = self.t;
+        self.note(|| "HEAL".to_owned());
+        for (_, until) in &mut self.isolated {
+            *until = (*until).min(t);
+        }
+        for (_, _, until) in &mut self.lease_trouble {
+            *until = (*until).min(t);
+        }
+        self.lease_well_since = self.lease_well_since.min(t + 2000);
+        for node in self.nodes.values_mut() {
+            node.replication_cut_until = node.replication_cut_until.min(t);
+            node.agent.stopped_until = node.agent.stopped_until.min(t);
+            node.well_since = node.well_since.min(t + 1500);
+        }
+        for (at, _, _) in &mut self.resumes {
+            *at = t;
+        }
+        for worker in self.workers.values_mut() {
+            worker.keeper_stopped_until = worker.keeper_stopped_until.min(t);
+            worker.down_until = worker.down_until.min(t);
+        }
+        for node in self.nodes.values_mut().filter(|n| !n.agent.up) {
+            node.agent.back_at = node.agent.back_at.min(t + 1000);
+        }
+        self.last_fault = self.last_fault.min(t + 1000);
+    }
+
     fn crash(&mut self, worker: &WorkerName, until: i64) {
         let nodes: Vec<NodeId> = self
             .nodes

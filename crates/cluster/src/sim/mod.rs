@@ -110,6 +110,17 @@ impl Sim {
         Self(Arc::new(Mutex::new(World::new(seed, config, workers, sync_ms))))
     }
 
+    /// A fleet of its own that is in all like this one, to see what would become of it.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.world().clone())))
+    }
+
+    /// Ends the faults that last: cut networks, a bad lease store, stopped processes.
+    pub fn heal(&self) {
+        self.world().heal();
+    }
+
     fn world(&self) -> MutexGuard<'_, World> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -221,8 +232,14 @@ impl Sim {
     pub fn random_faults(&self, seed: u64, profile: &Profile) {
         let mut world = self.world();
         let crowd: Vec<NodeId> = world.nodes.keys().cloned().collect();
+        let of = |id: &NodeId| world.shard_of(id);
+        let copied: Vec<NodeId> = crowd
+            .iter()
+            .filter(|id| crowd.iter().any(|other| other != *id && of(other) == of(id)))
+            .cloned()
+            .collect();
         let from = world.t;
-        let faults = fault::draw(&mut Rng::new(seed), profile, from, &crowd);
+        let faults = fault::draw(&mut Rng::new(seed), profile, from, &crowd, &copied);
         world.pending_faults.extend(faults);
     }
 
@@ -231,6 +248,11 @@ impl Sim {
         let world = self.world();
         let to_come = world.pending_faults.back().map_or(0, |(at, _)| *at + 10_000);
         world.last_fault.max(to_come)
+    }
+
+    /// On which worker the node is.
+    pub fn worker_of(&self, node: &NodeId) -> Option<WorkerName> {
+        self.world().nodes.get(node).map(|n| n.worker.clone())
     }
 
     /// Gives an order to a node's agent, as the control plane would.

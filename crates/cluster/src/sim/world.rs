@@ -16,7 +16,7 @@ use super::clients::Client;
 use super::drive::Message;
 use super::lease::{LeaseTrouble, SimLease};
 use super::rng::Rng;
-use super::server::{Disk, Link, LinkPeer, Phase, Piece, Process, WriteId, nobody};
+use super::server::{Disk, Link, LinkPeer, Phase, Piece, Process, WriteId};
 
 /// Length of a tick in virtual milliseconds.
 pub(super) const TICK: i64 = 10;
@@ -36,7 +36,7 @@ pub(super) struct SimWorker {
     pub(super) keeper_stopped_until: i64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct SimNode {
     pub(super) config: NodeConfig,
     pub(super) worker: WorkerName,
@@ -52,11 +52,11 @@ pub(super) struct SimNode {
     /// The server may be started again at this time.
     pub(super) start_not_before: i64,
     /// The version of the agent's report was raised for this summary.
-    pub(super) reported: Option<String>,
+    pub(super) reported: Option<super::backend::Reported>,
 }
 
 /// What the nodes of one shard share.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct SimShard {
     pub(super) lease: SimLease,
     pub(super) route: Option<Route>,
@@ -75,7 +75,7 @@ pub(super) struct SimShard {
 
 pub(super) type ShardKey = (InstanceId, u32);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct World {
     pub(super) config: SimConfig,
     pub(super) rules: Rules,
@@ -288,8 +288,11 @@ impl World {
             return;
         }
         let cut = found.replication_cut_until > t;
-        let upstream = self.addresses.get(&process.upstream).cloned();
-        let Some(upstream) = upstream.filter(|_| process.upstream != nobody()) else { return };
+        if self.stream_on(node, cut) {
+            return;
+        }
+        let Some(process) = self.nodes.get(node).and_then(|n| n.process.as_ref()) else { return };
+        let Some(upstream) = self.addresses.get(&process.upstream).cloned() else { return };
         let reachable = self.reach(node, &upstream) && !cut;
         let source = self.nodes.get(&upstream).and_then(|n| n.process.as_ref());
         // A sub-replica gets nothing from a server whose own link is down (NOMASTERLINK).
@@ -363,33 +366,45 @@ impl World {
                     });
                     return;
                 }
-                if peer.silent_since.is_some() {
-                    // Packets were lost; the connection did not survive it.
-                    self.with_process(node, |p| p.break_link(t));
-                    return;
-                }
-                let Some(source) = gives else { return };
-                let sent = process.sent_upto;
-                let news = (source.offset() > sent).then(|| source.stream_after(sent));
-                let upto = source.offset();
-                let lag = self.config.lag_ms;
-                let arrives = t + 1 + self.rng.below(lag.max(1));
-                self.with_process(node, |p| {
-                    if let Some(writes) = news {
-                        p.sent_upto = upto;
-                        let arrives =
-                            p.in_flight.back().map_or(arrives, |b| b.arrives.max(arrives));
-                        p.in_flight.push_back(Piece { arrives, upto, writes });
-                    }
-                    while p.in_flight.front().is_some_and(|piece| piece.arrives <= t) {
-                        if let Some(piece) = p.in_flight.pop_front() {
-                            p.log.extend(piece.writes);
-                            p.base = piece.upto - i64::try_from(p.log.len()).unwrap_or(0);
-                        }
-                    }
-                });
+                // Packets were lost; the connection did not survive it.
+                self.with_process(node, |p| p.break_link(t));
             }
         }
+    }
+
+    /// The usual tick of a replica, when nothing is wrong with its link: what is new is put on its
+    /// way, what is due arrives. `false`: something is wrong.
+    fn stream_on(&mut self, node: &NodeId, cut: bool) -> bool {
+        let t = self.t;
+        let Some(process) = self.nodes.get(node).and_then(|n| n.process.as_ref()) else {
+            return false;
+        };
+        let Link::Streaming { peer } = &process.link else { return false };
+        let Some(upstream) = self.addresses.get(&process.upstream) else { return false };
+        let source = self.nodes.get(upstream).and_then(|n| n.process.as_ref());
+        let gives = source.filter(|s| s.serving() && (s.role == Role::Primary || s.link_up()));
+        let well = !cut
+            && peer.silent_since.is_none()
+            && self.reach(node, upstream)
+            && same_life(gives, peer);
+        let Some(source) = gives.filter(|_| well) else { return false };
+        let (sent, upto) = (process.sent_upto, source.offset());
+        let news = (upto > sent).then(|| source.stream_after(sent));
+        let arrives = t + 1 + self.rng.below(self.config.lag_ms.max(1));
+        self.with_process(node, |p| {
+            if let Some(writes) = news {
+                p.sent_upto = upto;
+                let arrives = p.in_flight.back().map_or(arrives, |b| b.arrives.max(arrives));
+                p.in_flight.push_back(Piece { arrives, upto, writes });
+            }
+            while p.in_flight.front().is_some_and(|piece| piece.arrives <= t) {
+                if let Some(piece) = p.in_flight.pop_front() {
+                    p.log.extend(piece.writes);
+                    p.base = piece.upto - i64::try_from(p.log.len()).unwrap_or(0);
+                }
+            }
+        });
+        true
     }
 
     pub(super) fn with_process(&mut self, node: &NodeId, change: impl FnOnce(&mut Process)) {
@@ -409,7 +424,7 @@ impl World {
         if !on {
             return;
         }
-        if !found.agent.up && found.agent.back_at <= t {
+        if !found.agent.up && found.agent.back_at <= t && found.removing_at.is_none() {
             if let Some(found) = self.nodes.get_mut(node) {
                 found.agent.restart();
             }
@@ -451,7 +466,8 @@ impl World {
         let done: Vec<NodeId> = self
             .nodes
             .iter()
-            .filter(|(_, n)| n.removing_at.is_some_and(|at| at <= t))
+            // A worker without power removes nothing before it is back.
+            .filter(|(_, n)| n.removing_at.is_some_and(|at| at <= t) && self.worker_up(&n.worker))
             .map(|(id, _)| id.clone())
             .collect();
         for node in done {
@@ -467,7 +483,7 @@ impl World {
     /// stricter than what clients could notice, as it asks for no client.
     fn check_primaries(&mut self) {
         let t = self.t;
-        let mut first: BTreeMap<ShardKey, &NodeId> = BTreeMap::new();
+        let mut first: Vec<(&InstanceId, u32, &NodeId)> = Vec::new();
         let mut found = None;
         for (id, node) in &self.nodes {
             if node.config.mode != NodeMode::Leased
@@ -476,15 +492,17 @@ impl World {
             {
                 continue;
             }
-            let key = (node.config.instance.clone(), node.config.shard);
-            if let Some(other) = first.insert(key.clone(), id) {
+            let (instance, shard) = (&node.config.instance, node.config.shard);
+            let other = first.iter().find(|(of, s, _)| *of == instance && *s == shard);
+            if let Some((_, _, other)) = other {
                 found = Some(Violation::TwoPrimaries {
                     at: t,
-                    instance: key.0,
-                    first: other.clone(),
+                    instance: instance.clone(),
+                    first: (*other).clone(),
                     second: id.clone(),
                 });
             }
+            first.push((instance, shard, id));
         }
         if let Some(violation) = found {
             self.broken(violation);

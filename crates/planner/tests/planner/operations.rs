@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use larder_model::agent::ServerState;
-use larder_model::plan::{Plan, Step};
-use larder_model::{Architecture, Code, InstanceState, NodeId, OperationKind};
+use larder_model::agent::{Role, ServerState};
+use larder_model::plan::{OperationOutcome, Plan, Step, Wait};
+use larder_model::{Architecture, Code, InstanceState, NodeId, Observation, OperationKind};
 
 use crate::world::World;
 
@@ -206,4 +206,47 @@ fn nobody_takes_a_lease_in_the_middle_of_a_hand_over() {
     }
     let plan = larder_planner::plan(&world.desired, &observed, world.now, &mut world.ids);
     assert!(plan.steps.is_empty(), "{plan}");
+}
+
+/// Right after a start of `serve` nothing is known of any agent: that is no reason to refuse.
+#[test]
+fn a_failover_waits_for_agents_that_were_not_heard_yet() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    world.begin(failover(0, None, false));
+    let mut observed = world.observe();
+    for node in observed.nodes.values_mut() {
+        node.agent = Observation::UnknownYet;
+    }
+    let plan = larder_planner::plan(&world.desired, &observed, world.now, &mut world.ids.clone());
+    assert!(plan.steps.is_empty(), "{plan}");
+    let outcome = plan.report.operation.expect("an operation").outcome;
+    assert!(!matches!(outcome, OperationOutcome::Failed(_)), "{outcome:?}");
+    world.settle();
+    assert_eq!(world.failure, None);
+}
+
+/// A voter that takes the replica for a primary would deny its vote, and the primary's clients
+/// would be paused for four node timeouts.
+#[test]
+fn a_coordinated_failover_waits_until_every_voter_knows_the_replica() {
+    let mut world = World::running(Architecture::Cluster, 3, 2, &["w1"]);
+    world.begin(failover(0, None, false));
+    while !world.plan().steps.iter().any(|p| matches!(p.step, Step::FailOverShard { .. })) {
+        world.round();
+    }
+    let voter = world.primary(1).expect("a primary");
+    let mut observed = world.observe();
+    let agent = &mut observed.nodes.get_mut(&voter).expect("the voter").agent;
+    let Observation::Known { value, .. } = agent else { panic!("the voter is heard") };
+    for peer in &mut value.cluster.as_mut().expect("a cluster node").nodes {
+        if peer.role == Role::Replica {
+            peer.role = Role::Primary;
+            peer.primary = None;
+        }
+    }
+    let plan = larder_planner::plan(&world.desired, &observed, world.now, &mut world.ids.clone());
+    let ordered = plan.steps.iter().any(|p| matches!(p.step, Step::FailOverShard { .. }));
+    assert!(!ordered && plan.waits.contains(&Wait::Gossip { node: voter }), "{plan}");
+    world.settle();
+    assert_eq!(world.failure, None);
 }

@@ -26,7 +26,7 @@ pub(crate) fn read_boot(dir: &Path) -> Result<RelayBoot, BootError> {
     serde_json::from_slice(&bytes).map_err(|source| BootError::Parse { path, source })
 }
 
-/// Wakes on changes of a folder; without `inotify` it never wakes, and the tick has to do.
+/// Wakes on changes of a folder; where that is impossible it never wakes, and the tick has to do.
 pub(crate) struct FolderWatch {
     dir: PathBuf,
     watch: Option<Watch>,
@@ -42,8 +42,7 @@ impl FolderWatch {
 
     /// Watches anew: the folder may be another one by now.
     pub(crate) fn renew(&mut self) {
-        // The watch of a link log wakes for every file that appears in its folder, also by rename:
-        // which is how `relay.json` is replaced.
+        // Who replaces `relay.json` gives notice in the same way as who writes a link log.
         match LinkLog::at(&self.dir).watch() {
             Ok(watch) => {
                 self.watch = Some(watch);

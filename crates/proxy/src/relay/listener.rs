@@ -96,7 +96,7 @@ pub(crate) async fn listen(state: Arc<ListenerState>, shared: Shared) {
 async fn bind(config: &RelayListener) -> TcpListener {
     let mut pause = FIRST_BIND_PAUSE;
     loop {
-        match TcpListener::bind((config.address.host.as_str(), config.address.port)).await {
+        match TcpListener::bind((config.listen_host(), config.address.port)).await {
             Ok(listener) => {
                 tracing::info!(listener = %config.address, kind = %config.kind, "listening");
                 return listener;

@@ -135,7 +135,9 @@ async fn beyond_the_bound_clients_wait_until_another_leaves() {
     drop(free);
     let state = Arc::new(ListenerState::new(RelayListener {
         kind: EndpointKind::Write,
-        address: Address::new("127.0.0.1", address.port()),
+        // Clients are told another host than the one it listens at.
+        address: Address::new("192.0.2.7", address.port()),
+        bind_host: Some("127.0.0.1".into()),
     }));
     let task = tokio::spawn(listen(Arc::clone(&state), shared));
     let mut clients = Vec::new();

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use larder_e2e::world::settled;
 use larder_e2e::{Fault, cluster_is_whole, replication_is_whole};
-use larder_testkit::http;
 use larder_testkit::larder::ADMIN_PASSWORD;
 use larder_testkit::process::{self, Kind};
 use larder_testkit::resp::{slot, tag_in};
 use larder_testkit::{
     Connection, Endpoint, Instance, Larder, LarderOptions, PASSWORD, Writer, WriterOptions,
 };
+use larder_testkit::{http, logs};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -366,6 +366,9 @@ async fn idle(options: &Options) -> Result<String> {
         ..LarderOptions::default()
     })
     .await?;
+    // Where the system's `fs.inotify.max_user_instances` is used up, processes poll. That is part
+    // of the cost, and said here.
+    larder.expect_log("cannot be watched");
     for n in 0..50 {
         let architecture = match n {
             0..40 => "standalone",
@@ -415,6 +418,17 @@ async fn idle(options: &Options) -> Result<String> {
             mib(pss / each)
         )?;
     }
+    let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_instances");
+    let blind = logs::files_below(larder.data())
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .filter(|log| log.contains("cannot be watched"))
+        .count();
+    writeln!(
+        text,
+        "\n{blind} processes had to poll for changes (`fs.inotify.max_user_instances` is {}).",
+        limit.unwrap_or_default().trim()
+    )?;
     larder.finish().await?;
     Ok(text)
 }

@@ -1,0 +1,102 @@
+//! A simulated container cluster that makes nodes where the planner placed them.
+//!
+//! What an agent is told of its node names no worker; a real backend of many workers reads it from
+//! the record, and so does this one.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use larder_cluster::sim::{Sim, SimCluster};
+use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_model::agent::{Fence, NodeConfig};
+use larder_model::local::NodeSecrets;
+use larder_model::{Address, EndpointKind, InstanceId, NodeId, Worker};
+use larder_reconcile::{Book as _, MemoryBook};
+
+pub struct Placing {
+    sim: Sim,
+    inner: SimCluster,
+    book: Arc<MemoryBook>,
+}
+
+impl Placing {
+    pub fn new(sim: &Sim, name: &str, book: Arc<MemoryBook>) -> Self {
+        Self { sim: sim.clone(), inner: sim.cluster(name), book }
+    }
+
+    async fn place(&self, instance: &InstanceId, node: &NodeId) {
+        let Ok(Some(desired)) = self.book.desired(instance).await else { return };
+        if let Some(record) = desired.nodes.iter().find(|record| record.id == *node) {
+            self.sim.place(node, &record.worker);
+        }
+    }
+}
+
+#[async_trait]
+impl Cluster for Placing {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
+        self.inner.workers().await
+    }
+
+    async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
+        self.inner.observe(instance).await
+    }
+
+    async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
+        self.inner.instances().await
+    }
+
+    async fn reserve_address(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<Address, ClusterError> {
+        self.place(instance, node).await;
+        self.inner.reserve_address(instance, node).await
+    }
+
+    async fn ensure_node(
+        &self,
+        fence: Fence,
+        config: &NodeConfig,
+        secrets: &NodeSecrets,
+    ) -> Result<(), ClusterError> {
+        self.place(&config.instance, &config.node).await;
+        self.inner.ensure_node(fence, config, secrets).await
+    }
+
+    async fn remove_node(
+        &self,
+        fence: Fence,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<(), ClusterError> {
+        self.inner.remove_node(fence, instance, node).await
+    }
+
+    async fn ensure_endpoint(&self, fence: Fence, spec: &EndpointSpec) -> Result<(), ClusterError> {
+        self.inner.ensure_endpoint(fence, spec).await
+    }
+
+    async fn remove_endpoint(
+        &self,
+        fence: Fence,
+        instance: &InstanceId,
+        kind: EndpointKind,
+    ) -> Result<(), ClusterError> {
+        self.inner.remove_endpoint(fence, instance, kind).await
+    }
+
+    async fn remove_instance(
+        &self,
+        fence: Fence,
+        instance: &InstanceId,
+    ) -> Result<(), ClusterError> {
+        self.inner.remove_instance(fence, instance).await
+    }
+}

@@ -1,0 +1,124 @@
+//! Which process and which folder belongs to what, looked up past Larder's own word.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::instance::{Instance, Node};
+use crate::larder::Larder;
+use crate::process::{self, Kind, Process};
+use crate::wait;
+
+impl Larder {
+    /// Every living process of this Larder.
+    pub fn processes(&self) -> Vec<Process> {
+        process::all_of(self.data())
+    }
+
+    fn one(&self, kind: Kind, part: &str) -> Result<u32> {
+        let found: Vec<Process> = self
+            .processes()
+            .into_iter()
+            .filter(|p| p.kind == kind && p.argv.iter().any(|arg| arg.contains(part)))
+            .collect();
+        match found.as_slice() {
+            [one] => Ok(one.pid),
+            [] => bail!("no {kind:?} with {part} runs"),
+            more => bail!("{} times {kind:?} with {part}: {more:?}", more.len()),
+        }
+    }
+
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn keeper_pid(&self) -> Result<u32> {
+        self.one(Kind::Keeper, &self.data().to_string_lossy())
+    }
+
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn agent_pid(&self, node: &str) -> Result<u32> {
+        self.one(Kind::Agent, &format!("nodes/{node}"))
+    }
+
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn relay_pid(&self, instance: &Instance) -> Result<u32> {
+        self.one(Kind::Relay, &format!("instances/{}/relay", instance.id))
+    }
+
+    /// The server of a node, by its working folder.
+    ///
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn server_pid(&self, instance: &Instance, node: &str) -> Result<u32> {
+        let folder = self.node_folder(instance, node);
+        let found: Vec<Process> = self
+            .processes()
+            .into_iter()
+            .filter(|p| p.kind == Kind::Server)
+            .filter(|p| p.cwd.as_ref().is_some_and(|cwd| cwd.starts_with(&folder)))
+            .collect();
+        match found.as_slice() {
+            [one] => Ok(one.pid),
+            [] => bail!("no server of {node} runs"),
+            more => bail!("{} servers of {node}: {more:?}", more.len()),
+        }
+    }
+
+    /// Pids of all processes of an instance of the given kinds.
+    pub fn pids_of(&self, instance: &Instance, kinds: &[Kind]) -> Vec<u32> {
+        let folder = self.instance_folder(instance);
+        let text = folder.to_string_lossy().into_owned();
+        self.processes()
+            .into_iter()
+            .filter(|p| kinds.contains(&p.kind))
+            .filter(|p| {
+                p.argv.iter().any(|arg| arg.contains(&text))
+                    || p.cwd.as_ref().is_some_and(|cwd| cwd.starts_with(&folder))
+            })
+            .map(|p| p.pid)
+            .collect()
+    }
+
+    pub fn instance_folder(&self, instance: &Instance) -> PathBuf {
+        self.data().join("instances").join(&instance.id)
+    }
+
+    pub fn node_folder(&self, instance: &Instance, node: &str) -> PathBuf {
+        self.instance_folder(instance).join("nodes").join(node)
+    }
+
+    pub fn volume(&self, instance: &Instance, node: &str) -> PathBuf {
+        self.node_folder(instance, node).join("volume")
+    }
+
+    /// Kills agent and server of a node so that neither can do anything for the other, does
+    /// `between` while both are dead, and lets the keeper go on. The keeper is stopped meanwhile.
+    ///
+    /// # Errors
+    /// A process is missing, or `between` fails.
+    pub async fn kill_node(
+        &self,
+        instance: &Instance,
+        node: &Node,
+        between: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let keeper = self.keeper_pid()?;
+        process::sigstop(keeper)?;
+        let done = async {
+            let agent = self.agent_pid(&node.id)?;
+            let server = self.server_pid(instance, &node.id)?;
+            process::kill9(agent)?;
+            process::kill9(server)?;
+            wait::eventually("both are dead", Duration::from_secs(5), async || {
+                Ok((!process::is_alive(agent) && !process::is_alive(server)).then_some(()))
+            })
+            .await?;
+            between()
+        }
+        .await;
+        process::sigcont(keeper)?;
+        done
+    }
+}
