@@ -47,7 +47,7 @@ conformance: engines ## The suite that every backend passes, on sim and local
 	cargo test --locked -p larder-cluster -p larder-cluster-local conformance
 
 sim-long: setup ## 10,000 seeded fault runs of election and planner in the simulator
-	LARDER_SIM_SEEDS=10000 cargo test --locked --release -p larder-cluster -p larder-reconcile sim -- --nocapture
+	LARDER_SIM_SEEDS=10000 cargo test --locked -p larder-cluster -p larder-reconcile --test election_sim --test sim_fleet -- --nocapture
 
 chaos: engines ## 50 random kills of serve during random operations, long form
 	LARDER_CHAOS_KILLS=50 cargo test --locked -p larder-e2e --test chaos -- --nocapture

@@ -31,7 +31,8 @@ run() { # part name command...
 
 # The end-to-end stories and some component tests run the binary itself.
 binary() { cargo build --locked --package larder; }
-e2e() { cargo test --locked -p larder-e2e --tests --no-fail-fast; }
+# Three stories at a time: each runs a dozen processes, and CI has two cores.
+e2e() { RUST_TEST_THREADS=3 cargo test --locked -p larder-e2e --tests --no-fail-fast; }
 
 run lint fmt cargo fmt --all --check
 run lint tidy cargo run --locked --quiet -p xtask -- tidy

@@ -37,17 +37,18 @@ enum Command {
 
 #[derive(Args)]
 struct DirArgs {
-    /// Folder with the role's own configuration
-    #[arg(long)]
+    /// Folder with the role's own configuration, written by `larder serve`
+    #[arg(long, value_name = "DIR")]
     dir: PathBuf,
 }
 
 #[derive(Args)]
 struct KeeperArgs {
     /// The data directory
-    #[arg(long, env = "LARDER_DATA")]
+    #[arg(long, value_name = "DIR", env = "LARDER_DATA")]
     data: PathBuf,
-    /// Stop every process of the data directory, servers included; data stays
+    /// Stop every process of the data directory, servers included; data stays. `larder serve` has
+    /// to be stopped before: it would start them again
     #[arg(long)]
     stop: bool,
 }
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => role(serve::run(args)),
         Command::Agent(args) => role(one_thread_role(larder_agent::run(&args.dir))),
         Command::Proxy(args) => role(one_thread_role(larder_proxy::run(&args.dir))),
-        Command::Keeper(KeeperArgs { data, stop: true }) => role(stop::stop_all(&data)),
+        Command::Keeper(KeeperArgs { data, stop: true }) => role(stop::by_hand(&data)),
         Command::Keeper(KeeperArgs { data, stop: false }) => role(keeper(&data)),
     }
 }

@@ -29,13 +29,13 @@ use crate::{engines, logging, stop};
 #[derive(Args)]
 pub(crate) struct ServeArgs {
     /// Folder that holds everything [default: ./larder-data]
-    #[arg(long, env = "LARDER_DATA")]
+    #[arg(long, value_name = "DIR", env = "LARDER_DATA")]
     data: Option<PathBuf>,
-    /// Address of API and console [default: 127.0.0.1:7300]
-    #[arg(long, env = "LARDER_LISTEN")]
+    /// Address of the API [default: 127.0.0.1:7300]
+    #[arg(long, value_name = "ADDR:PORT", env = "LARDER_LISTEN")]
     listen: Option<SocketAddr>,
-    /// TOML file; see docs/operating.md
-    #[arg(long)]
+    /// Configuration, a TOML file; docs/operating.md has its keys
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Stop all instances when the server stops (otherwise they go on without it)
     #[arg(long)]
@@ -75,7 +75,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 /// Two servers on one data folder would work against each other.
-fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
+pub(crate) fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
     let path = DataDir(data.to_owned()).serve_lock();
     let file = OpenOptions::new()
         .write(true)
@@ -158,7 +158,9 @@ async fn serve(config: Config, data: &Path, listen: SocketAddr) -> anyhow::Resul
         stopping: is_stopping,
         secure_cookies: false,
     });
-    greet(listener.local_addr()?, data, admin.as_ref());
+    let engines = store.engine_list().await?;
+    let engine = engines.first().map(|engine| engine.name.as_str());
+    greet(listener.local_addr()?, data, admin.as_ref(), engine);
     let server = axum::serve(
         listener,
         larder_api::router(state).into_make_service_with_connect_info::<SocketAddr>(),
@@ -219,7 +221,7 @@ async fn keep_keeper(data: PathBuf, larder_binary: PathBuf, stop: CancellationTo
 
 /// Tells the person at the terminal where to go. The password itself is shown once, on a
 /// terminal only: standard output of a service ends up in logs.
-fn greet(address: SocketAddr, data: &Path, admin: Option<&InitialAdmin>) {
+fn greet(address: SocketAddr, data: &Path, admin: Option<&InitialAdmin>, engine: Option<&str>) {
     use std::io::{IsTerminal as _, Write as _};
     let file = DataDir(data.to_owned()).initial_admin_password();
     let mut lines = vec![format!("Larder is running at http://{address}  (data in {})", data.display())];
@@ -239,10 +241,13 @@ fn greet(address: SocketAddr, data: &Path, admin: Option<&InitialAdmin>) {
     } else {
         lines.push(format!("Log in: larder login --server http://{address} --user admin"));
     }
-    lines.push(
-        "Then: larder instance create shop --engine redis-7.0 --architecture read-write --generate-password --wait"
+    lines.push(match engine {
+        Some(engine) => format!(
+            "Then: larder instance create shop --engine {engine} --architecture read-write --generate-password --wait"
+        ),
+        None => "No redis-server or valkey-server was found on PATH: add one with `larder engine add /path/to/redis-server`"
             .to_owned(),
-    );
+    });
     lines.push("Ctrl-C stops the control plane; instances go on.".to_owned());
     // Nobody reads it: no reason not to serve.
     let _ = writeln!(out, "{}", lines.join("\n")).and_then(|()| out.flush());

@@ -12,6 +12,21 @@ use rustix::process::Signal;
 /// Servers write what they still hold before they end; then they are killed.
 const GRACE: Duration = Duration::from_secs(15);
 
+/// What `larder keeper --stop` does: the same, when nobody would undo it.
+///
+/// # Errors
+/// When the folder is not Larder's, or a running control plane would start everything again.
+pub(crate) fn by_hand(data: &Path) -> anyhow::Result<()> {
+    // A misspelt folder must not look like a job done.
+    anyhow::ensure!(
+        KeeperPaths::new(data).desired_dir().is_dir(),
+        "{} is no data folder of Larder",
+        data.display()
+    );
+    let _lock = crate::serve::lock(data)?;
+    stop_all(data)
+}
+
 /// The keeper first, so that it starts nothing again; then agents and relays, so that nobody
 /// takes a stopped server for a lost one; then the servers.
 ///
@@ -62,4 +77,14 @@ fn end(marks: Vec<ProcessMark>) {
         std::thread::sleep(Duration::from_millis(20));
     }
     signal_all(Signal::KILL);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_larders_is_not_reported_as_stopped() {
+        assert!(by_hand(Path::new("/nonexistent/larder-data")).is_err());
+    }
 }

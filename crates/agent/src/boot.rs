@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use larder_model::Address;
-use larder_model::local::{AgentBoot, NodeSecrets, RunDir};
+use larder_model::local::{AgentBoot, NodeSecrets, PROMISED, RunDir};
 use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 
@@ -42,6 +42,10 @@ impl NodeDir {
 
     pub(crate) fn server_log(&self) -> PathBuf {
         self.0.join("server.log")
+    }
+
+    pub(crate) fn promised(&self) -> PathBuf {
+        self.0.join(PROMISED)
     }
 
     pub(crate) fn server_config(&self) -> PathBuf {

@@ -111,7 +111,7 @@ impl Clustered {
             core.memory.save();
         }
         let synced = core.server.replication().is_some_and(|r| r.link_up && !r.syncing);
-        if !is_replica || synced {
+        if (!is_replica || synced) && core.server.is_copy_on_disk() {
             core.volume_rebuilt();
         }
         self.apply_hold(core).await;

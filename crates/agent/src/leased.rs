@@ -9,6 +9,7 @@ use larder_election::{
 };
 use larder_model::agent::{LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role};
 use larder_model::lease::{LeaseRecord, Route};
+use larder_model::local::Promised;
 use larder_model::{Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
 
 use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate};
@@ -18,7 +19,7 @@ use crate::core::{Core, SAMPLE, problem};
 use crate::lease::{Endpoint, Lease, LeaseError};
 use crate::memory::PromiseGiven;
 use crate::peers::{Heard, PeerAnswer};
-use crate::{clock, fence, proc};
+use crate::{clock, fence, files, proc};
 
 /// A report to a peer may spend this on its sample: the peer waits 300 ms.
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
@@ -44,6 +45,8 @@ pub(crate) struct Leased {
     route_known: bool,
     situation: Situation,
     boot_id: String,
+    /// What the keeper was told last: epoch and end of the promises.
+    promised: Option<(u64, Timestamp)>,
     /// A change was announced and not looked at yet: kept over a cancelled wait.
     change_pending: bool,
 }
@@ -63,6 +66,7 @@ impl Leased {
             route_known: false,
             situation: Situation::Down,
             boot_id: proc::boot_id().unwrap_or_default(),
+            promised: None,
             change_pending: false,
         }
     }
@@ -106,6 +110,7 @@ impl Leased {
         let policy = core.config.election;
         let decision = larder_election::decide(&local, &self.peers, &self.view, &policy, now, wall);
         self.note_situation(core, decision.situation);
+        self.tell_keeper(core, &local);
         let mut again = false;
         for action in decision.actions {
             let moves = moves(&action);
@@ -124,6 +129,30 @@ impl Leased {
             }
         }
         Round { again, wake_at }
+    }
+
+    /// While this node goes on by its peers' promises alone, the keeper has to know of them, or it
+    /// would kill the server with the lapsed lease.
+    fn tell_keeper(&mut self, core: &Core, local: &Local) {
+        if !matches!(self.situation, Situation::FailStatic { .. }) {
+            return;
+        }
+        let (policy, now) = (core.config.election, clock::monotonic());
+        let promised =
+            larder_election::promised_until(local, &self.peers, &self.view, &policy, now);
+        if promised.is_none() || promised == self.promised {
+            return;
+        }
+        if let Some((epoch, until_ms)) = promised {
+            let told = Promised { epoch, until_ms, boot_id: self.boot_id.clone() };
+            let written = serde_json::to_vec(&told)
+                .map_err(std::io::Error::from)
+                .and_then(|bytes| files::write_or_overwrite(&core.dir.promised(), &bytes));
+            match written {
+                Ok(()) => self.promised = promised,
+                Err(error) => tracing::warn!(%error, "keeper not told of the promises"),
+            }
+        }
     }
 
     /// A promise from before a reboot counts as given when it is first read.
@@ -194,19 +223,22 @@ impl Leased {
         let local = self.local(core);
         let mark = larder_election::sync_mark(&local, &self.peers, &self.view);
         if mark != core.memory.get().synced {
-            core.memory.change(|memory| {
-                if let Some(mark) = &mark {
-                    memory.data_epoch = memory.data_epoch.max(mark.epoch);
-                }
-                memory.synced = mark.clone();
-            });
+            core.memory.change(|memory| memory.synced.clone_from(&mark));
+            core.memory.save();
+        }
+        // What the server has copied is first in its memory alone. The lineage speaks of the disk:
+        // killed before that, the server would come back with nothing and this node would lead.
+        let run_id = core.server.run_id();
+        let Some(mark) = mark.filter(|mark| Some(&mark.run_id) == run_id.as_ref()) else { return };
+        if !core.server.is_copy_on_disk() {
+            return;
+        }
+        if core.memory.get().data_epoch < mark.epoch {
+            core.memory.change(|memory| memory.data_epoch = mark.epoch);
             core.memory.save();
         }
         // A rebuilt volume is one whose present server has completed a sync.
-        let run_id = core.server.run_id();
-        if mark.is_some_and(|mark| Some(mark.run_id) == run_id) {
-            core.volume_rebuilt();
-        }
+        core.volume_rebuilt();
     }
 
     /// In a hand-over writes wait for the successor's offset, which a primary hears only once a

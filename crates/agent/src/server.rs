@@ -242,6 +242,19 @@ impl Server {
         self.info.as_ref()
     }
 
+    /// Whether what the server has in memory is on its disk too. After a full sync it begins a new
+    /// append-only file, which counts for nothing before the rewrite has ended.
+    pub(crate) fn is_copy_on_disk(&self) -> bool {
+        self.answer == Answer::Ready
+            && self.info.as_ref().is_some_and(|info| {
+                let disk = &info.persistence;
+                disk.aof_enabled
+                    && !disk.aof_rewrite_in_progress
+                    && !disk.aof_rewrite_scheduled
+                    && disk.aof_last_rewrite_ok
+            })
+    }
+
     pub(crate) fn run_id(&self) -> Option<String> {
         self.info.as_ref().map(|info| info.run_id.clone())
     }

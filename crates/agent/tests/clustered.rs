@@ -180,7 +180,9 @@ async fn only_failovers_that_happened_by_themselves_count_against_the_limit() {
         all.iter().flatten().all(|status| !events(status).contains(&"failover-on-hold")),
         "held back after two failovers"
     );
-    // The third that counts.
+    // The third that counts. A replica without an offset would be no candidate.
+    world.tenant(replica).await.call(&["SET", "foo", "baz"]).await.expect("written");
+    world.tenant(replica).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
     world.signal_server(replica, "-9");
     world.wait("third", Duration::from_secs(6), |all| owns_slots(&all[primary])).await;
 }

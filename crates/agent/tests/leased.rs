@@ -132,6 +132,18 @@ async fn a_node_without_its_volume_never_leads_and_copies_the_data_again() {
     let second = 1 - first;
     world.tenant(first).await.call(&["SET", "key", "value"]).await.expect("written");
     world.tenant(first).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    // A copy counts once it is on the disk: before that nobody could lead.
+    let memory = world.nodes[second].dir.join("state.json");
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let text = std::fs::read_to_string(&memory).expect("memory");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("json");
+        if json["data_epoch"].as_u64().is_some_and(|epoch| epoch > 0) {
+            break;
+        }
+        assert!(Instant::now() < until, "{text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // Nobody is there to take over or to copy from.
     world.kill_agent(second);
     world.signal_server(second, "-9");
@@ -155,8 +167,11 @@ async fn a_node_without_its_volume_never_leads_and_copies_the_data_again() {
     }
     world.start(second);
     assert_eq!(world.settled(Duration::from_secs(30)).await, second);
-    let status = world.client(first).status().await.expect("status");
-    assert_eq!(status.volume, VolumeState::Data);
+    world
+        .wait("rebuilt", Duration::from_secs(5), |all| {
+            all[first].as_ref().is_some_and(|s| s.volume == VolumeState::Data)
+        })
+        .await;
     let value = world.tenant(first).await.call(&["GET", "key"]).await.expect("read");
     assert_eq!(value.as_bytes(), Some(&b"value"[..]));
 }

@@ -10,7 +10,7 @@ use crate::duration;
 /// Options that every subcommand takes.
 #[derive(Args, Clone, Debug)]
 pub struct Globals {
-    /// How data is printed: table, wide (a table with more columns) or json (what the API answered)
+    /// How data is printed: table, wide (more columns) or json (the API's answer) [default: table]
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT", display_order = 900,
         default_value_t = Format::Table, hide_possible_values = true, hide_default_value = true)]
     pub output: Format,

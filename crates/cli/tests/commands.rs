@@ -173,6 +173,7 @@ fn answer(line: &str) -> Response {
     let path = line.split('?').next().unwrap_or(line);
     let accepted = |value: Value| (StatusCode::ACCEPTED, Json(value)).into_response();
     match path {
+        "POST /wrong/api/v1/sessions" => problem(401, "login-failed"),
         "POST /api/v1/sessions" => {
             let session = json!({ "user": "admin", "role": "cloud-administrator",
                 "token": "secret-token", "expires_at": "2026-12-22T13:12:17Z", "password_is_generated": true });
@@ -292,6 +293,24 @@ async fn login_without_a_terminal_needs_the_password_on_stdin() {
     assert_eq!(ran.exit, Exit::Usage);
     let ran = world.run("login --user admin --password-stdin", "").await;
     assert_eq!(ran.exit, Exit::Usage, "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_refused_login_does_not_answer_with_how_to_log_in() {
+    let world = World::new().await;
+    let line = format!("login --server {}/wrong --user admin --password-stdin", world.server);
+    let ran = world.run(&line, "Hunter2-admin\n").await;
+    assert_eq!(ran.exit, Exit::NotAllowed, "{}", ran.err);
+    assert_eq!(ran.err, "error: login-failed: sentence about login-failed\n");
+}
+
+#[tokio::test]
+async fn accepted_work_is_followed_by_how_to_watch_it_and_json_is_not() {
+    let world = World::new().await;
+    let ran = world.run("instance restart one", "").await;
+    assert!(ran.err.contains("larder operation watch o-slow"), "{}", ran.err);
+    let ran = world.run("instance restart one -o json", "").await;
+    assert_eq!(ran.err, "");
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ mod world;
 pub use action::{
     Action, Decision, KillReason, OrderOutcome, Situation, StartAs, WhyNoPrimary, WhyParked,
 };
-pub use promise::may_promise;
+pub use promise::{may_promise, promised_until};
 pub use rules::Rules;
 pub use world::{
     HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer, OrderKind, Peer, PeerPromise,

@@ -1,10 +1,10 @@
 //! Promises: what lets a holder go on that cannot renew its lease.
 
-use larder_model::Timestamp;
 use larder_model::agent::Role;
 use larder_model::lease::{LeaseRecord, ReleaseReason};
+use larder_model::{ElectionPolicy, Timestamp};
 
-use crate::world::{Context, LeaseView, Local};
+use crate::world::{Context, LeaseView, Local, Peer};
 
 /// Whether this node may promise the holder of `epoch` not to take over. The promise forbids
 /// promotion too, so it may be given while an acquisition of this node is still under way
@@ -16,6 +16,22 @@ pub fn may_promise(local: &Local, lease: &LeaseView, epoch: u64) -> bool {
     });
     let leads = local.server.role() == Some(Role::Primary);
     !newer_epoch && !leads
+}
+
+/// Until when every peer has promised the holder, which is this node, not to take over: for whoever
+/// watches the lease from outside and would stop this node's server when it is not renewed.
+pub fn promised_until(
+    local: &Local,
+    peers: &[Peer],
+    lease: &LeaseView,
+    policy: &ElectionPolicy,
+    now: Timestamp,
+) -> Option<(u64, Timestamp)> {
+    let record = &lease.last()?.record;
+    let rules = &crate::Rules::ALL;
+    let context = Context { rules, local, peers, lease, policy, now, wall: now };
+    record.holder.as_ref().filter(|holder| context.is_me(&holder.node))?;
+    Some((record.epoch, static_until(&context, record.epoch)?))
 }
 
 /// Until when a promise of this node forbids it to take over from the state in `record`. A holder

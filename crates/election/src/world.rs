@@ -192,7 +192,8 @@ pub(crate) fn former_holder(record: &LeaseRecord) -> Option<&NodeId> {
 }
 
 /// The mark that this sample of the own server gives, or the one it had. The agent calls it after
-/// every sample, keeps the answer durably, and raises `data_epoch` to the mark's epoch.
+/// every sample, keeps the answer durably, and raises `data_epoch` to the mark's epoch once the
+/// copy is on the server's disk.
 ///
 /// A replica is synced with the primary of an epoch when its link to the holder's address is up, no
 /// full sync runs, and its replication id is not the one it had in an older epoch: every promotion

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use larder_linklog::LinkLog;
 use larder_model::lease::LeaseRecord;
-use larder_model::local::{Guard, LeaseGuard};
+use larder_model::local::{Guard, LeaseGuard, Promised};
 use larder_model::{InstanceId, NodeId};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{orphans, process};
+use crate::{files, orphans, process};
 
 /// Five times in a second: a renewal is seen at most 200 ms late, which the fence margin covers.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -103,7 +103,10 @@ struct Seen {
 }
 
 #[derive(Debug)]
-struct Holder(Option<NodeId>);
+struct Holder {
+    node: Option<NodeId>,
+    epoch: u64,
+}
 
 impl Leases {
     /// One look at every lease. `now` is time since boot.
@@ -152,7 +155,10 @@ impl Leases {
                 None => return,
             },
         };
-        if holder.0.as_ref() != Some(&fenced.guard.node) {
+        if holder.node.as_ref() != Some(&fenced.guard.node) {
+            return;
+        }
+        if now < promised_until(fenced, holder.epoch) {
             return;
         }
         match kill_servers(&fenced.guard) {
@@ -186,7 +192,22 @@ fn read_holder(dir: &std::path::Path, seq: u64) -> Option<Holder> {
         return None;
     }
     let record: LeaseRecord = serde_json::from_slice(&entry.bytes).ok()?;
-    Some(Holder(record.holder.map(|holder| holder.node)))
+    Some(Holder { node: record.holder.map(|holder| holder.node), epoch: record.epoch })
+}
+
+/// Until when every other node of the shard has promised not to take the lease of this epoch, less
+/// the margin; zero when there are no such promises.
+fn promised_until(fenced: &Fenced, epoch: u64) -> Duration {
+    let promised = match files::read_json::<Promised>(&fenced.guard.promised_file()) {
+        Ok(Some(promised)) => promised,
+        Ok(None) | Err(_) => return Duration::ZERO,
+    };
+    let of_this_boot = process::boot_id().is_ok_and(|id| id == promised.boot_id);
+    if promised.epoch != epoch || !of_this_boot {
+        return Duration::ZERO;
+    }
+    let until = u64::try_from(promised.until_ms.0).unwrap_or(0);
+    Duration::from_millis(until).saturating_sub(fenced.lease.fence_margin.duration())
 }
 
 fn kill_servers(guard: &Guard) -> io::Result<Vec<u32>> {
@@ -285,6 +306,24 @@ mod tests {
         assert!(!world.is_killed(), "not before the margin");
         world.look(3300);
         assert!(world.is_killed());
+    }
+
+    #[test]
+    fn promises_of_all_replicas_spare_the_server_until_they_end_and_in_their_epoch_only() {
+        for (epoch, killed_at) in [(1, 8_400), (2, 3_400)] {
+            let mut world = World::new();
+            world.hold("n-1");
+            let boot_id = process::boot_id().expect("boot id").to_owned();
+            let promised = Promised { epoch, until_ms: larder_model::Timestamp(9_000), boot_id };
+            let path = world.dir.path().join("promised.json");
+            crate::files::write_json(&path, &promised).expect("write");
+            for at in (0..killed_at).step_by(200) {
+                world.look(at);
+            }
+            assert!(!world.is_killed(), "epoch {epoch}: spared up to the margin");
+            world.look(killed_at);
+            assert!(world.is_killed(), "epoch {epoch}");
+        }
     }
 
     #[test]

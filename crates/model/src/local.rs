@@ -10,7 +10,7 @@ use crate::agent::{Member, NodeConfig};
 use crate::architecture::EndpointKind;
 use crate::ids::{InstanceId, NodeId};
 use crate::secret::{Secret, secret_in_file};
-use crate::time::Millis;
+use crate::time::{Millis, Timestamp};
 
 /// `nodes/<node>/agent.json`: what `larder agent --dir nodes/<node>` starts from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +127,27 @@ pub struct Guard {
     /// nodes without a lease (cluster mode) and for instances of one node (nobody else could
     /// take over: it goes on).
     pub lease: Option<LeaseGuard>,
+}
+
+impl Guard {
+    /// `nodes/<node>/promised.json`, a [`Promised`].
+    pub fn promised_file(&self) -> PathBuf {
+        self.server_file.with_file_name(PROMISED)
+    }
+}
+
+/// Name of the file with a [`Promised`], in the node's folder.
+pub const PROMISED: &str = "promised.json";
+
+/// What an agent writes whose lease cannot be renewed, while every other node of the shard has
+/// promised not to take it: until then nobody else leads, and its server is not to be killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promised {
+    /// The epoch in which the node leads; a later one has promises of its own.
+    pub epoch: u64,
+    /// Milliseconds since boot (`CLOCK_BOOTTIME`), by the promise that ends first.
+    pub until_ms: Timestamp,
+    pub boot_id: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -213,7 +213,11 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
             "data-lost",
             true,
             "no-copy-left",
-            &format!("no copy is left of shard {}: a person has to decide", lost.join(", ")),
+            &format!(
+                "no copy is left of shard {}, and nothing is started empty in its place: a person \
+                 has to decide, and can delete the instance",
+                lost.join(", ")
+            ),
         ));
     }
     let agents = || view.wanted.iter().filter_map(|r| Some((*r, view.agent(&r.id)?)));

@@ -88,3 +88,29 @@ pub(crate) fn time(text: &str) -> String {
 pub(crate) fn time_or_none(text: Option<&String>) -> String {
     or_none(text.map(|text| time(text)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_a_terminal_of(width: u16, cells: [&str; 3]) -> String {
+        let mut table = Table::new();
+        table.load_style(NOTHING);
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        table.add_row(cells);
+        finish(table)
+    }
+
+    #[test]
+    fn a_terminal_folds_the_last_column_and_keeps_words_of_the_others_whole() {
+        let cells = ["replicas-out-of-range", "2026-11-22 14:21:12", "a sentence of some words"];
+        let text = on_a_terminal_of(70, cells);
+        assert!(text.lines().count() == 1 && text.contains(cells[2]), "{text}");
+        let longer = format!("{0} {0} {0}", cells[2]);
+        let text = on_a_terminal_of(70, [cells[0], cells[1], &longer]);
+        assert!(text.contains(cells[0]) && text.contains(cells[1]), "{text}");
+        assert!(text.lines().count() > 1 && text.lines().all(|line| line.len() <= 70), "{text}");
+        let text = on_a_terminal_of(50, cells);
+        assert_eq!(text.lines().count(), 1, "no room to fold into: {text}");
+    }
+}

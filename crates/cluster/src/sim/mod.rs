@@ -368,6 +368,11 @@ impl Sim {
         self.world().violation.clone().map_or(Ok(()), Err)
     }
 
+    /// Keeps everything that happens from now on.
+    pub fn keep_all_events(&self) {
+        self.world().trace_lines = usize::MAX;
+    }
+
     /// The last lines of what happened.
     pub fn events(&self) -> Vec<String> {
         self.world().trace.iter().cloned().collect()

@@ -22,7 +22,7 @@ use super::server::{Disk, Link, LinkPeer, Phase, Piece, Process, WriteId};
 pub(super) const TICK: i64 = 10;
 /// A replica's link that carries nothing for this long is given up.
 const LINK_TIMEOUT: i64 = 3000;
-/// How many lines of the trace are kept.
+/// How many lines of the trace are kept unless somebody wants more.
 const TRACE_LINES: usize = 400;
 
 #[derive(Clone, Debug)]
@@ -105,6 +105,7 @@ pub(super) struct World {
     pub(super) lease_well_since: i64,
     pub(super) pending_faults: VecDeque<(i64, super::Fault)>,
     pub(super) trace: VecDeque<String>,
+    pub(super) trace_lines: usize,
     pub(super) violation: Option<Violation>,
 }
 
@@ -142,13 +143,14 @@ impl World {
             lease_well_since: 0,
             pending_faults: VecDeque::new(),
             trace: VecDeque::new(),
+            trace_lines: TRACE_LINES,
             violation: None,
         }
     }
 
     pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
         let t = self.t;
-        if self.trace.len() >= TRACE_LINES {
+        if self.trace.len() >= self.trace_lines {
             self.trace.pop_front();
         }
         self.trace.push_back(format!("{t:>7} {}", line()));
@@ -434,7 +436,18 @@ impl World {
         if found.config.mode != NodeMode::Leased || found.config.members.len() < 2 {
             return;
         }
+        let limit = {
+            let policy = &found.config.election;
+            i64::try_from(policy.lease_ttl.0 - policy.fence_margin.0).unwrap_or(i64::MAX)
+        };
         if matches!(self.trouble_for(&worker), Some(LeaseTrouble::Fails)) {
+            // Nobody is killed for what cannot be seen. A pod's liveness probe asks the agent
+            // itself, which needs no lease store.
+            let old = found.keeper_saw.is_some_and(|(_, since)| t - since >= limit);
+            let probed = !self.config.kill_peers && !found.agent.runs(t) && old;
+            if probed && self.kill_process(node, false) {
+                self.note(|| format!("{node} fails its liveness probe: server killed"));
+            }
             return;
         }
         let key = (found.config.instance.clone(), found.config.shard);

@@ -232,7 +232,7 @@ fn a_coordinated_failover_waits_until_every_voter_knows_the_replica() {
     let mut world = World::running(Architecture::Cluster, 3, 2, &["w1"]);
     world.begin(failover(0, None, false));
     while !world.plan().steps.iter().any(|p| matches!(p.step, Step::FailOverShard { .. })) {
-        world.round();
+        world.pass();
     }
     let voter = world.primary(1).expect("a primary");
     let mut observed = world.observe();

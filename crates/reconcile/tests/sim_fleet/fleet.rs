@@ -22,9 +22,9 @@ const ROUND: i64 = 250;
 
 /// Why a run went wrong, with all that is needed to look into it.
 #[derive(Debug)]
-pub struct Broken(pub String);
+pub(crate) struct Broken(pub(crate) String);
 
-pub type Run<T = ()> = Result<T, Broken>;
+pub(crate) type Run<T = ()> = Result<T, Broken>;
 
 struct SimClock(Sim);
 
@@ -34,26 +34,29 @@ impl Clock for SimClock {
     }
 }
 
-pub struct Fleet {
+pub(crate) struct Fleet {
     seed: u64,
-    pub sim: Sim,
-    pub book: Arc<MemoryBook>,
-    pub reconciler: Reconciler,
+    pub(crate) sim: Sim,
+    pub(crate) book: Arc<MemoryBook>,
+    pub(crate) reconciler: Reconciler,
     controller_epoch: u64,
     ids: SeededIds,
-    pub instances: Vec<InstanceId>,
+    pub(crate) instances: Vec<InstanceId>,
 }
 
 impl Fleet {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let sim = Sim::new(seed, SimConfig::default());
+        if std::env::var("LARDER_SIM_SEED").is_ok() {
+            sim.keep_all_events();
+        }
         let book = Arc::new(MemoryBook::default());
         let reconciler = control_plane(&sim, &book, seed, 1);
         let ids = SeededIds(seed ^ 0xf1ee7);
         Self { seed, sim, book, reconciler, controller_epoch: 1, ids, instances: Vec::new() }
     }
 
-    pub fn create(
+    pub(crate) fn create(
         &mut self,
         architecture: Architecture,
         shards: u32,
@@ -94,7 +97,7 @@ impl Fleet {
     }
 
     /// Asks for an operation, as the API does: refused while another one is under way.
-    pub fn begin(&mut self, instance: &InstanceId, kind: OperationKind) {
+    pub(crate) fn begin(&mut self, instance: &InstanceId, kind: OperationKind) {
         let operation = Operation {
             id: self.ids.operation_id(),
             instance: instance.clone(),
@@ -119,7 +122,7 @@ impl Fleet {
     }
 
     /// Kills the control plane and starts it again: only the book survives.
-    pub fn restart_control_plane(&mut self) {
+    pub(crate) fn restart_control_plane(&mut self) {
         self.controller_epoch += 1;
         self.reconciler =
             control_plane(&self.sim, &self.book, self.ids.next_u64(), self.controller_epoch);
@@ -135,7 +138,7 @@ impl Fleet {
         Ok(())
     }
 
-    pub async fn run_for(&self, length: i64) -> Run {
+    pub(crate) async fn run_for(&self, length: i64) -> Run {
         let end = self.sim.now() + length;
         while self.sim.now() < end {
             self.round().await?;
@@ -146,7 +149,7 @@ impl Fleet {
     }
 
     /// Running, with as many nodes as were asked for and none on its way out.
-    pub async fn is_whole(&self, instance: &InstanceId) -> bool {
+    pub(crate) async fn is_whole(&self, instance: &InstanceId) -> bool {
         let Ok(Some(desired)) = self.book.desired(instance).await else { return false };
         let seen = self.book.observation(instance);
         seen.is_some_and(|seen| seen.state == InstanceState::Running)
@@ -154,7 +157,7 @@ impl Fleet {
     }
 
     /// Runs until every living instance is whole, and fails when that takes too long.
-    pub async fn run_until_whole(&self, limit: i64) -> Run {
+    pub(crate) async fn run_until_whole(&self, limit: i64) -> Run {
         let end = self.sim.now() + limit;
         loop {
             self.run_for(ROUND).await?;
@@ -171,12 +174,12 @@ impl Fleet {
         }
     }
 
-    pub async fn living(&self) -> Vec<InstanceId> {
+    pub(crate) async fn living(&self) -> Vec<InstanceId> {
         self.book.instances().await.unwrap()
     }
 
     /// What was asked for is there, where it was placed, and nothing else.
-    pub async fn holds_what_is_recorded(&self) -> Run {
+    pub(crate) async fn holds_what_is_recorded(&self) -> Run {
         let cluster = self.sim.cluster("local");
         let living = self.living().await;
         let held: Vec<_> = cluster.instances().await.unwrap().into_iter().collect();
@@ -204,7 +207,7 @@ impl Fleet {
     }
 
     /// No acknowledged write of the instance is missing at its primary.
-    pub fn lost_nothing(&self, instance: &InstanceId) -> Run {
+    pub(crate) fn lost_nothing(&self, instance: &InstanceId) -> Run {
         match self.sim.lost_writes(instance.as_str()) {
             0 => Ok(()),
             lost => Err(self.broken(&format!("{instance} lost {lost} acknowledged writes"))),
@@ -212,7 +215,7 @@ impl Fleet {
     }
 
     /// Seed, plans and trace.
-    pub fn broken(&self, why: &str) -> Broken {
+    pub(crate) fn broken(&self, why: &str) -> Broken {
         let mut text = self.sim.events().join("\n");
         for instance in &self.instances {
             if let Some(seen) = self.book.observation(instance) {
@@ -225,7 +228,7 @@ impl Fleet {
 }
 
 /// A hold of failovers would be seen as an outage in random runs; it has its own story.
-pub fn no_limit_of_failovers() -> PlannerPolicy {
+pub(crate) fn no_limit_of_failovers() -> PlannerPolicy {
     let election = ElectionPolicy { max_failovers: 1000, ..ElectionPolicy::default() };
     PlannerPolicy { election, ..PlannerPolicy::default() }
 }

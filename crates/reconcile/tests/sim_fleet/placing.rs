@@ -14,14 +14,14 @@ use larder_model::local::NodeSecrets;
 use larder_model::{Address, EndpointKind, InstanceId, NodeId, Worker};
 use larder_reconcile::{Book as _, MemoryBook};
 
-pub struct Placing {
+pub(crate) struct Placing {
     sim: Sim,
     inner: SimCluster,
     book: Arc<MemoryBook>,
 }
 
 impl Placing {
-    pub fn new(sim: &Sim, name: &str, book: Arc<MemoryBook>) -> Self {
+    pub(crate) fn new(sim: &Sim, name: &str, book: Arc<MemoryBook>) -> Self {
         Self { sim: sim.clone(), inner: sim.cluster(name), book }
     }
 
