@@ -28,7 +28,7 @@ build: setup ## Build the release binary
 run: build ## Start Larder on this machine (DATA=folder LISTEN=addr:port STOP=1 to stop instances on exit)
 	@exec target/release/larder serve --data "$(DATA)" --listen "$(LISTEN)" $(if $(STOP),--stop-instances)
 
-stop: ## Stop every process of DATA: keeper, agents, relays, servers. Data stays
+stop: ## Stop every process of DATA that outlived `run`: keeper, agents, relays, servers. Data stays
 	target/release/larder keeper --data "$(DATA)" --stop
 
 test: engines ## Run every check that CI runs

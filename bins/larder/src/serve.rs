@@ -66,7 +66,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let data = data.canonicalize().context("finding the data folder")?;
     let _lock = lock(&data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, &data, listen))?;
+    runtime.block_on(serve(config, &data, listen, args.stop_instances))?;
     if args.stop_instances {
         tracing::info!("stopping all instances");
         stop::stop_all(&data)?;
@@ -87,13 +87,18 @@ pub(crate) fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("another `larder serve` uses {}: stop it first", data.display())
+            bail!("a `larder serve` uses {} already: stop it first", data.display())
         }
         Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
     }
 }
 
-async fn serve(config: Config, data: &Path, listen: SocketAddr) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    data: &Path,
+    listen: SocketAddr,
+    stop_instances: bool,
+) -> anyhow::Result<()> {
     let names = DataDir(data.to_owned());
     // Signals count from the first moment on.
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -159,8 +164,10 @@ async fn serve(config: Config, data: &Path, listen: SocketAddr) -> anyhow::Resul
         secure_cookies: false,
     });
     let engines = store.engine_list().await?;
-    let engine = engines.first().map(|engine| engine.name.as_str());
-    greet(listener.local_addr()?, data, admin.as_ref(), engine);
+    // Of those found here the newest is what a newcomer wants; names sort by flavour and version.
+    let engine = engines.iter().rfind(|engine| engine.builtin).or(engines.last());
+    let engine = engine.map(|engine| engine.name.as_str());
+    greet(listener.local_addr()?, data, admin.as_ref(), engine, stop_instances);
     let server = axum::serve(
         listener,
         larder_api::router(state).into_make_service_with_connect_info::<SocketAddr>(),
@@ -180,7 +187,7 @@ async fn serve(config: Config, data: &Path, listen: SocketAddr) -> anyhow::Resul
             false
         }
     };
-    tracing::info!("stopping; instances go on");
+    tracing::info!("stopping the control plane");
     // Nobody listens any more when every event stream has ended already.
     let _ = stopping.send(true);
     stop.cancel();
@@ -221,10 +228,17 @@ async fn keep_keeper(data: PathBuf, larder_binary: PathBuf, stop: CancellationTo
 
 /// Tells the person at the terminal where to go. The password itself is shown once, on a
 /// terminal only: standard output of a service ends up in logs.
-fn greet(address: SocketAddr, data: &Path, admin: Option<&InitialAdmin>, engine: Option<&str>) {
+fn greet(
+    address: SocketAddr,
+    data: &Path,
+    admin: Option<&InitialAdmin>,
+    engine: Option<&str>,
+    stop_instances: bool,
+) {
     use std::io::{IsTerminal as _, Write as _};
     let file = DataDir(data.to_owned()).initial_admin_password();
-    let mut lines = vec![format!("Larder is running at http://{address}  (data in {})", data.display())];
+    let mut lines =
+        vec![format!("Larder is running at http://{address}  (data in {})", data.display())];
     let mut out = std::io::stdout().lock();
     if let Some(admin) = admin.filter(|_| out.is_terminal()) {
         lines.push(format!(
@@ -248,7 +262,8 @@ fn greet(address: SocketAddr, data: &Path, admin: Option<&InitialAdmin>, engine:
         None => "No redis-server or valkey-server was found on PATH: add one with `larder engine add /path/to/redis-server`"
             .to_owned(),
     });
-    lines.push("Ctrl-C stops the control plane; instances go on.".to_owned());
+    let instances = if stop_instances { "the instances too" } else { "instances go on" };
+    lines.push(format!("Ctrl-C stops the control plane; {instances}."));
     // Nobody reads it: no reason not to serve.
     let _ = writeln!(out, "{}", lines.join("\n")).and_then(|()| out.flush());
 }

@@ -7,7 +7,7 @@ use larder_model::{Millis, NodeId};
 use crate::action::{
     Action, Decision, KillReason, OrderOutcome, Situation, StartAs, WhyNoPrimary, WhyParked,
 };
-use crate::world::{Context, LeaseKnown, LeaseView, OrderKind, lineage};
+use crate::world::{Context, LeaseKnown, LeaseView, OrderKind, is_old_link, lineage};
 use crate::{holder, vacancy};
 
 /// How soon to look again when the server is on its way to another state by itself.
@@ -175,6 +175,16 @@ fn follow(c: &Context<'_>, known: &LeaseKnown, holder: &NodeId) -> Decision {
             wake_at = Some(c.now + SOON);
         } else if synced && c.local.data_aside {
             actions.push(Action::DropDataAside);
+        } else if !synced
+            && view.link_up
+            && c.local.synced.as_ref().is_some_and(|mark| is_old_link(mark, epoch, view))
+        {
+            // Only the holder can say whether this link is of its epoch.
+            let again = peer.asked_at.map_or(c.now, |at| at + c.policy.renew_every);
+            if c.now >= again {
+                actions.push(Action::AskPeers);
+            }
+            wake_at = Some(again.max(c.now + SOON));
         }
     } else {
         wake_at = Some(c.now + SOON);

@@ -1,13 +1,13 @@
 //! The planned hand-over: ordered from the holder's agent, nothing acknowledged is lost.
 
 use larder_model::lease::ReleaseReason;
-use larder_model::{Millis, NodeId};
+use larder_model::{Millis, NodeId, Observation};
 
 use crate::action::{Action, Decision, OrderOutcome, Situation};
 use crate::candidate::{candidates, is_candidate};
 use crate::holder::released_record;
 use crate::route;
-use crate::world::{Context, HandOverProgress, LeaseKnown, OrderKind, PendingOrder};
+use crate::world::{Context, HandOverProgress, LeaseKnown, OrderKind, Peer, PendingOrder};
 
 /// How often offsets are compared while writes are paused.
 const COMPARE_EVERY: Millis = Millis(10);
@@ -44,6 +44,18 @@ fn begin(
     }
     if !c.peers.iter().all(|peer| peer.asked_at.is_some_and(|at| at >= order.since)) {
         decision.actions.push(Action::AskPeers);
+        decision.wake_at = Some(c.now + Millis(50));
+        return true;
+    }
+    // Who was asked gets the time to answer before it counts as silent.
+    let still_silent = |peer: &Peer| {
+        let given_up =
+            matches!(&peer.answer, Observation::Unknown { since } if *since >= order.since);
+        c.fresh(peer, order.since).is_none() && !given_up
+    };
+    let waited_for = |peer: &&Peer| to.is_none_or(|node| peer.member.node == *node);
+    if c.now < order.since + c.policy.gather && c.peers.iter().filter(waited_for).any(still_silent)
+    {
         decision.wake_at = Some(c.now + Millis(50));
         return true;
     }
@@ -141,6 +153,16 @@ fn call_off(c: &Context<'_>, known: &LeaseKnown, decision: &mut Decision) {
     decision.actions.extend(route::publish(c, route::leading(c, known.record.epoch, false)));
     decision.actions.push(Action::FinishOrder(OrderOutcome::TooSlow));
     decision.situation = Situation::Leading;
+}
+
+/// The lease cannot be renewed, so it cannot be let go in order either: writes go on, or stop by
+/// precaution, and neither is a demotion at equal offsets. Left standing, the hand-over would later
+/// be taken for one, and name a successor that lacks what was acknowledged since.
+pub(crate) fn abandon(c: &Context<'_>) -> Vec<Action> {
+    match &c.local.hand_over {
+        Some(_) => vec![Action::EndHandOver, Action::FinishOrder(OrderOutcome::TooSlow)],
+        None => Vec::new(),
+    }
 }
 
 /// Demoted, but the lease is still this node's: the release was not answered. Try again, then take

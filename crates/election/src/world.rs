@@ -198,7 +198,8 @@ pub(crate) fn former_holder(record: &LeaseRecord) -> Option<&NodeId> {
 /// A replica is synced with the primary of an epoch when its link to the holder's address is up, no
 /// full sync runs, and its replication id is not the one it had in an older epoch: every promotion
 /// makes a new one (`REPLICAOF NO ONE` shifts it), so an old id is a link that the server has not
-/// yet noticed to be broken. The primary is in sync with itself.
+/// yet noticed to be broken. Or it got the new id through a chain before its agent heard of the new
+/// epoch; then the holder's own word tells the two apart. The primary is in sync with itself.
 pub fn sync_mark(local: &Local, peers: &[Peer], lease: &LeaseView) -> Option<SyncMark> {
     let old = local.synced.clone();
     let (LeaseView::Known(known), Some(run_id), Some(view)) =
@@ -224,8 +225,33 @@ pub fn sync_mark(local: &Local, peers: &[Peer], lease: &LeaseView) -> Option<Syn
         return old;
     }
     match &old {
-        Some(old_mark) if old_mark.epoch < epoch && old_mark.replid == view.replid => old,
+        Some(old_mark)
+            if is_old_link(old_mark, epoch, view) && !holder_confirms(peers, known, view) =>
+        {
+            old
+        }
         _ => Some(mark()),
+    }
+}
+
+/// The link carries the replication id that the node had in an older epoch.
+pub(crate) fn is_old_link(mark: &SyncMark, epoch: u64, view: &ReplicationView) -> bool {
+    mark.epoch < epoch && mark.replid == view.replid
+}
+
+/// The holder has led in this epoch, and names the replication id that this node has.
+fn holder_confirms(peers: &[Peer], known: &LeaseKnown, view: &ReplicationView) -> bool {
+    let Some(holder) = &known.record.holder else { return false };
+    let peer = peers.iter().find(|peer| peer.member.node == holder.node);
+    match peer.map(|peer| &peer.answer) {
+        Some(Observation::Known { value, at }) => {
+            *at >= known.epoch_seen_at
+                && value.data_epoch >= known.record.epoch
+                && value.replication.as_ref().is_some_and(|theirs| {
+                    theirs.role == Role::Primary && theirs.replid == view.replid
+                })
+        }
+        _ => false,
     }
 }
 

@@ -167,6 +167,24 @@ fn a_holder_that_cannot_renew_stops_writes_before_its_lease_runs_out() {
 }
 
 #[test]
+fn a_hand_over_waits_for_an_answer_before_it_calls_a_replica_silent() {
+    let mut holder = local("a", Role::Primary, 9);
+    let order =
+        |since| Some(PendingOrder { kind: OrderKind::HandOver { to: Some(id("b")) }, since });
+    holder.order = order(ago(100));
+    let mut asked = answered(report("b", 9));
+    asked.asked_at = Some(ago(90));
+    asked.answer = Observation::Known { value: report("b", 9), at: ago(5000) };
+    let refused = |d: &Decision| d.actions.iter().any(|a| matches!(a, Action::FinishOrder(_)));
+    assert!(!refused(&run(&holder, &[asked.clone()], &held_by("a", ago(100)))), "on its way");
+    let mut gone = asked.clone();
+    gone.answer = Observation::Unknown { since: ago(90) };
+    assert!(refused(&run(&holder, &[gone], &held_by("a", ago(100)))), "it did not answer");
+    holder.order = order(ago(600));
+    assert!(refused(&run(&holder, &[asked], &held_by("a", ago(100)))), "waited long enough");
+}
+
+#[test]
 fn a_silent_server_of_a_holder_that_cannot_renew_is_stopped_in_time_too() {
     let mut holder = local("a", Role::Primary, 9);
     holder.server.state = ServerState::Busy;
@@ -509,6 +527,27 @@ fn a_link_that_is_not_yet_known_to_be_broken_is_no_sync() {
     // A link to somebody else than the holder says nothing.
     replica.server.replication.as_mut().expect("set").primary = Some(member("c").address);
     assert_eq!(sync_mark(&replica, &peers, &lease).expect("kept").epoch, 5);
+}
+
+/// The agent of a replica slept through a change of primary: its server got the new replication id
+/// through the demoted one, which the agent still took for the holder.
+#[test]
+fn a_replica_that_got_the_new_id_through_a_chain_is_synced_by_the_holders_word() {
+    let mut me = local("b", Role::Replica, 10);
+    (me.data_epoch, me.synced) = (4, Some(SyncMark { epoch: 4, ..mark("b") }));
+    let lease = held_by("a", ago(3000));
+    let peers = [silent("a")];
+    assert_eq!(sync_mark(&me, &peers, &lease), me.synced, "the link may be an old one");
+    let asked_long_ago = [Peer { asked_at: Some(ago(2000)), ..silent("a") }];
+    let decision = run(&me, &asked_long_ago, &lease);
+    assert!(decision.actions.contains(&Action::AskPeers), "{decision:?}");
+
+    let holder = PeerReport { replication: Some(view(Role::Primary, 10)), ..report("a", 10) };
+    let peers = [answered(holder.clone())];
+    assert_eq!(sync_mark(&me, &peers, &lease), Some(mark("b")));
+
+    let not_yet = PeerReport { data_epoch: 4, ..holder };
+    assert_eq!(sync_mark(&me, &[answered(not_yet)], &lease), me.synced, "it has not led in it");
 }
 
 #[test]

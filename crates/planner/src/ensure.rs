@@ -1,9 +1,12 @@
 //! Making what the spec asks for exist: records, addresses, nodes, endpoints. Creation is nothing
 //! but this, from an empty beginning.
 
-use larder_model::agent::ServerState;
+use larder_model::agent::{ProblemCode, ServerState};
 use larder_model::plan::{OperationReport, Step, Wait};
-use larder_model::{EndpointKind, IdSource, InstanceState, NodeRecord, Observation};
+use larder_model::{
+    Code, EndpointKind, IdSource, InstanceState, Millis, NodeRecord, Observation, OperationKind,
+    Refusal,
+};
 
 use crate::draft::Draft;
 use crate::op_steps::{self, Phase};
@@ -245,6 +248,34 @@ fn every_shard_takes_writes(view: &View<'_>) -> bool {
         None => false,
     });
     led && (!view.is_cluster() || view.all_slots_are_held())
+}
+
+/// Servers that do not start get this long in a creation: many attempts, and a moment of trouble
+/// of the machine passes.
+const CREATION_PATIENCE: Millis = Millis::secs(30);
+
+/// Why a creation will not get there, in the words of the node that keeps it. Nobody uses the
+/// instance yet, so it had better end with the reason than be tried for hours.
+pub(crate) fn creation_is_hopeless(view: &View<'_>) -> Option<Refusal> {
+    let operation = view.operation().filter(|o| o.kind == OperationKind::Create)?;
+    if view.desired.initialized || view.now.since(operation.created_at) < CREATION_PATIENCE {
+        return None;
+    }
+    view.wanted.iter().find_map(|record| {
+        let problem = view.agent(&record.id)?.problem.as_ref()?;
+        let code = match problem.code {
+            ProblemCode::ServerWillNotStart => Code::InstanceNotReady,
+            ProblemCode::EngineMissing => Code::EngineUnusable,
+            ProblemCode::PortTaken => Code::NoFreePort,
+            ProblemCode::DiskFull => Code::DiskFull,
+            ProblemCode::VolumeLost
+            | ProblemCode::NoPrimary
+            | ProblemCode::FailoverOnHold
+            | ProblemCode::LeaseUnreachable => return None,
+        };
+        let detail = format!("node {} does not start: {}", record.id, problem.message);
+        Some(Refusal::new(code, detail))
+    })
 }
 
 /// How a creation is getting on; done when the instance is running and nothing is left to do.

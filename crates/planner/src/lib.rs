@@ -95,6 +95,9 @@ fn decide(
     if let Some(operation) = timed_out.filter(|o| o.kind == OperationKind::Create) {
         return Some(op_steps::timed_out(view, operation));
     }
+    if let Some(refusal) = ensure::creation_is_hopeless(view) {
+        return operation.map(|operation| op_steps::broke(operation, refusal));
+    }
     ensure::records(view, draft, ids);
     ensure::addresses(view, draft);
     ensure::endpoints(view, draft);

@@ -66,6 +66,16 @@ pub(crate) fn failed(phases: Vec<Phase>, refusal: Refusal) -> OperationReport {
     OperationReport { steps, outcome: OperationOutcome::Failed(refusal) }
 }
 
+/// The report of an operation that cannot get there: its steps as they were last recorded.
+pub(crate) fn broke(operation: &Operation, refusal: Refusal) -> OperationReport {
+    let mut steps = operation.steps.clone();
+    if let Some(step) = steps.iter_mut().find(|step| step.state != StepState::Succeeded) {
+        step.state = StepState::Failed;
+        step.message.clone_from(&refusal.detail);
+    }
+    OperationReport { steps, outcome: OperationOutcome::Failed(refusal) }
+}
+
 /// The report of an operation that has used up its time: its steps as they were last recorded.
 pub(crate) fn timed_out(view: &View<'_>, operation: &Operation) -> OperationReport {
     let after = view.desired.policy.operation_timeout;

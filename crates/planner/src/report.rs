@@ -142,7 +142,7 @@ fn ailment(view: &View<'_>, record: &NodeRecord) -> (&'static str, String) {
         Some(Hung) => ("server-hung", "hangs".to_owned()),
         Some(Dead) => ("server-down", "is down".to_owned()),
         Some(Serving) if view.primary(record.shard).is_none() => {
-            ("no-primary", "knows of no primary that is heard of".to_owned())
+            ("no-primary", "has no primary to follow".to_owned())
         }
         Some(Serving) => ("not-in-sync", "is not in sync with its primary".to_owned()),
     }

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, Operation, OperationId,
-    OperationKind, OperationState, OperationStep, Refusal, Secret,
+    Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, Operation,
+    OperationId, OperationKind, OperationState, OperationStep, Refusal, Secret,
 };
 use larder_store::InstanceObservation;
 

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, OperationId, OperationKind,
-    OperationState, OperationStep, PlannerPolicy, Refusal,
+    Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, OperationId,
+    OperationKind, OperationState, OperationStep, PlannerPolicy, Refusal,
 };
 use larder_store::{ConditionSince, InstanceObservation, Store, StoreError};
 

@@ -181,10 +181,7 @@ impl Driver {
     }
 
     /// Answers whether a newer controller has taken over.
-    fn finished(
-        &mut self,
-        finished: Result<(task::Id, TickOutcome), task::JoinError>,
-    ) -> bool {
+    fn finished(&mut self, finished: Result<(task::Id, TickOutcome), task::JoinError>) -> bool {
         let (round, outcome) = match finished {
             Ok(finished) => finished,
             Err(error) => {

@@ -264,9 +264,7 @@ impl Reconciler {
             tracing::info!(%instance, step = %step.step, %error, "step not taken");
             let Some(refusal) = error.refusal().cloned() else { continue };
             let text = format!("{}: {refusal}", step.step);
-            let told = self.memory_of(instance, |memory| {
-                !memory.told.insert(text.clone())
-            });
+            let told = self.memory_of(instance, |memory| !memory.told.insert(text.clone()));
             if !told {
                 let told = event(desired, now, Severity::Warning, "step-refused", text);
                 self.book.events_append(&[told]).await?;

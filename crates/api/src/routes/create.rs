@@ -9,8 +9,8 @@ use axum::response::{IntoResponse as _, Response};
 use larder_api_types::{CreateInstance, Operation, PlanView, Problem};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, Observed, OperationKind, Refusal,
-    Secret, check_password,
+    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, Observed, OperationKind,
+    Refusal, Secret, check_password,
 };
 use serde::Deserialize;
 use serde_json::json;

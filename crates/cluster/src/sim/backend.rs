@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use larder_election::{OrderKind, PendingOrder, Situation, WhyNoPrimary};
 use larder_model::agent::{
     AgentStatus, ClusterFailoverMode, ClusterView, Fence, LeaseSummary, Member, NodeConfig, Order,
-    Problem, ProblemCode, ReplicaSeen, ReplicationView, Role, ServerState, ServerStatus, VolumeState,
+    Problem, ProblemCode, ReplicaSeen, ReplicationView, Role, ServerState, ServerStatus,
+    VolumeState,
 };
 use larder_model::local::NodeSecrets;
 use larder_model::{

@@ -1,7 +1,8 @@
 //! Creation, placement, rendering.
 
-use larder_model::plan::{OperationOutcome, Step, Wait};
-use larder_model::{Architecture, Code, InstanceState, Millis, NodeId, StepState};
+use larder_model::agent::{Problem, ProblemCode};
+use larder_model::plan::{OperationOutcome, Plan, Step, Wait};
+use larder_model::{Architecture, Code, InstanceState, Millis, NodeId, Observation, StepState};
 use larder_planner::{check_room, node_config, place};
 
 use crate::world::World;
@@ -188,6 +189,40 @@ fn a_creation_shows_its_steps() {
     assert_eq!(report.steps[1].progress, Some(0.0));
     let cluster = World::new(Architecture::Cluster, 3, 1, &["w1"]);
     assert_eq!(names(&cluster)[2], "form-cluster");
+}
+
+#[test]
+fn a_creation_whose_server_never_starts_fails_soon_with_its_last_words() {
+    let mut world = World::new(Architecture::ReadWrite, 1, 2, &["w1"]);
+    while world.desired.nodes.iter().any(|node| node.address.is_none())
+        || world.desired.nodes.is_empty()
+    {
+        world.pass();
+    }
+    world.pass();
+    let plan_with_trouble = |world: &World| {
+        let mut observed = world.observe();
+        for node in observed.nodes.values_mut() {
+            if let Observation::Known { value, .. } = &mut node.agent {
+                let message = "ended after 9 ms; its last words: no such option".to_owned();
+                value.problem = Some(Problem { code: ProblemCode::ServerWillNotStart, message });
+            }
+        }
+        larder_planner::plan(&world.desired, &observed, world.now, &mut world.ids.clone())
+    };
+    let outcome = |plan: Plan| plan.report.operation.expect("an operation").outcome;
+    let soon = outcome(plan_with_trouble(&world));
+    assert!(!matches!(soon, OperationOutcome::Failed(_)), "{soon:?}");
+    world.now = world.now + Millis::secs(31);
+    let late = plan_with_trouble(&world);
+    assert!(late.steps.is_empty(), "{late}");
+    let OperationOutcome::Failed(refusal) = outcome(late) else { panic!("still trying") };
+    assert!(refusal.detail.contains("no such option"), "{refusal}");
+
+    // With a past it is not given up.
+    world.desired.initialized = true;
+    let later = outcome(plan_with_trouble(&world));
+    assert!(!matches!(later, OperationOutcome::Failed(_)), "{later:?}");
 }
 
 #[test]

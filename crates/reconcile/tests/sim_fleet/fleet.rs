@@ -11,9 +11,7 @@ use larder_model::{
     InstanceId, InstanceName, InstanceSpec, InstanceState, Operation, OperationKind,
     OperationState, PlannerPolicy, ProjectName, SeededIds, Timestamp,
 };
-use larder_reconcile::{
-    Book as _, Clock, DirectStatuses, MemoryBook, Reconciler, TickOutcome,
-};
+use larder_reconcile::{Book as _, Clock, DirectStatuses, MemoryBook, Reconciler, TickOutcome};
 
 use crate::placing::Placing;
 
@@ -85,7 +83,7 @@ impl Fleet {
             nodes: Vec::new(),
             initialized: false,
             operation: None,
-            policy: policy.clone(),
+            policy: *policy,
         });
         self.begin(&id, OperationKind::Create);
         self.instances.push(id.clone());

@@ -45,8 +45,9 @@ impl Story {
         // most of it returns in the middle of that, or after.
         let soon = Millis::secs(3 + rng.below(9) as u64);
         policy.replace_lost_after = if rng.chance(50) { soon } else { Millis::secs(3600) };
-        let mut sometimes =
-            |percent, least: i64, most: i64| i64::from(rng.chance(percent)) * (least + rng.below(most));
+        let mut sometimes = |percent, least: i64, most: i64| {
+            i64::from(rng.chance(percent)) * (least + rng.below(most))
+        };
         let profile = Profile {
             faults: 6,
             within_ms: 30_000,
