@@ -1,12 +1,12 @@
 //! Stops everything of a data directory without removing anything.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use larder_keeper::process::{Handle, is_alive, mark_of};
 use larder_keeper::{KeeperPaths, files};
-use larder_model::local::{ProcessMark, ProcessSpec};
+use larder_model::local::{DataDir, ProcessMark, ProcessSpec};
 use rustix::process::Signal;
 
 /// Servers write what they still hold before they end; then they are killed.
@@ -53,7 +53,19 @@ pub(crate) fn stop_all(data: &Path) -> anyhow::Result<()> {
     }
     end(processes);
     end(servers);
+    remove_sockets(data);
     Ok(())
+}
+
+/// The folder of sockets is outside of the data directory; the next keeper makes it again.
+fn remove_sockets(data: &Path) {
+    let named = std::fs::read_to_string(DataDir(data.to_owned()).run_dir_file());
+    let folder = named.map(|named| PathBuf::from(named.trim())).unwrap_or_default();
+    let ours = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("larder-"));
+    if ours {
+        // Sockets without a listener are harmless where this fails.
+        let _ = std::fs::remove_dir_all(folder);
+    }
 }
 
 fn mark(file: &Path) -> Option<ProcessMark> {

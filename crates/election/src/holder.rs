@@ -77,8 +77,10 @@ fn may_lead_until(c: &Context<'_>, known: &LeaseKnown) -> (Option<Timestamp>, Op
 
 /// Takes no writes any more: the lease could not be renewed in time.
 fn stop_in_time(c: &Context<'_>) -> Decision {
+    let mut actions = hand_over::abandon(c);
+    actions.push(Action::Park);
     Decision {
-        actions: vec![Action::Park],
+        actions,
         wake_at: Some(c.now + c.policy.gather),
         situation: Situation::Parked(WhyParked::CannotRenew),
     }
@@ -138,6 +140,7 @@ pub(crate) fn lead(c: &Context<'_>, known: &LeaseKnown) -> Decision {
     if late && c.local.renewed_at.is_some() {
         let since = c.local.renewed_at.map_or(c.now, |at| at + policy.renew_every);
         decision.situation = Situation::FailStatic { since };
+        decision.actions.extend(hand_over::abandon(c));
     } else if hand_over::go_on(c, known, &mut decision) {
         return decision;
     }

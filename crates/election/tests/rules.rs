@@ -1,9 +1,9 @@
 //! The rules of the election, one decision at a time.
 
 use larder_election::{
-    Action, Decision, LeaseKnown, LeaseView, Local, LocalServer, OrderKind, OrderOutcome, Peer,
-    PeerPromise, PeerReport, PendingOrder, Promise, Situation, StartAs, SyncMark, WhyNoPrimary,
-    WhyParked, decide, may_promise, sync_mark,
+    Action, Decision, HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer, OrderKind,
+    OrderOutcome, Peer, PeerPromise, PeerReport, PendingOrder, Promise, Situation, StartAs,
+    SyncMark, WhyNoPrimary, WhyParked, decide, may_promise, sync_mark,
 };
 use larder_model::agent::{Member, ReplicaSeen, ReplicationView, Role, ServerState, VolumeState};
 use larder_model::lease::{LeaseHolder, LeaseRecord, Previous, ReleaseReason};
@@ -477,6 +477,20 @@ fn a_hand_over_waits_for_equal_offsets_and_then_names_its_successor() {
     let decision = run(&holder, &peers, &lease);
     assert!(decision.actions.contains(&Action::ResumeWrites), "{decision:?}");
     assert!(decision.actions.contains(&Action::FinishOrder(OrderOutcome::TooSlow)));
+}
+
+#[test]
+fn a_hand_over_ends_when_the_lease_cannot_be_renewed() {
+    for late in [2500, 3500] {
+        let mut me = local("a", Role::Primary, 10);
+        me.server.writes_paused = true;
+        me.renewed_at = Some(ago(late));
+        me.hand_over = Some(HandOverProgress { to: id("b"), since: ago(500) });
+        let decision = run(&me, &[silent("b")], &held_by("a", ago(late)));
+        let finished = Action::FinishOrder(OrderOutcome::TooSlow);
+        assert!(decision.actions.contains(&Action::EndHandOver), "{decision:?}");
+        assert!(decision.actions.contains(&finished), "{decision:?}");
+    }
 }
 
 #[test]
