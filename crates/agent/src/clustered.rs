@@ -67,6 +67,48 @@ pub(crate) struct Clustered {
     attentive_until: Option<Timestamp>,
     /// When this node was last ordered to take over in agreement with its primary.
     coordinated_at: Option<Timestamp>,
+    changes: Changes,
+}
+
+/// Which servers have won and lost the shard lately. A coordinated failover that cannot get its
+/// votes keeps the primary's clients paused in vain, so it is not begun before it can:
+///
+/// - a replica begins no election within four node timeouts of its last one (`auth_retry_time` in
+///   `clusterHandleSlaveFailover`, cluster.c);
+/// - voters grant no vote in the place of a primary for which they voted less than two node
+///   timeouts ago (`clusterSendFailoverAuthIfNeeded`, there as well).
+#[derive(Debug, Default)]
+struct Changes {
+    primary: Option<String>,
+    replaced: Vec<(String, Timestamp)>,
+    won: Option<Timestamp>,
+}
+
+impl Changes {
+    /// Notes the id of the shard's primary as the server `me` sees it.
+    fn seen(&mut self, primary: &str, me: &str, now: Timestamp) {
+        if self.primary.as_deref() == Some(primary) {
+            return;
+        }
+        if let Some(old) = self.primary.replace(primary.to_owned()) {
+            self.replaced.retain(|(id, _)| *id != old);
+            self.replaced.push((old, now));
+            if primary == me {
+                self.won = Some(now);
+            }
+        }
+    }
+
+    /// An election would not be begun, or not be won.
+    fn too_soon(&self, node_timeout: Millis, now: Timestamp) -> bool {
+        let within = |at: Timestamp, node_timeouts: u64| {
+            // What was seen happened up to a sample earlier.
+            now.since(at) <= Millis(node_timeout.0 * node_timeouts)
+        };
+        let primary = self.primary.as_deref();
+        self.won.is_some_and(|at| within(at, 4))
+            || (self.replaced.iter()).any(|(id, at)| Some(id.as_str()) == primary && within(*at, 2))
+    }
 }
 
 /// For how long a server is watched closely after an order to take over.
@@ -100,6 +142,10 @@ impl Clustered {
         let owns = view.me().is_some_and(|me| me.role == Role::Primary && !me.slots.is_empty());
         let is_replica = view.me().is_some_and(|me| me.role == Role::Replica);
         let id = view.my_id.clone();
+        let primary = if owns { Some(&id) } else { view.me().and_then(|me| me.primary.as_ref()) };
+        if let Some(primary) = primary {
+            self.changes.seen(primary, &id, clock::monotonic());
+        }
         let memory = core.memory.get();
         if memory.owned_slots != owns || memory.cluster_id.as_ref() != Some(&id) {
             let role = if owns { "a primary with slots" } else { "without slots of its own" };
@@ -338,7 +384,8 @@ impl Clustered {
                 if *mode == ClusterFailoverMode::Coordinated {
                     let under_way =
                         self.coordinated_at.is_some_and(|at| now.since(at) < COORDINATED);
-                    if under_way {
+                    if under_way || self.changes.too_soon(core.config.cluster_node_timeout, now) {
+                        // Ordered again until its effect is seen, as every order is.
                         return Ok(());
                     }
                     self.coordinated_at = Some(now);
@@ -524,4 +571,33 @@ fn start_empty(core: &mut Core) -> Result<(), Refusal> {
 
 fn not_ready(error: &NodeError) -> Refusal {
     Refusal::new(Code::InstanceNotReady, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE_TIMEOUT: Millis = Millis(5_000);
+
+    #[test]
+    fn a_shard_that_went_back_and_forth_rests_until_votes_are_granted_again() {
+        let mut changes = Changes::default();
+        changes.seen("a", "c", Timestamp(0));
+        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(0)));
+        changes.seen("b", "c", Timestamp(1_000));
+        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(1_100)), "nobody has voted for `b` yet");
+        changes.seen("a", "c", Timestamp(2_000));
+        assert!(changes.too_soon(NODE_TIMEOUT, Timestamp(3_000)), "`a` was replaced a moment ago");
+        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(11_001)));
+    }
+
+    #[test]
+    fn a_server_that_has_won_an_election_rests_before_its_next_one() {
+        let mut changes = Changes::default();
+        changes.seen("a", "b", Timestamp(0));
+        changes.seen("b", "b", Timestamp(1_000));
+        changes.seen("a", "b", Timestamp(2_000));
+        assert!(changes.too_soon(NODE_TIMEOUT, Timestamp(20_000)));
+        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(21_001)));
+    }
 }

@@ -141,7 +141,7 @@ async fn second_serve_on_the_same_folder_is_refused() -> Result<()> {
         .context("a second serve runs on")??;
     ensure!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(said.contains("another") && said.contains("serve"), "{said}");
+    ensure!(said.contains("already") && said.contains("serve"), "{said}");
     ensure!(process::is_alive(larder.serve_pid()?));
     larder.cli(&["status"]).await?;
     larder.finish().await
