@@ -50,6 +50,7 @@ sim-long: setup ## 10,000 seeded fault runs of election and planner in the simul
 	LARDER_SIM_SEEDS=10000 cargo test --locked -p larder-cluster -p larder-reconcile --test election_sim --test sim_fleet -- --nocapture
 
 chaos: engines ## 50 random kills of serve during random operations, long form
+	cargo build --locked --package larder
 	LARDER_CHAOS_KILLS=50 cargo test --locked -p larder-e2e --test chaos -- --nocapture
 
 bench: build ## Measure the figures of docs/measurements.md

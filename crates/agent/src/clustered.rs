@@ -126,7 +126,11 @@ impl Clustered {
                 let again = core.kill_server().await;
                 Round { again, wake_at: None }
             }
-            ServerState::Dead | ServerState::Absent => self.down(core).await,
+            ServerState::Dead | ServerState::Absent => {
+                // A fresh server remembers no election of its own.
+                self.changes.won = None;
+                self.down(core).await
+            }
             _ => {
                 self.up(core).await;
                 Round { again: false, wake_at: None }

@@ -5,7 +5,7 @@ use futures::future::join_all;
 use larder_cluster::{AgentError, Agents, Cluster, ClusterError, EndpointSpec};
 use larder_model::agent::{Fence, Member, Order};
 use larder_model::plan::{PlannedStep, Step};
-use larder_model::{Desired, NodeId, NodePhase, NodeRecord, Observed, Refusal, Timestamp};
+use larder_model::{Desired, NodeId, NodePhase, NodeRecord, Refusal, Timestamp};
 
 use crate::book::{Book, BookError};
 
@@ -60,7 +60,6 @@ pub(crate) struct Executor<'a> {
     pub(crate) cluster: &'a dyn Cluster,
     pub(crate) agents: &'a dyn Agents,
     pub(crate) desired: &'a Desired,
-    pub(crate) observed: &'a Observed,
     pub(crate) controller_epoch: u64,
     pub(crate) now: Timestamp,
 }
@@ -241,19 +240,10 @@ impl Executor<'_> {
 
     /// The nodes that an endpoint may lead to.
     fn members(&self) -> Vec<Member> {
-        let mut members: Vec<Member> = (self.desired.nodes.iter())
-            .filter(|record| record.phase == NodePhase::Wanted)
-            .filter(|record| self.observed.nodes.contains_key(&record.id))
-            .filter_map(|record| {
-                Some(Member {
-                    node: record.id.clone(),
-                    shard: record.shard,
-                    zone: record.zone.clone(),
-                    address: record.address.clone()?,
-                })
-            })
-            .collect();
-        members.sort_by(|a, b| a.node.cmp(&b.node));
+        let mut members = larder_planner::members(self.desired);
+        members.retain(|member| {
+            self.record(&member.node).is_ok_and(|record| record.phase == NodePhase::Wanted)
+        });
         members
     }
 }

@@ -152,7 +152,6 @@ impl Reconciler {
             cluster: &*self.cluster,
             agents: &*self.agents,
             desired: &desired,
-            observed: &seen.observed,
             controller_epoch: self.controller_epoch,
             now,
         };
