@@ -17,11 +17,14 @@ impl Larder {
     }
 
     fn one(&self, kind: Kind, part: &str) -> Result<u32> {
-        let found: Vec<Process> = self
+        let mut found: Vec<Process> = self
             .processes()
             .into_iter()
             .filter(|p| p.kind == kind && p.argv.iter().any(|arg| arg.contains(part)))
             .collect();
+        // A process that starts another one is there twice between fork and exec.
+        let pids: Vec<u32> = found.iter().map(|p| p.pid).collect();
+        found.retain(|p| process::parent(p.pid).is_none_or(|parent| !pids.contains(&parent)));
         match found.as_slice() {
             [one] => Ok(one.pid),
             [] => bail!("no {kind:?} with {part} runs"),

@@ -362,7 +362,8 @@ async fn cluster_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
 async fn idle(options: &Options) -> Result<String> {
     let larder = Larder::start(LarderOptions {
         binary: Some(options.binary.clone()),
-        port_blocks: Some(2),
+        // Ports of deleted instances rest for a while.
+        port_blocks: Some(8),
         ..LarderOptions::default()
     })
     .await?;
