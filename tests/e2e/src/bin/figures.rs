@@ -93,7 +93,14 @@ async fn larder(options: &Options) -> Result<Larder> {
     // More failovers in a short time than a real instance may have.
     let config = "[policy.election]\nmax_failovers = 1000\n".to_owned();
     let binary = Some(options.binary.clone());
-    Larder::start(LarderOptions { binary, config, ..LarderOptions::default() }).await
+    Larder::start(LarderOptions {
+        // Ports of deleted instances rest for a while.
+        port_blocks: Some(8),
+        binary,
+        config,
+        ..LarderOptions::default()
+    })
+    .await
 }
 
 fn header(options: &Options) -> Result<String> {
