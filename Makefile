@@ -26,7 +26,8 @@ build: setup ## Build the release binary
 	cargo build --release --locked --package larder
 
 run: build ## Start Larder on this machine (DATA=folder LISTEN=addr:port STOP=1 to stop instances on exit)
-	@exec target/release/larder serve --data "$(DATA)" --listen "$(LISTEN)" $(if $(STOP),--stop-instances)
+	@scripts/engines.sh $(ENGINES) || echo "engines: the extra engines could not be fetched; Larder offers what the system has" >&2
+	@LARDER_ENGINE_DIRS="$(ENGINES)" exec target/release/larder serve --data "$(DATA)" --listen "$(LISTEN)" $(if $(STOP),--stop-instances)
 
 stop: ## Stop every process of DATA that outlived `run`: keeper, agents, relays, servers. Data stays
 	target/release/larder keeper --data "$(DATA)" --stop

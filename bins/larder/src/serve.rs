@@ -112,7 +112,11 @@ async fn serve(
     let from_environment = from_environment.filter(|text| !text.is_empty()).map(Secret::new);
     let admin = larder_api::ensure_admin(&store, from_environment, &names).await?;
     let clock = Arc::new(SystemClock);
-    engines::discover(&store, &config.local.engine_dirs, clock.now()).await?;
+    let mut engine_dirs = config.local.engine_dirs.clone();
+    if let Some(more) = std::env::var_os("LARDER_ENGINE_DIRS") {
+        engine_dirs.extend(std::env::split_paths(&more));
+    }
+    engines::discover(&store, &engine_dirs, clock.now()).await?;
     let engines = Arc::new(Engines::load(&store).await?);
 
     let larder_binary = std::env::current_exe().context("finding this program's own file")?;
