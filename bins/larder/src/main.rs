@@ -1,7 +1,9 @@
 //! The one binary: the command line, and every role of the product as a subcommand.
 
+mod bind;
 mod config;
 mod engines;
+mod fleet;
 mod logging;
 mod parts;
 mod serve;
@@ -27,8 +29,8 @@ enum Command {
     Client(larder_cli::Commands),
     /// Run the control plane on this machine
     Serve(serve::ServeArgs),
-    /// Look after one node's server (started by the keeper)
-    Agent(DirArgs),
+    /// Look after one node's server (started by the keeper, or as the first process of a pod)
+    Agent(AgentArgs),
     /// Keep agents and relays of a data directory running (started by serve)
     Keeper(KeeperArgs),
     /// Relay an instance's endpoints (started by the keeper)
@@ -40,6 +42,17 @@ struct DirArgs {
     /// Folder with the role's own configuration, written by `larder serve`
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct AgentArgs {
+    /// Folder with the agent's own configuration, written by `larder serve`
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// This is a pod of Kubernetes: everything is where its volumes are mounted
+    #[arg(long)]
+    pod: bool,
 }
 
 #[derive(Args)]
@@ -62,7 +75,12 @@ fn main() -> ExitCode {
             on_one_thread(larder_cli::run(globals, command)).map_or_else(failed, ExitCode::from)
         }
         Command::Serve(args) => role(serve::run(args)),
-        Command::Agent(args) => role(one_thread_role(larder_agent::run(&args.dir))),
+        Command::Agent(AgentArgs { dir: Some(dir), .. }) => {
+            role(one_thread_role(larder_agent::run(&dir)))
+        }
+        Command::Agent(AgentArgs { dir: None, .. }) => {
+            role(one_thread_role(larder_agent_k8s::run()))
+        }
         Command::Proxy(args) => role(one_thread_role(larder_proxy::run(&args.dir))),
         Command::Keeper(KeeperArgs { data, stop: true }) => role(stop::by_hand(&data)),
         Command::Keeper(KeeperArgs { data, stop: false }) => role(keeper(&data)),

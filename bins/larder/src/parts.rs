@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use larder_api::{Capacity, ContainerClusterInfo, EngineProbe};
-use larder_cluster::{Cluster as _, ClusterError};
+use larder_api::EngineProbe;
+use larder_cluster::ClusterError;
 use larder_cluster_local::{EngineLookup, LocalCluster};
 use larder_model::{ByteSize, Code, EngineName, InstanceSpec, Refusal};
 use larder_reconcile::Clock;
@@ -84,18 +84,12 @@ impl LocalCapacity {
     }
 }
 
-#[async_trait]
-impl Capacity for LocalCapacity {
-    async fn container_clusters(&self) -> Vec<ContainerClusterInfo> {
-        let workers = self.cluster.workers().await;
-        vec![ContainerClusterInfo {
-            name: self.cluster.name().to_owned(),
-            reachable: workers.is_ok(),
-            workers: workers.unwrap_or_default(),
-        }]
-    }
-
-    async fn check(&self, spec: &InstanceSpec) -> Result<(), Refusal> {
+impl LocalCapacity {
+    /// Whether this machine has room for the instance.
+    ///
+    /// # Errors
+    /// `engine-unusable`, `disk-full` or `no-free-port`.
+    pub(crate) async fn check(&self, spec: &InstanceSpec) -> Result<(), Refusal> {
         let binary = self.engines.server_binary(&spec.engine);
         if !binary.as_ref().is_some_and(|binary| binary.is_file()) {
             return Err(Refusal::new(

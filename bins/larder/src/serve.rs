@@ -22,7 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::bind::KubeBinder;
 use crate::config::{self, Config};
+use crate::fleet::{Fleet, FleetCapacity};
 use crate::parts::{Engines, LocalCapacity, Prober};
 use crate::{engines, logging, stop};
 
@@ -130,14 +132,18 @@ async fn serve(
     };
     let cluster = Arc::new(LocalCluster::new(options, engines.clone())?);
 
+    let fleet = Arc::new(Fleet::new(cluster.clone(), store.clone()));
+    let binder = Arc::new(KubeBinder::new(fleet.clone(), clock.clone()));
+    binder.take_up(&store.container_cluster_list().await?).await;
+
     let policy = config.policy.planner();
     let (handle, inbox) = channel();
     let activate: larder_api::Activate = Arc::new(move |instance| handle.activate(instance));
-    let statuses = Arc::new(WatchedStatuses::new(cluster.clone(), clock.clone(), activate.clone()));
+    let statuses = Arc::new(WatchedStatuses::new(fleet.clone(), clock.clone(), activate.clone()));
     let reconciler = Arc::new(Reconciler::new(
         Arc::new(StoreBook::new(store.clone(), policy)),
-        cluster.clone(),
-        cluster.clone(),
+        fleet.clone(),
+        fleet.clone(),
         statuses,
         clock.clone(),
         Box::new(larder_api::RandomIds),
@@ -152,8 +158,9 @@ async fn serve(
     let state = ApiState::new(ApiParts {
         store: store.clone(),
         activate,
-        capacity: Arc::new(LocalCapacity::new(cluster, engines.clone())),
+        capacity: Arc::new(FleetCapacity::new(fleet, LocalCapacity::new(cluster, engines.clone()))),
         engine_probe: Arc::new(Prober::new(engines, clock.clone())),
+        binder,
         policy,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: clock.now(),

@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
@@ -40,6 +41,8 @@ pub(crate) struct ApiState {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) status: watch::Receiver<Arc<AgentStatus>>,
     pub(crate) metrics: watch::Receiver<Arc<String>>,
+    /// When the loop last turned (monotonic ms).
+    pub(crate) beat: Arc<AtomicI64>,
 }
 
 /// Who is at the other end of the socket, as the kernel says (`SO_PEERCRED`, unix(7)).
@@ -77,7 +80,8 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, AgentError> {
 pub(crate) async fn serve(path: PathBuf, mut listener: UnixListener, state: ApiState) {
     loop {
         let inode = inode(&path);
-        let app = router(state.clone()).into_make_service_with_connect_info::<Caller>();
+        let app = router(state.clone()).layer(middleware::from_fn(own_user_only));
+        let app = app.into_make_service_with_connect_info::<Caller>();
         tokio::select! {
             ended = axum::serve(listener, app).into_future() => {
                 if let Err(error) = ended {
@@ -113,7 +117,8 @@ async fn vanished(path: &Path, known: Option<u64>) {
     }
 }
 
-fn router(state: ApiState) -> Router {
+/// The routes, whoever may call them.
+pub(crate) fn router(state: ApiState) -> Router {
     Router::new()
         .route("/v1/ping", get(ping))
         .route("/v1/status", get(status))
@@ -124,7 +129,6 @@ fn router(state: ApiState) -> Router {
         .route("/v1/peer/demote", post(demote))
         .route("/v1/peer/fail-over", post(fail_over))
         .layer(DefaultBodyLimit::max(1 << 20))
-        .layer(middleware::from_fn(own_user_only))
         .with_state(state)
 }
 

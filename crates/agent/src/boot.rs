@@ -13,47 +13,47 @@ use crate::error::AgentError;
 
 /// Names in the node's folder (docs/design/0002).
 #[derive(Clone, Debug)]
-pub(crate) struct NodeDir(PathBuf);
+pub(crate) struct NodeDir {
+    state: PathBuf,
+    /// What the control plane writes; the same folder on one machine, a mounted one in a pod.
+    config: PathBuf,
+}
 
 impl NodeDir {
-    pub(crate) fn new(path: &Path) -> Self {
-        Self(path.to_owned())
-    }
-
     pub(crate) fn boot(&self) -> PathBuf {
-        self.0.join("agent.json")
+        self.config.join("agent.json")
     }
 
     pub(crate) fn secrets(&self) -> PathBuf {
-        self.0.join("secrets.json")
+        self.config.join("secrets.json")
     }
 
     pub(crate) fn lock(&self) -> PathBuf {
-        self.0.join("agent.lock")
+        self.state.join("agent.lock")
     }
 
     pub(crate) fn memory(&self) -> PathBuf {
-        self.0.join("state.json")
+        self.state.join("state.json")
     }
 
     pub(crate) fn server_mark(&self) -> PathBuf {
-        self.0.join("server.json")
+        self.state.join("server.json")
     }
 
     pub(crate) fn server_log(&self) -> PathBuf {
-        self.0.join("server.log")
+        self.state.join("server.log")
     }
 
     pub(crate) fn promised(&self) -> PathBuf {
-        self.0.join(PROMISED)
+        self.state.join(PROMISED)
     }
 
     pub(crate) fn server_config(&self) -> PathBuf {
-        self.0.join("redis.conf")
+        self.state.join("redis.conf")
     }
 
     pub(crate) fn users(&self) -> PathBuf {
-        self.0.join("users.acl")
+        self.state.join("users.acl")
     }
 }
 
@@ -64,6 +64,10 @@ pub(crate) struct Boot {
     pub(crate) boot: AgentBoot,
     pub(crate) secrets: NodeSecrets,
     pub(crate) run_dir: RunDir,
+    /// The agent is the first process of a pod.
+    pub(crate) in_pod: bool,
+    /// The node has had another volume before, and what the agent remembers was on that.
+    pub(crate) volume_replaced: bool,
     /// Held until the process ends, however it ends.
     _lock: File,
 }
@@ -75,15 +79,22 @@ impl Boot {
     /// [`AgentError::AlreadyRunning`] when another agent holds the lock; otherwise the file that
     /// cannot be read.
     pub(crate) fn load(path: &Path) -> Result<Self, AgentError> {
+        Self::load_apart(path, path)
+    }
+
+    /// As [`Boot::load`], with what the control plane writes in a folder of its own.
+    pub(crate) fn load_apart(config: &Path, state: &Path) -> Result<Self, AgentError> {
         // Absolute: the server's working folder is another one.
-        let path = fs::canonicalize(path)
-            .map_err(|source| AgentError::Read { path: path.to_owned(), source })?;
-        let dir = NodeDir::new(&path);
+        let absolute = |path: &Path| {
+            fs::canonicalize(path)
+                .map_err(|source| AgentError::Read { path: path.to_owned(), source })
+        };
+        let dir = NodeDir { state: absolute(state)?, config: absolute(config)? };
         let lock = take_lock(&dir.lock())?;
         let boot: AgentBoot = read_json(&dir.boot())?;
         let secrets = read_json(&dir.secrets())?;
         let run_dir = RunDir(boot.run_dir.clone());
-        Ok(Self { dir, boot, secrets, run_dir, _lock: lock })
+        Ok(Self { dir, boot, secrets, run_dir, in_pod: false, volume_replaced: false, _lock: lock })
     }
 }
 

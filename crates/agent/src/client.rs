@@ -1,6 +1,9 @@
-//! A client of an agent's API over its unix socket, for `serve` and for other agents.
+//! A client of an agent's API, for `serve` and for other agents: over its unix socket on one
+//! machine, over TLS with the instance's key elsewhere.
 
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +16,8 @@ use larder_model::{NodeId, Refusal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
+
+use crate::wire::{Dial, InstanceKey, Stream};
 
 /// An answer is never larger than this: a status has at most 64 events and 40 nodes.
 const MAX_ANSWER: usize = 4 << 20;
@@ -34,8 +39,8 @@ pub struct OrderRequest {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
     /// No answer, or one that cannot be read: the node's state is unknown.
-    #[error("no answer on {socket}: {reason}")]
-    Silent { socket: PathBuf, reason: String },
+    #[error("no answer on {target}: {reason}")]
+    Silent { target: String, reason: String },
     /// The order is older than what the agent has seen.
     #[error(
         "the agent has seen a newer order: generation {} of controller epoch {}",
@@ -49,18 +54,41 @@ pub enum ClientError {
 
 /// Speaks to one agent. Cheap; each call opens its own connection, so a dead agent is noticed at
 /// once and nothing has to be kept alive.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AgentClient {
-    socket: PathBuf,
+    way: Way,
+}
+
+#[derive(Clone)]
+enum Way {
+    Socket(PathBuf),
+    Network { dial: Arc<dyn Dial>, key: InstanceKey },
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "{}", path.display()),
+            Self::Network { dial, .. } => f.write_str(&dial.target()),
+        }
+    }
+}
+
+impl fmt::Debug for AgentClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AgentClient({})", self.way)
+    }
 }
 
 impl AgentClient {
+    /// The agent behind a unix socket of this machine.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { way: Way::Socket(socket.into()) }
     }
 
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// The agent that `dial` leads to, provided that it has the instance's key.
+    pub fn over(dial: Arc<dyn Dial>, key: InstanceKey) -> Self {
+        Self { way: Way::Network { dial, key } }
     }
 
     /// Whether the agent's loop turns. Takes 2 s at most. Cancel-safe.
@@ -169,7 +197,7 @@ impl AgentClient {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.silent(e))?;
+        let stream = self.open().await.map_err(|e| self.silent(e))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.silent(e))?;
@@ -202,8 +230,15 @@ impl AgentClient {
         }
     }
 
-    fn silent(&self, reason: impl std::fmt::Display) -> ClientError {
-        ClientError::Silent { socket: self.socket.clone(), reason: reason.to_string() }
+    async fn open(&self) -> std::io::Result<Box<dyn Stream>> {
+        match &self.way {
+            Way::Socket(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            Way::Network { dial, key } => Ok(Box::new(key.connect(dial.dial().await?).await?)),
+        }
+    }
+
+    fn silent(&self, reason: impl fmt::Display) -> ClientError {
+        ClientError::Silent { target: self.way.to_string(), reason: reason.to_string() }
     }
 }
 

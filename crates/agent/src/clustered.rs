@@ -138,6 +138,34 @@ impl Clustered {
         }
     }
 
+    /// The server is a primary with slots.
+    pub(crate) fn leads(core: &Core) -> bool {
+        (core.server.cluster().and_then(|view| view.me()))
+            .is_some_and(|me| me.role == Role::Primary && !me.slots.is_empty())
+    }
+
+    /// Has the replica with the most data take over, with this primary's consent. Answers whether
+    /// there is one.
+    pub(crate) async fn begin_leaving(core: &Core) -> bool {
+        let (Some(view), Some(replication)) = (core.server.cluster(), core.server.replication())
+        else {
+            return false;
+        };
+        let is_well = |address: &larder_model::Address| {
+            (view.nodes.iter()).any(|n| n.address == *address && n.linked && !n.failed)
+        };
+        let best = (core.shard_peers())
+            .filter(|peer| is_well(&peer.address))
+            .filter_map(|peer| {
+                let seen = replication.replicas.iter().find(|r| r.address == peer.address)?;
+                seen.online.then_some((seen.offset, &peer.node))
+            })
+            .max();
+        let Some((_, node)) = best.filter(|_| Self::leads(core)) else { return false };
+        tell(core, node, ClusterFailoverMode::Coordinated).await;
+        true
+    }
+
     /// The server lives: remember what it is, and keep it from failing over while on hold.
     async fn up(&mut self, core: &mut Core) {
         self.failover = None;

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use larder_model::agent::{
@@ -10,7 +11,7 @@ use larder_model::agent::{
     VolumeState,
 };
 use larder_model::local::{AgentBoot, NodeSecrets};
-use larder_model::{Address, Code, Millis, NodeMode, Refusal, Severity, Timestamp};
+use larder_model::{Address, Code, Millis, NodeId, NodeMode, Refusal, Severity, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use crate::boot::{Boot, NodeDir, read_json};
@@ -21,7 +22,7 @@ use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
 use crate::server::Server;
 use crate::volume::{Found, Volume};
-use crate::{clock, files, metrics, render};
+use crate::{clock, fence, files, metrics, proc, render};
 
 /// A start that failed is tried again after this.
 const START_RETRY: Millis = Millis(1_000);
@@ -51,12 +52,17 @@ pub(crate) struct Core {
     metrics: watch::Sender<Arc<String>>,
     /// A maxmemory that the running server has still to be told.
     maxmemory_due: bool,
+    /// When the loop last turned (monotonic).
+    beat: Arc<AtomicI64>,
+    /// The other nodes are on other machines.
+    in_pod: bool,
 }
 
 /// The ends of the channels that the API reads.
 pub(crate) struct Readers {
     pub(crate) status: watch::Receiver<Arc<AgentStatus>>,
     pub(crate) metrics: watch::Receiver<Arc<String>>,
+    pub(crate) beat: Arc<AtomicI64>,
 }
 
 impl Core {
@@ -64,9 +70,23 @@ impl Core {
         boot: Boot,
         mut memory: Memory,
         mut server: Server,
+        peers: Peers,
         commands: mpsc::Sender<Command>,
     ) -> (Self, Readers) {
-        let Boot { dir, boot, secrets, run_dir, .. } = boot;
+        let Boot { dir, boot, secrets, in_pod, volume_replaced, .. } = boot;
+        if volume_replaced && !memory.get().born {
+            // Events of before are numbered lower, and would hide those to come.
+            let since = u64::try_from(clock::wall().0).unwrap_or(0);
+            memory.change(|memory| memory.next_event = since);
+            let message = "the volume of this node was deleted, and its data with it; it will not \
+                           lead before it has copied them from another node";
+            memory.event(Severity::Critical, "volume-lost", message.to_owned());
+            memory.change(|memory| {
+                memory.born = true;
+                memory.rebuilding = true;
+            });
+            memory.save();
+        }
         let engine = Engine::probe(&boot.server_binary).await;
         let config = match &memory.get().config {
             Some(config) if config.generation > boot.config.generation => config.clone(),
@@ -104,6 +124,8 @@ impl Core {
         };
         let (status, status_reader) = watch::channel(Arc::new(first));
         let (metrics, metrics_reader) = watch::channel(Arc::new(String::new()));
+        peers.learn(&config.members);
+        let beat = Arc::new(AtomicI64::new(clock::monotonic().0));
         let core = Self {
             boot_changed_at: changed_at(&dir.boot()),
             dir,
@@ -114,7 +136,7 @@ impl Core {
             memory,
             server,
             volume,
-            peers: Peers::new(run_dir),
+            peers,
             commands,
             start_problem: None,
             retry_at: Timestamp(0),
@@ -122,8 +144,24 @@ impl Core {
             status,
             metrics,
             maxmemory_due: false,
+            beat: Arc::clone(&beat),
+            in_pod,
         };
-        (core, Readers { status: status_reader, metrics: metrics_reader })
+        (core, Readers { status: status_reader, metrics: metrics_reader, beat })
+    }
+
+    /// The loop has turned.
+    pub(crate) fn beat(&self) {
+        self.beat.store(clock::monotonic().0, Ordering::Relaxed);
+    }
+
+    /// Stops the server of a node whose agent does not answer, as well as that can be done.
+    pub(crate) async fn fence_server(&self, old: &NodeId) {
+        if !self.in_pod {
+            fence::kill_server_of(&self.dir, old);
+        } else if let Some(member) = self.config.members.iter().find(|m| m.node == *old) {
+            fence::demote_server_at(&member.address, &self.secrets.system_password).await;
+        }
     }
 
     /// The other nodes of this node's shard.
@@ -458,6 +496,7 @@ impl Core {
             return;
         }
         self.maxmemory_due |= config.maxmemory != self.config.maxmemory;
+        self.peers.learn(&config.members);
         self.config = config.clone();
         self.memory.change(|memory| memory.config = Some(config));
         self.memory.save();
@@ -491,6 +530,9 @@ impl Core {
             }
         }
         self.server.supervisor.trim_log();
+        if self.in_pod {
+            proc::reap_orphans(self.server.supervisor.pid());
+        }
         self.memory.save();
     }
 

@@ -20,6 +20,8 @@ pub enum AgentError {
     Socket { path: PathBuf, source: io::Error },
     #[error("opening the lease or route folder {path}: {source}")]
     Log { path: PathBuf, source: io::Error },
+    #[error("listening on {address}: {source}")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
     #[error("setting up the agent: {0}")]
     Setup(io::Error),
 }

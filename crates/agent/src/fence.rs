@@ -1,14 +1,22 @@
-//! Killing the server of another node of the same machine, when its agent does not answer.
+//! Stopping the server of another node when its agent does not answer: by a kill on the same
+//! machine, by the server's own protocol elsewhere.
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use larder_model::NodeId;
 use larder_model::local::ProcessMark;
+use larder_model::{Address, NodeId, Secret};
+use larder_node::{Connection, NodeError};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::act::nobody;
 use crate::boot::NodeDir;
 use crate::proc;
+use crate::render::SYSTEM_USER;
+
+/// The new holder has clients waiting.
+const DEADLINE: Duration = Duration::from_millis(250);
 
 /// Kills the server that `node`'s mark names. Best effort: only nodes of this machine have their
 /// folder beside ours, and the lease has run out in any case.
@@ -35,4 +43,17 @@ fn mark_file(own: &NodeDir, node: &NodeId) -> Option<PathBuf> {
     let path = own.server_mark();
     let nodes = path.parent()?.parent()?;
     Some(nodes.join(node.as_str()).join(path.file_name()?))
+}
+
+/// Makes the server at `address` read-only. Best effort, as [`kill_server_of`].
+pub(crate) async fn demote_server_at(address: &Address, password: &Secret) {
+    let demoted: Result<(), NodeError> = async {
+        let mut server = Connection::login(address, SYSTEM_USER, password, DEADLINE).await?;
+        server.replicaof(Some(&nobody())).await
+    }
+    .await;
+    match demoted {
+        Ok(()) => tracing::warn!(%address, "old primary demoted over its own protocol"),
+        Err(error) => tracing::info!(%address, %error, "old primary not reached"),
+    }
 }

@@ -19,7 +19,7 @@ use crate::core::{Core, SAMPLE, problem};
 use crate::lease::{Endpoint, Lease, LeaseError};
 use crate::memory::PromiseGiven;
 use crate::peers::{Heard, PeerAnswer};
-use crate::{clock, fence, files, proc};
+use crate::{clock, files, proc};
 
 /// A report to a peer may spend this on its sample: the peer waits 300 ms.
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
@@ -411,7 +411,7 @@ impl Leased {
             }
             Err(error) => {
                 tracing::info!(%old, %error, "old primary's agent did not demote");
-                fence::kill_server_of(&core.dir, old);
+                core.fence_server(old).await;
                 true
             }
         }
@@ -580,6 +580,14 @@ impl Leased {
             Situation::Leading
                 | Situation::Following { synced: true, .. }
                 | Situation::FailStatic { .. }
+        )
+    }
+
+    /// The lease is this node's, and its server the primary.
+    pub(crate) fn leads(&self) -> bool {
+        matches!(
+            self.situation,
+            Situation::Leading | Situation::HandingOver { .. } | Situation::FailStatic { .. }
         )
     }
 

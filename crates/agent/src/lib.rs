@@ -22,14 +22,17 @@ mod leased;
 mod memory;
 mod metrics;
 mod peers;
+mod pod;
 mod proc;
 mod process;
 mod render;
 mod run;
 mod server;
 mod volume;
+pub mod wire;
 
 pub use client::{AgentClient, ClientError, LocalAgents, OrderRequest};
 pub use error::AgentError;
 pub use lease::{Endpoint, Lease, LeaseError, LinkEndpoint, LinkLease};
+pub use pod::{Pod, read_boot, run_in_pod};
 pub use run::run;

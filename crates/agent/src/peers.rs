@@ -1,17 +1,20 @@
 //! Questions to the agents of other nodes: all at once, each with its own deadline.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use larder_election::PeerReport;
 use larder_model::agent::{ClusterView, Member};
 use larder_model::local::RunDir;
-use larder_model::{Millis, NodeId, Timestamp};
+use larder_model::{Address, Millis, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::client::{AgentClient, ClientError};
 use crate::clock;
 use crate::command::{Command, DemoteRequest, FailOverRequest, PromiseAnswer, PromiseRequest};
+use crate::wire::{InstanceKey, TcpDial};
 
 /// No peer is waited for longer than this.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(300);
@@ -36,19 +39,44 @@ pub(crate) struct PeerAnswer {
     pub(crate) up_for: Option<Millis>,
 }
 
-/// Speaks to the agents of the same machine.
+/// Speaks to the other agents of the instance.
 #[derive(Clone, Debug)]
 pub(crate) struct Peers {
-    run_dir: RunDir,
+    reach: Reach,
+    /// Where the members' servers are, for those whose agents are beside them.
+    members: Arc<RwLock<BTreeMap<NodeId, Address>>>,
+}
+
+/// How the agents of the instance reach each other.
+#[derive(Clone, Debug)]
+pub(crate) enum Reach {
+    /// Unix sockets of one machine.
+    Sockets(RunDir),
+    /// The hosts of the nodes' addresses, at one port, with the instance's key.
+    Network { port: u16, key: InstanceKey },
 }
 
 impl Peers {
-    pub(crate) fn new(run_dir: RunDir) -> Self {
-        Self { run_dir }
+    pub(crate) fn new(reach: Reach) -> Self {
+        Self { reach, members: Arc::default() }
+    }
+
+    /// The members are these now.
+    pub(crate) fn learn(&self, members: &[Member]) {
+        let known = members.iter().map(|m| (m.node.clone(), m.address.clone())).collect();
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
     fn client(&self, node: &NodeId) -> AgentClient {
-        AgentClient::new(self.run_dir.agent_socket(node))
+        match &self.reach {
+            Reach::Sockets(run_dir) => AgentClient::new(run_dir.agent_socket(node)),
+            Reach::Network { port, key } => {
+                let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+                // One that is no member any more is looked for by its id, and not found.
+                let host = members.get(node).map_or_else(|| node.to_string(), |a| a.host.clone());
+                AgentClient::over(Arc::new(TcpDial(Address::new(host, *port))), key.clone())
+            }
+        }
     }
 
     /// Asks for a report. Never takes longer than [`DEADLINE`].

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use larder_model::local::ProcessMark;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// What the scheduler says of a process (`/proc/<pid>/stat`, field 3; proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,23 @@ pub(crate) fn writer_of(log: &Path) -> Option<u32> {
 
 fn output(pid: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/fd/1")).ok()
+}
+
+/// Waits for exited children that nobody else here waits for: in a pod the agent is the first
+/// process and inherits what its server leaves behind. `kept` is waited for by its owner.
+pub(crate) fn reap_orphans(kept: Option<u32>) {
+    let own = std::process::id();
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    let pids = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| Some(*pid) != kept);
+    for pid in pids {
+        let is_ours = stat(pid).is_ok_and(|s| s.parent == own && s.state == RunState::Exited);
+        if is_ours && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            // Somebody was faster: it is gone, which is what was wanted.
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,20 +4,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use larder_model::agent::{LeaseSummary, Order, Problem};
-use larder_model::{Millis, NodeMode, Refusal, Timestamp};
+use larder_model::{Millis, NodeMode, Refusal, Severity, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::api::{self, ApiState};
 use crate::boot::Boot;
 use crate::clock;
 use crate::clustered::Clustered;
 use crate::command::{Command, OrderError};
-use crate::core::Core;
+use crate::core::{Core, Readers};
 use crate::error::AgentError;
-use crate::lease::{LinkEndpoint, LinkLease};
+use crate::lease::{Endpoint, Lease, LinkEndpoint, LinkLease};
 use crate::leased::{Leased, Round};
 use crate::memory::Memory;
+use crate::peers::{Peers, Reach};
 use crate::process::{Exit, Supervisor};
 use crate::server::Server;
 
@@ -40,6 +42,36 @@ const QUEUE: usize = 256;
 /// Whatever goes wrong later is a problem of the node, shown in its status.
 pub async fn run(dir: &Path) -> Result<(), AgentError> {
     let boot = Boot::load(dir)?;
+    let mode = Mode::on_machine(&boot)?;
+    let socket = boot.run_dir.agent_socket(&boot.boot.config.node);
+    let listener = api::bind(&socket)?;
+    let peers = Peers::new(Reach::Sockets(boot.run_dir.clone()));
+    let path = socket.clone();
+    let open = |state| tokio::spawn(api::serve(path, listener, state));
+    live(boot, mode, peers, open, None).await?;
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// How an agent ends that takes its server with it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leave {
+    /// How long it goes on leading first. Whoever leads clients elsewhere has just been told that
+    /// this node goes, and may take up nothing else for a moment.
+    pub(crate) settle: Duration,
+    /// How long a hand-over may take.
+    pub(crate) within: Duration,
+}
+
+/// One life of an agent. With `leave` it ends by handing over and stopping its server; without,
+/// the server goes on.
+pub(crate) async fn live(
+    boot: Boot,
+    mut mode: Mode,
+    peers: Peers,
+    open: impl FnOnce(ApiState) -> JoinHandle<()>,
+    leave: Option<Leave>,
+) -> Result<(), AgentError> {
     let config = boot.boot.config.clone();
     let memory = Memory::load(boot.dir.memory());
     let supervisor = Supervisor::new(boot.dir.server_mark(), boot.dir.server_log());
@@ -50,11 +82,8 @@ pub async fn run(dir: &Path) -> Result<(), AgentError> {
         config.mode == NodeMode::Clustered,
         memory.get().born,
     );
-    let mut mode = Mode::new(&boot)?;
-    let socket = boot.run_dir.agent_socket(&config.node);
-    let listener = api::bind(&socket)?;
     let (commands, mut inbox) = mpsc::channel(QUEUE);
-    let (mut core, readers) = Core::new(boot, memory, server, commands.clone()).await;
+    let (mut core, readers) = Core::new(boot, memory, server, peers, commands.clone()).await;
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Setup)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Setup)?;
     tracing::info!(node = %config.node, instance = %config.instance, "agent started");
@@ -62,8 +91,8 @@ pub async fn run(dir: &Path) -> Result<(), AgentError> {
     // Nobody gets to read a status in which the volume was not looked at.
     core.check_volume();
     core.publish(None, None);
-    let state = ApiState { commands, status: readers.status, metrics: readers.metrics };
-    let api = tokio::spawn(api::serve(socket.clone(), listener, state));
+    let Readers { status, metrics, beat } = readers;
+    let api = open(ApiState { commands, status, metrics, beat });
     let ended = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -71,14 +100,39 @@ pub async fn run(dir: &Path) -> Result<(), AgentError> {
         }
     };
     tokio::select! {
-        () = turn(&mut core, &mut mode, &mut inbox) => {}
+        () = turn(&mut core, &mut mode, &mut inbox, |_, _| false) => {}
         () = ended => {}
+    }
+    if let Some(how) = leave {
+        leave_node(&mut core, &mut mode, &mut inbox, how).await;
     }
     api.abort();
     core.memory.save();
-    let _ = std::fs::remove_file(&socket);
-    tracing::info!(node = %config.node, "agent ended, the server goes on");
+    tracing::info!(node = %config.node, "agent ended");
     Ok(())
+}
+
+/// Hands over what this node leads, while the other nodes and clients are still served, and then
+/// stops the server.
+async fn leave_node(
+    core: &mut Core,
+    mode: &mut Mode,
+    inbox: &mut mpsc::Receiver<Command>,
+    how: Leave,
+) {
+    let message = "the agent was told to end and stops its server".to_owned();
+    core.memory.event(Severity::Info, "agent-leaving", message);
+    if mode.leads(core) && core.shard_peers().next().is_some() {
+        let settled = turn(core, mode, inbox, |mode, core| !mode.leads(core));
+        let _ = tokio::time::timeout(how.settle, settled).await;
+    }
+    if mode.begin_leaving(core).await {
+        let handed_over = turn(core, mode, inbox, |mode, core| !mode.leads(core));
+        if tokio::time::timeout(how.within, handed_over).await.is_err() {
+            tracing::warn!(within = ?how.within, "nobody has taken over in time");
+        }
+    }
+    core.shut_down_server().await;
 }
 
 /// What may wake the loop.
@@ -89,10 +143,17 @@ enum Wake {
     Due,
 }
 
-async fn turn(core: &mut Core, mode: &mut Mode, inbox: &mut mpsc::Receiver<Command>) {
+/// Turns until `enough`.
+async fn turn(
+    core: &mut Core,
+    mode: &mut Mode,
+    inbox: &mut mpsc::Receiver<Command>,
+    enough: impl Fn(&Mode, &Core) -> bool,
+) {
     let mut in_a_row = 0;
     let mut kept_house = Timestamp(0);
     loop {
+        core.beat();
         let round = mode.round(core).await;
         let now = clock::monotonic();
         if now.since(kept_house) >= STEADY {
@@ -104,6 +165,9 @@ async fn turn(core: &mut Core, mode: &mut Mode, inbox: &mut mpsc::Receiver<Comma
             core.memory.save();
         }
         core.publish(mode.summary(core), mode.concern(core));
+        if enough(mode, core) {
+            return;
+        }
         if round.again && in_a_row < ROUNDS_IN_A_ROW {
             in_a_row += 1;
             continue;
@@ -138,13 +202,14 @@ async fn turn(core: &mut Core, mode: &mut Mode, inbox: &mut mpsc::Receiver<Comma
 }
 
 /// Who decides over the node.
-enum Mode {
+pub(crate) enum Mode {
     Leased(Box<Leased>),
     Clustered(Clustered),
 }
 
 impl Mode {
-    fn new(boot: &Boot) -> Result<Self, AgentError> {
+    /// With lease and route in folders of this machine.
+    fn on_machine(boot: &Boot) -> Result<Self, AgentError> {
         if boot.boot.config.mode == NodeMode::Clustered {
             return Ok(Self::Clustered(Clustered::default()));
         }
@@ -153,7 +218,30 @@ impl Mode {
             .map_err(|source| AgentError::Log { path: lease.clone(), source })?;
         let endpoint = LinkEndpoint::open(route)
             .map_err(|source| AgentError::Log { path: route.clone(), source })?;
-        Ok(Self::Leased(Box::new(Leased::new(Box::new(lease), Box::new(endpoint)))))
+        Ok(Self::new(boot, Box::new(lease), Box::new(endpoint)))
+    }
+
+    /// Whatever keeps lease and route.
+    pub(crate) fn new(boot: &Boot, lease: Box<dyn Lease>, endpoint: Box<dyn Endpoint>) -> Self {
+        if boot.boot.config.mode == NodeMode::Clustered {
+            return Self::Clustered(Clustered::default());
+        }
+        Self::Leased(Box::new(Leased::new(lease, endpoint)))
+    }
+
+    fn leads(&self, core: &Core) -> bool {
+        match self {
+            Self::Leased(leased) => leased.leads(),
+            Self::Clustered(_) => Clustered::leads(core),
+        }
+    }
+
+    /// Begins a hand-over to whoever is best. Answers whether one is under way.
+    async fn begin_leaving(&mut self, core: &Core) -> bool {
+        match self {
+            Self::Leased(leased) => leased.order(&Order::HandOver { to: None }).is_ok(),
+            Self::Clustered(_) => Clustered::begin_leaving(core).await,
+        }
     }
 
     async fn round(&mut self, core: &mut Core) -> Round {

@@ -5,6 +5,7 @@
 //! responses may grow. Times are RFC 3339 in UTC, sizes are bytes.
 
 mod catalogue;
+mod cluster;
 mod event;
 mod instance;
 mod operation;
@@ -13,6 +14,7 @@ mod secret_in_body;
 mod session;
 
 pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, Status};
+pub use cluster::{BindContainerCluster, ContainerCluster, StorageClass, Worker};
 pub use event::{Event, Record};
 pub use instance::{
     Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, Instance, Node, PlanView,

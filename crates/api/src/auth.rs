@@ -132,6 +132,7 @@ pub(crate) fn instance_of(object: &Object) -> Option<String> {
         | Object::Project(_)
         | Object::Operation(_)
         | Object::Engine(_)
+        | Object::ContainerCluster(_)
         | Object::User(_) => None,
     }
 }

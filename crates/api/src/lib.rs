@@ -27,6 +27,6 @@ pub use ids::RandomIds;
 pub use permission::{Action, Asked, Object, allow};
 pub use routes::{openapi, router};
 pub use state::{
-    Activate, ApiParts, ApiState, Capacity, ContainerClusterInfo, EngineProbe, PasswordChanged,
-    Ready,
+    Activate, ApiParts, ApiState, Binder, Capacity, ContainerClusterInfo, EngineProbe,
+    PasswordChanged, Ready,
 };

@@ -39,6 +39,9 @@ actions! {
     EngineList = "engine-list";
     EngineAdd = "engine-add";
     EngineRemove = "engine-remove";
+    ContainerClusterList = "container-cluster-list";
+    ContainerClusterBind = "container-cluster-bind";
+    ContainerClusterUnbind = "container-cluster-unbind";
     ProjectList = "project-list";
     StatusGet = "status-get";
     /// Who am I: of the own account.
@@ -71,6 +74,7 @@ pub enum Object {
     /// Of an instance that may be gone.
     Operation(String),
     Engine(String),
+    ContainerCluster(String),
     /// An account, with its tokens.
     User(String),
 }
@@ -84,6 +88,7 @@ impl fmt::Display for Object {
             Self::Instance { name, .. } => write!(f, "instance {name}"),
             Self::Operation(id) => write!(f, "operation {id}"),
             Self::Engine(name) => write!(f, "engine {name}"),
+            Self::ContainerCluster(name) => write!(f, "container cluster {name}"),
             Self::User(name) => write!(f, "user {name}"),
         }
     }
@@ -128,6 +133,9 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::EngineList
         | Action::EngineAdd
         | Action::EngineRemove
+        | Action::ContainerClusterList
+        | Action::ContainerClusterBind
+        | Action::ContainerClusterUnbind
         | Action::ProjectList
         | Action::StatusGet => is_cloud_administrator(principal),
     };

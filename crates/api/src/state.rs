@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use larder_api_types::{BindContainerCluster, ContainerCluster};
 use larder_model::{
     EngineName, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
 };
-use larder_store::{EngineRow, Store};
+use larder_store::{ContainerClusterRow, EngineRow, Store};
 use tokio::sync::watch;
 
 use crate::password_hash::Hasher;
@@ -62,12 +63,37 @@ pub trait EngineProbe: Send + Sync {
     fn removed(&self, _engine: &EngineName) {}
 }
 
+/// Enters container clusters, looks at them, and lets instances use them.
+#[async_trait]
+pub trait Binder: Send + Sync {
+    /// Enters the container cluster, checks that it can be used and makes ready what instances
+    /// need there. Answers the binding to be kept; `known` is the one that is replaced.
+    ///
+    /// # Errors
+    /// `container-cluster-unusable` with what is wrong or missing, `invalid-request`.
+    async fn prepare(
+        &self,
+        asked: &BindContainerCluster,
+        known: Option<&ContainerClusterRow>,
+    ) -> Result<ContainerClusterRow, Refusal>;
+
+    /// The store has the binding now.
+    async fn bound(&self, row: &ContainerClusterRow);
+
+    /// The store has the binding no longer.
+    fn unbound(&self, name: &str);
+
+    /// What the container cluster says of itself just now; `None` when there is no such.
+    async fn look(&self, name: &str) -> Option<ContainerCluster>;
+}
+
 /// Everything that [`ApiState`] is made from.
 pub struct ApiParts {
     pub store: Store,
     pub activate: Activate,
     pub capacity: Arc<dyn Capacity>,
     pub engine_probe: Arc<dyn EngineProbe>,
+    pub binder: Arc<dyn Binder>,
     /// For plans that are made without an instance (`dry_run`).
     pub policy: PlannerPolicy,
     /// Larder's own version.

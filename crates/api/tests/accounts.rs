@@ -134,6 +134,7 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 ("post", "/api/v1/instances") => Some(create_body("one", "standalone")),
                 ("post", "/api/v1/tokens") => Some(json!({ "name": "t" })),
                 ("post", "/api/v1/engines") => Some(json!({ "path": "/opt/redis-server" })),
+                ("post", "/api/v1/container-clusters") => Some(json!({ "name": "east" })),
                 ("post", "/api/v1/sessions") => login("admin", ADMIN_PASSWORD),
                 ("patch", "/api/v1/users/{user}") => Some(json!({ "password": "Hunter2-new1" })),
                 ("patch", _) => Some(json!({ "description": "d" })),
@@ -145,6 +146,7 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 .replace("{user}", "admin")
                 .replace("{code}", "internal")
                 .replace("{engine}", "redis-7.0")
+                .replace("{container_cluster}", "east")
                 .replace("{id}", "x");
             routes.push((method, path, body));
         }
@@ -242,4 +244,33 @@ async fn passwords_and_tokens_are_in_no_log_and_no_record() {
         assert!(!text.contains(secret), "in the log");
         assert!(!records.contains(secret), "in the records");
     }
+}
+
+#[tokio::test]
+async fn a_container_cluster_is_bound_shown_used_and_unbound() {
+    let world = World::new().await;
+    let bind = json!({ "name": "east", "kubeconfig": "Hunter2-kubeconfig" });
+    let answer = world.call(Method::POST, "/api/v1/container-clusters", Some(bind.clone())).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+    let rows = world.store.container_cluster_list().await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].credentials.expose(), "Hunter2-kubeconfig");
+    // Bound anew it keeps what marks its objects.
+    let again = world.call(Method::POST, "/api/v1/container-clusters", Some(bind)).await;
+    assert_eq!(again.status, StatusCode::CREATED);
+    assert_eq!(world.store.container_cluster_list().await.unwrap()[0].owner, rows[0].owner);
+    for name in ["local", "Not-A-Name"] {
+        let body = json!({ "name": name, "kubeconfig": "k" });
+        let answer = world.call(Method::POST, "/api/v1/container-clusters", Some(body)).await;
+        assert_eq!(answer.problem().0, Code::InvalidName, "{name}");
+    }
+    let broken = json!({ "name": "broken", "kubeconfig": "k" });
+    let answer = world.call(Method::POST, "/api/v1/container-clusters", Some(broken)).await;
+    assert_eq!(answer.problem().0, Code::ContainerClusterUnusable);
+    let shown = world.get("/api/v1/container-clusters").await;
+    assert_eq!(shown.as_array().unwrap().len(), 2, "{shown}");
+    let gone = world.call(Method::DELETE, "/api/v1/container-clusters/east", None).await;
+    assert_eq!(gone.status, StatusCode::NO_CONTENT);
+    let gone = world.call(Method::DELETE, "/api/v1/container-clusters/east", None).await;
+    assert_eq!(gone.problem().0, Code::NotFound);
 }

@@ -1,5 +1,6 @@
 //! The command tree: what can be typed. What it means is in `commands`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
@@ -54,6 +55,9 @@ pub enum Commands {
     /// Servers that instances can run on
     #[command(subcommand, arg_required_else_help = true)]
     Engine(EngineCommand),
+    /// Places where instances run
+    #[command(subcommand, arg_required_else_help = true)]
+    ContainerCluster(ContainerClusterCommand),
     /// Tokens for scripts
     #[command(subcommand, arg_required_else_help = true)]
     Token(TokenCommand),
@@ -337,6 +341,62 @@ pub enum RecordCommand {
         #[arg(long)]
         csv: bool,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ContainerClusterCommand {
+    /// Bind a Kubernetes cluster: check it, and let instances run there
+    Bind(BindArgs),
+    /// Bind a cluster anew, with other credentials or options
+    Rebind(BindArgs),
+    /// List the container clusters
+    List,
+    /// Show one container cluster
+    Get {
+        /// Name of the container cluster
+        name: String,
+    },
+    /// Show the workers of a container cluster
+    Workers {
+        /// Name of the container cluster
+        name: String,
+    },
+    /// Unbind a container cluster that no instance lives on
+    Unbind {
+        /// Name of the container cluster
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct BindArgs {
+    /// What it is to be called
+    pub name: String,
+    /// File with the credentials; they are kept encrypted
+    #[arg(long, value_name = "FILE", required_unless_present = "in_cluster")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Larder runs in that cluster itself and uses its pod's service account
+    #[arg(long, conflicts_with = "kubeconfig")]
+    pub in_cluster: bool,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "C", conflicts_with = "in_cluster")]
+    pub context: Option<String>,
+    /// Namespace for everything that is made [default: larder]
+    #[arg(long, value_name = "N")]
+    pub namespace: Option<String>,
+    /// How clients outside reach endpoints: load-balancer, node-port or cluster-ip [default:
+    /// cluster-ip]
+    #[arg(long, value_name = "WAY")]
+    pub expose: Option<String>,
+    /// Image of an engine; `{engine}` stands for the engine's name
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Class of the volumes [default: the cluster's]
+    #[arg(long, value_name = "C")]
+    pub storage_class: Option<String>,
+    /// Size of each node's volume [default: 64GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub volume_size: Option<ByteSize>,
 }
 
 #[derive(Subcommand, Debug)]

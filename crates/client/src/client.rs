@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use larder_api_types::{
-    AddEngine, CreateInstance, CreateToken, CreatedToken, Engine, Event, FailoverInstance,
-    Instance, Login, Operation, PlanView, Problem, Project, Record, RestartInstance, Session,
-    Status, Token, UpdateInstance, UpdateUser, WhoAmI,
+    AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
+    Engine, Event, FailoverInstance, Instance, Login, Operation, PlanView, Problem, Project,
+    Record, RestartInstance, Session, Status, Token, UpdateInstance, UpdateUser, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -259,6 +259,25 @@ impl Client {
 
     pub async fn engine_remove(&self, name: &str) -> Result<(), ClientError> {
         self.empty(self.request(Method::DELETE, &["engines", name])).await
+    }
+
+    pub async fn container_cluster_list(&self) -> Result<Vec<ContainerCluster>, ClientError> {
+        self.json(self.request(Method::GET, &["container-clusters"])).await
+    }
+
+    pub async fn container_cluster_get(&self, name: &str) -> Result<ContainerCluster, ClientError> {
+        self.json(self.request(Method::GET, &["container-clusters", name])).await
+    }
+
+    pub async fn container_cluster_bind(
+        &self,
+        asked: &BindContainerCluster,
+    ) -> Result<ContainerCluster, ClientError> {
+        self.json(self.request(Method::POST, &["container-clusters"]).json(asked)).await
+    }
+
+    pub async fn container_cluster_unbind(&self, name: &str) -> Result<(), ClientError> {
+        self.empty(self.request(Method::DELETE, &["container-clusters", name])).await
     }
 
     pub async fn project_list(&self) -> Result<Vec<Project>, ClientError> {

@@ -46,6 +46,8 @@ codes! {
     PasswordTooWeak = "password-too-weak", 400, "The password is too weak";
     PasswordMissing = "password-missing", 400, "A password is needed";
     ContainerClusterNotFound = "container-cluster-not-found", 400, "No such container cluster";
+    ContainerClusterUnusable = "container-cluster-unusable", 400, "The container cluster cannot be used";
+    ContainerClusterInUse = "container-cluster-in-use", 409, "Instances live on this container cluster";
     CapacityExceeded = "capacity-exceeded", 409, "The container cluster has no room";
     NoFreePort = "no-free-port", 409, "No port is free";
     DiskFull = "disk-full", 507, "The disk is full";

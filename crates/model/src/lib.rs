@@ -9,6 +9,7 @@ mod architecture;
 mod error;
 mod event;
 mod ids;
+pub mod kube;
 pub mod lease;
 pub mod local;
 mod node;

@@ -6,6 +6,7 @@
 
 mod book;
 mod book_store;
+mod clusters;
 mod driver;
 mod execute;
 mod observe;
@@ -16,6 +17,7 @@ mod view;
 
 pub use book::{Book, BookError, MemoryBook};
 pub use book_store::StoreBook;
+pub use clusters::{Clusters, OnlyCluster};
 pub use driver::{Driver, DriverHandle, channel};
 pub use statuses::{DirectStatuses, Statuses, WatchedStatuses};
 pub use strays::sweep_strays;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use larder_cluster::{Cluster, ClusterError};
+use larder_model::kube::UNSCHEDULED;
 use larder_model::{Desired, NodeId, Observation, Observed, ObservedNode, Timestamp, Worker};
 
 use crate::statuses::Statuses;
@@ -75,6 +76,23 @@ pub(crate) async fn observe(
                 observed: Observed { workers: Vec::new(), nodes, endpoints },
                 trouble: Some(trouble),
             }
+        }
+    }
+}
+
+/// Nodes are where their container cluster says: on Kubernetes the scheduler has the last word on
+/// where a node runs, and it may move when its volume can.
+pub(crate) fn correct_places(desired: &mut Desired, observed: &Observed) {
+    for record in &mut desired.nodes {
+        let backend = observed.nodes.get(&record.id).and_then(|node| node.backend.known());
+        let Some(place) = backend.map(|backend| &backend.worker) else { continue };
+        if *place == record.worker || place.as_str() == UNSCHEDULED {
+            continue;
+        }
+        record.worker = place.clone();
+        let worker = observed.workers.iter().find(|worker| worker.name == *place);
+        if let Some(worker) = worker {
+            record.zone.clone_from(&worker.zone);
         }
     }
 }

@@ -5,10 +5,10 @@
 //! database that was put back to an older state. The latter is why a stray is removed only when
 //! its instance has no record at all *and* it was seen so twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
-use larder_cluster::ClusterError;
+use larder_cluster::{Cluster, ClusterError};
 use larder_model::agent::Fence;
 use larder_model::{Event, EventKind, InstanceId, Severity};
 
@@ -28,20 +28,39 @@ pub enum SweepError {
 /// # Errors
 /// When book or container cluster cannot be asked; nothing is removed then.
 pub async fn sweep_strays(reconciler: &Reconciler) -> Result<BTreeSet<InstanceId>, SweepError> {
-    // The container cluster first: an instance that is created meanwhile has its record by the
+    // The container clusters first: an instance that is created meanwhile has its record by the
     // time the book is read.
-    let held = reconciler.cluster.instances().await?;
+    let mut held = BTreeMap::new();
+    let mut silent = None;
+    for cluster in reconciler.clusters.all() {
+        match cluster.instances().await {
+            Ok(instances) => {
+                let name = cluster.name().to_owned();
+                held.extend(instances.into_iter().map(|id| ((name.clone(), id), cluster.clone())));
+            }
+            // One that does not answer does not keep the others from being swept.
+            Err(error) => {
+                tracing::debug!(cluster = cluster.name(), %error, "not swept");
+                silent = Some(error);
+            }
+        }
+    }
+    if let Some(error) = silent.filter(|_| held.is_empty()) {
+        return Err(error.into());
+    }
     let recorded: BTreeSet<_> = reconciler.book.instances().await?.into_iter().collect();
-    let strays: BTreeSet<_> = held.difference(&recorded).cloned().collect();
+    held.retain(|(_, instance), _| !recorded.contains(instance));
+    let strays: BTreeSet<_> = held.keys().cloned().collect();
     let before = std::mem::replace(
         &mut *reconciler.strays.lock().unwrap_or_else(PoisonError::into_inner),
-        strays.clone(),
+        strays,
     );
     let fence = Fence { controller_epoch: reconciler.controller_epoch, generation: u64::MAX };
     let mut removed = BTreeSet::new();
-    for instance in strays.intersection(&before) {
+    for (stray, cluster) in held.iter().filter(|(stray, _)| before.contains(*stray)) {
+        let instance = &stray.1;
         // One that cannot be removed does not keep the others.
-        if let Err(error) = remove(reconciler, fence, instance).await {
+        if let Err(error) = remove(&**cluster, fence, instance).await {
             tracing::warn!(%instance, %error, "a stray cannot be removed");
             continue;
         }
@@ -62,11 +81,10 @@ pub async fn sweep_strays(reconciler: &Reconciler) -> Result<BTreeSet<InstanceId
 }
 
 async fn remove(
-    reconciler: &Reconciler,
+    cluster: &dyn Cluster,
     fence: Fence,
     instance: &InstanceId,
 ) -> Result<(), ClusterError> {
-    let cluster = &reconciler.cluster;
     let seen = cluster.observe(instance).await?;
     for kind in seen.endpoints.keys() {
         cluster.remove_endpoint(fence, instance, *kind).await?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use larder_cluster::{Agents, Cluster};
+use larder_cluster::Agents;
 use larder_model::plan::{OperationOutcome, Plan, Step};
 use larder_model::{
     Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId, Operation,
@@ -12,8 +12,9 @@ use larder_model::{
 };
 
 use crate::book::{Book, BookError};
+use crate::clusters::Clusters;
 use crate::execute::{Executor, Outcome};
-use crate::observe::{Seen, observe};
+use crate::observe::{Seen, correct_places, observe};
 use crate::statuses::Statuses;
 use crate::view::{Figures, digest, observation};
 
@@ -75,21 +76,21 @@ struct Written {
 /// Runs rounds. One value serves all instances; rounds of one instance must not overlap.
 pub struct Reconciler {
     pub(crate) book: Arc<dyn Book>,
-    pub(crate) cluster: Arc<dyn Cluster>,
+    pub(crate) clusters: Arc<dyn Clusters>,
     agents: Arc<dyn Agents>,
     statuses: Arc<dyn Statuses>,
     clock: Arc<dyn Clock>,
     ids: Mutex<Box<dyn IdSource + Send>>,
     pub(crate) controller_epoch: u64,
     memory: Mutex<HashMap<InstanceId, Memory>>,
-    /// Without a record at the last sweep.
-    pub(crate) strays: Mutex<BTreeSet<InstanceId>>,
+    /// Without a record at the last sweep, by container cluster.
+    pub(crate) strays: Mutex<BTreeSet<(String, InstanceId)>>,
 }
 
 impl Reconciler {
     pub fn new(
         book: Arc<dyn Book>,
-        cluster: Arc<dyn Cluster>,
+        clusters: Arc<dyn Clusters>,
         agents: Arc<dyn Agents>,
         statuses: Arc<dyn Statuses>,
         clock: Arc<dyn Clock>,
@@ -98,7 +99,7 @@ impl Reconciler {
     ) -> Self {
         Self {
             book,
-            cluster,
+            clusters,
             agents,
             statuses,
             clock,
@@ -114,7 +115,7 @@ impl Reconciler {
     /// # Errors
     /// When the book cannot be read or written. Everything else is an outcome.
     pub async fn tick(&self, instance: &InstanceId) -> Result<TickOutcome, BookError> {
-        let Some(desired) = self.book.desired(instance).await? else {
+        let Some(mut desired) = self.book.desired(instance).await? else {
             self.statuses.retain(instance, &[]);
             self.with_memory(|all| all.remove(instance));
             return Ok(TickOutcome::Gone);
@@ -122,7 +123,9 @@ impl Reconciler {
         let now = self.clock.now();
         let unknown_since =
             self.memory_of(instance, |memory| *memory.backend_seen_at.get_or_insert(now));
-        let seen = observe(&*self.cluster, &*self.statuses, &desired, now, unknown_since).await;
+        let cluster = self.clusters.get(&desired.spec.container_cluster);
+        let seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
+        correct_places(&mut desired, &seen.observed);
         if seen.trouble.is_none() {
             self.memory_of(instance, |memory| memory.backend_seen_at = Some(now));
         }
@@ -149,7 +152,7 @@ impl Reconciler {
         }
         let executor = Executor {
             book: &*self.book,
-            cluster: &*self.cluster,
+            cluster: &*cluster,
             agents: &*self.agents,
             desired: &desired,
             controller_epoch: self.controller_epoch,

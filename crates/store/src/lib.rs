@@ -9,6 +9,7 @@
 //! when it is not there; where absence is an everyday answer they answer an `Option`.
 
 mod clock;
+mod clusters;
 mod column;
 mod desired;
 mod engines;
@@ -30,6 +31,7 @@ mod tx;
 mod users;
 mod views;
 
+pub use clusters::ContainerClusterRow;
 pub use engines::EngineRow;
 pub use error::StoreError;
 pub use events::{EventFilter, EventRow};

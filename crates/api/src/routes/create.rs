@@ -32,7 +32,7 @@ const MEMORY: ByteSize = ByteSize::mib(128);
 const CLUSTER_SHARDS: u32 = 3;
 const CLUSTER_REPLICAS: u32 = 2;
 const READ_ONLY_NODES: u32 = 1;
-const CONTAINER_CLUSTER: &str = "local";
+pub(crate) const CONTAINER_CLUSTER: &str = "local";
 /// Looking at a disk or a port takes milliseconds; a hanging mount must not hang the request.
 const CAPACITY_TIMEOUT: Duration = Duration::from_secs(10);
 

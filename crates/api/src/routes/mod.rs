@@ -2,6 +2,7 @@
 
 mod actions;
 mod audit;
+mod clusters;
 mod create;
 mod dry_run;
 mod engines;
@@ -97,6 +98,8 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(engines::list, engines::add))
         .routes(routes!(engines::remove))
         .routes(routes!(engines::projects))
+        .routes(routes!(clusters::list, clusters::bind))
+        .routes(routes!(clusters::get, clusters::unbind))
 }
 
 /// The OpenAPI 3.1 document, generated from the routes.

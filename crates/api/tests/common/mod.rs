@@ -12,8 +12,10 @@ use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use larder_api::{
-    ApiParts, ApiState, Asked, Capacity, ContainerClusterInfo, EngineProbe, ensure_admin, router,
+    ApiParts, ApiState, Asked, Binder, Capacity, ContainerClusterInfo, EngineProbe, ensure_admin,
+    router,
 };
+use larder_api_types::{BindContainerCluster, ContainerCluster};
 use larder_model::agent::Role;
 use larder_model::local::DataDir;
 use larder_model::plan::{Plan, Report};
@@ -23,8 +25,8 @@ use larder_model::{
     Secret, SeededIds, SlotSet, Timestamp, Worker, WorkerName, WorkerState,
 };
 use larder_store::{
-    ConditionSince, EngineRow, InstanceObservation, InstanceRow, NodeState, NodeView,
-    OperationFilter, Store,
+    ConditionSince, ContainerClusterRow, EngineRow, InstanceObservation, InstanceRow, NodeState,
+    NodeView, OperationFilter, Store,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -68,6 +70,47 @@ impl Capacity for FakeCapacity {
 
     async fn check(&self, _: &InstanceSpec) -> Result<(), Refusal> {
         self.refuse.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+}
+
+/// Binds whatever is not called `broken`.
+struct FakeBinder;
+
+#[async_trait]
+impl Binder for FakeBinder {
+    async fn prepare(
+        &self,
+        asked: &BindContainerCluster,
+        known: Option<&ContainerClusterRow>,
+    ) -> Result<ContainerClusterRow, Refusal> {
+        if asked.name == "broken" {
+            return Err(Refusal::new(Code::ContainerClusterUnusable, "it does not answer"));
+        }
+        Ok(ContainerClusterRow {
+            name: asked.name.clone(),
+            owner: known.map_or_else(|| "b-1".to_owned(), |row| row.owner.clone()),
+            options: serde_json::json!({}),
+            credentials: asked.kubeconfig.clone().unwrap_or_else(|| Secret::new("")),
+            bound_at: Timestamp(1_000),
+        })
+    }
+
+    async fn bound(&self, _: &ContainerClusterRow) {}
+
+    fn unbound(&self, _: &str) {}
+
+    async fn look(&self, name: &str) -> Option<ContainerCluster> {
+        Some(ContainerCluster {
+            name: name.to_owned(),
+            kind: if name == "local" { "local" } else { "kubernetes" }.to_owned(),
+            reachable: true,
+            problem: None,
+            version: None,
+            namespace: None,
+            expose: None,
+            workers: Vec::new(),
+            storage_classes: Vec::new(),
+        })
     }
 }
 
@@ -122,6 +165,7 @@ impl World {
             },
             capacity: capacity.clone(),
             engine_probe: Arc::new(FakeProbe),
+            binder: Arc::new(FakeBinder),
             policy: PlannerPolicy::default(),
             version: "0.0.1".into(),
             started_at: Timestamp(1_700_000_000_000),

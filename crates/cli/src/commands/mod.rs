@@ -1,6 +1,7 @@
 //! What each command does: one request or two, then print.
 
 mod catalogue;
+mod cluster;
 mod event;
 mod instance;
 mod operation;
@@ -34,6 +35,7 @@ pub(crate) async fn run(
         Commands::Event(command) => Box::pin(event::run(command, &context, console)).await,
         Commands::Record(command) => event::run_records(command, &context, console).await,
         Commands::Engine(command) => catalogue::engine(command, &context, console).await,
+        Commands::ContainerCluster(command) => cluster::run(command, &context, console).await,
         Commands::Project(command) => catalogue::project(command, &context, console).await,
         Commands::Token(command) => token::run(command, &context, console).await,
         Commands::User(command) => session::user(command, &context, console).await,

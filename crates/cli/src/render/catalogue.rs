@@ -1,6 +1,6 @@
 //! Engines, projects, tokens, the server, the login.
 
-use larder_api_types::{Engine, Project, Session, Status, Token, WhoAmI};
+use larder_api_types::{ContainerCluster, Engine, Project, Session, Status, Token, WhoAmI, Worker};
 use larder_model::ByteSize;
 
 use super::{NONE, finish, or_none, plain, table, time, time_or_none};
@@ -37,6 +37,51 @@ fn capabilities(probed: &serde_json::Value) -> String {
         words.push(format!("{} directives", directives.len()));
     }
     if words.is_empty() { NONE.to_owned() } else { words.join(", ") }
+}
+
+pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -> String {
+    let mut header = vec!["NAME", "KIND", "STATE", "VERSION", "WORKERS", "MEMORY"];
+    if console.is_wide() {
+        header.extend(["NAMESPACE", "EXPOSE", "STORAGE CLASSES"]);
+    }
+    let mut table = table(console, &header);
+    for row in rows {
+        let state = match &row.problem {
+            None => "reachable".to_owned(),
+            Some(problem) => format!("out of reach: {problem}"),
+        };
+        let memory = row.workers.iter().map(|worker| worker.memory_bytes).sum();
+        let mut cells = vec![
+            row.name.clone(),
+            row.kind.clone(),
+            state,
+            or_none(row.version.clone()),
+            row.workers.len().to_string(),
+            ByteSize(memory).to_string(),
+        ];
+        if console.is_wide() {
+            let classes: Vec<_> = row.storage_classes.iter().map(|c| c.name.as_str()).collect();
+            let classes = (!classes.is_empty()).then(|| classes.join(", "));
+            let (namespace, expose) = (row.namespace.clone(), row.expose.clone());
+            cells.extend([or_none(namespace), or_none(expose), or_none(classes)]);
+        }
+        table.add_row(cells);
+    }
+    finish(table)
+}
+
+pub(crate) fn workers(console: &Console, rows: &[Worker]) -> String {
+    let mut table = table(console, &["NAME", "ZONE", "STATE", "MEMORY", "REQUESTED"]);
+    for row in rows {
+        table.add_row([
+            row.name.clone(),
+            or_none(row.zone.clone()),
+            row.state.clone(),
+            ByteSize(row.memory_bytes).to_string(),
+            ByteSize(row.requested_memory_bytes).to_string(),
+        ]);
+    }
+    finish(table)
 }
 
 pub(crate) fn projects(console: &Console, rows: &[Project]) -> String {

@@ -5,7 +5,9 @@ mod event;
 mod instance;
 mod operation;
 
-pub(crate) use catalogue::{engines, projects, session, status, tokens, who};
+pub(crate) use catalogue::{
+    container_clusters, engines, projects, session, status, tokens, who, workers,
+};
 pub(crate) use event::{event_header, event_row, events, records, records_csv};
 pub(crate) use instance::{instance, instances, nodes};
 pub(crate) use operation::{operation, operations};

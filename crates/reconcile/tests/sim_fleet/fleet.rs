@@ -11,7 +11,9 @@ use larder_model::{
     InstanceId, InstanceName, InstanceSpec, InstanceState, Operation, OperationKind,
     OperationState, PlannerPolicy, ProjectName, SeededIds, Timestamp,
 };
-use larder_reconcile::{Book as _, Clock, DirectStatuses, MemoryBook, Reconciler, TickOutcome};
+use larder_reconcile::{
+    Book as _, Clock, DirectStatuses, MemoryBook, OnlyCluster, Reconciler, TickOutcome,
+};
 
 use crate::placing::Placing;
 
@@ -236,7 +238,7 @@ fn control_plane(sim: &Sim, book: &Arc<MemoryBook>, seed: u64, epoch: u64) -> Re
     let agents = Arc::new(sim.clone());
     Reconciler::new(
         book.clone(),
-        Arc::new(Placing::new(sim, "local", book.clone())),
+        Arc::new(OnlyCluster(Arc::new(Placing::new(sim, "local", book.clone())))),
         agents.clone(),
         Arc::new(DirectStatuses::new(agents, clock.clone())),
         clock,

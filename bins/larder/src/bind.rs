@@ -1,0 +1,260 @@
+//! Binding Kubernetes clusters: from what a person asks to a backend of the fleet, and back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use larder_api::Binder;
+use larder_api_types::{BindContainerCluster, ContainerCluster, StorageClass, Worker};
+use larder_cluster::Cluster as _;
+use larder_cluster_k8s::{
+    Check, Credentials, Expose, KubeCluster, KubeOptions, Reach, check, connect, ensure_namespace,
+};
+use larder_model::{ByteSize, Code, IdSource as _, Refusal, Secret};
+use larder_reconcile::Clock;
+use larder_store::ContainerClusterRow;
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::Fleet;
+
+const NAMESPACE: &str = "larder";
+/// A look is for a person who waits.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What the store keeps of a binding, besides name, owner and credentials.
+#[derive(Debug, Serialize, Deserialize)]
+struct Options {
+    namespace: String,
+    image: String,
+    #[serde(default)]
+    storage_class: Option<String>,
+    volume_bytes: u64,
+    #[serde(default)]
+    expose: Expose,
+}
+
+/// Binds Kubernetes clusters into a fleet.
+pub(crate) struct KubeBinder {
+    fleet: Arc<Fleet>,
+    clock: Arc<dyn Clock>,
+}
+
+impl KubeBinder {
+    pub(crate) fn new(fleet: Arc<Fleet>, clock: Arc<dyn Clock>) -> Self {
+        Self { fleet, clock }
+    }
+
+    /// Takes up every binding that the store has. One that cannot be entered is logged: its
+    /// instances are unknown until it is bound anew.
+    pub(crate) async fn take_up(&self, rows: &[ContainerClusterRow]) {
+        for row in rows {
+            self.bound(row).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Binder for KubeBinder {
+    async fn prepare(
+        &self,
+        asked: &BindContainerCluster,
+        known: Option<&ContainerClusterRow>,
+    ) -> Result<ContainerClusterRow, Refusal> {
+        let before = known.map(stored_options).transpose()?;
+        let expose = match asked.expose.as_deref() {
+            None => before.as_ref().map_or(Expose::default(), |old| old.expose),
+            Some(text) => serde_json::from_value(text.into()).map_err(|_| {
+                Refusal::new(
+                    Code::InvalidRequest,
+                    format!(
+                        "`{text}` is no way to expose: use load-balancer, node-port or cluster-ip"
+                    ),
+                )
+                .field("expose")
+            })?,
+        };
+        let owner =
+            known.map_or_else(|| larder_api::RandomIds.id_text('b'), |row| row.owner.clone());
+        let defaults = KubeOptions::new(&asked.name, NAMESPACE, &owner);
+        let old = |pick: fn(&Options) -> String| before.as_ref().map(pick);
+        let options = Options {
+            namespace: (asked.namespace.clone())
+                .or_else(|| old(|old| old.namespace.clone()))
+                .unwrap_or(defaults.namespace),
+            image: (asked.image.clone())
+                .or_else(|| old(|old| old.image.clone()))
+                .unwrap_or(defaults.image),
+            storage_class: (asked.storage_class.clone())
+                .or_else(|| before.as_ref().and_then(|old| old.storage_class.clone())),
+            volume_bytes: (asked.volume_bytes)
+                .or(before.as_ref().map(|old| old.volume_bytes))
+                .unwrap_or(defaults.volume_size.bytes()),
+            expose,
+        };
+        if let Some(before) = &before
+            && before.namespace != options.namespace
+        {
+            return Err(Refusal::new(
+                Code::InvalidRequest,
+                format!(
+                    "container cluster `{}` uses namespace {}, and what is there cannot move",
+                    asked.name, before.namespace
+                ),
+            )
+            .field("namespace"));
+        }
+        let credentials = match &asked.kubeconfig {
+            Some(text) => {
+                Credentials::Kubeconfig { text: text.clone(), context: asked.context.clone() }
+            }
+            None => Credentials::InCluster,
+        };
+        let kube = kube_options(&asked.name, &owner, &options, &credentials);
+        let client = connect(&credentials).await.map_err(|e| unusable(&e.to_string()))?;
+        let seen = check(client.clone(), &kube).await.map_err(|e| unusable(&e.to_string()))?;
+        refuse_useless(&kube, &seen)?;
+        ensure_namespace(client, &kube).await.map_err(|e| unusable(&e.to_string()))?;
+        let text = |error: serde_json::Error| Refusal::new(Code::Internal, error.to_string());
+        Ok(ContainerClusterRow {
+            name: asked.name.clone(),
+            owner,
+            options: serde_json::to_value(&options).map_err(text)?,
+            credentials: Secret::new(serde_json::to_string(&credentials).map_err(text)?),
+            bound_at: self.clock.now(),
+        })
+    }
+
+    async fn bound(&self, row: &ContainerClusterRow) {
+        match open(row).await {
+            Ok(cluster) => self.fleet.insert(cluster),
+            Err(error) => {
+                tracing::error!(cluster = row.name, %error, "container cluster cannot be entered");
+            }
+        }
+    }
+
+    fn unbound(&self, name: &str) {
+        self.fleet.remove(name);
+    }
+
+    async fn look(&self, name: &str) -> Option<ContainerCluster> {
+        if name == self.fleet.local().name() {
+            let workers = self.fleet.local().workers().await;
+            return Some(ContainerCluster {
+                name: name.to_owned(),
+                kind: "local".to_owned(),
+                reachable: workers.is_ok(),
+                problem: workers.as_ref().err().map(ToString::to_string),
+                version: None,
+                namespace: None,
+                expose: None,
+                workers: workers.unwrap_or_default().iter().map(worker).collect(),
+                storage_classes: Vec::new(),
+            });
+        }
+        let cluster = self.fleet.bound(name)?;
+        let options = cluster.options();
+        let seen = match tokio::time::timeout(LOOK, cluster.check()).await {
+            Ok(seen) => seen.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", LOOK.as_secs())),
+        };
+        let expose = serde_json::to_value(options.expose).ok();
+        let mut shown = ContainerCluster {
+            name: name.to_owned(),
+            kind: "kubernetes".to_owned(),
+            reachable: seen.is_ok(),
+            problem: seen.as_ref().err().cloned(),
+            version: None,
+            namespace: Some(options.namespace.clone()),
+            expose: expose.and_then(|value| Some(value.as_str()?.to_owned())),
+            workers: Vec::new(),
+            storage_classes: Vec::new(),
+        };
+        if let Ok(seen) = seen {
+            shown.problem = refuse_useless(options, &seen).err().map(|refusal| refusal.detail);
+            shown.version = Some(seen.version);
+            shown.workers = seen.workers.iter().map(worker).collect();
+            let classes = seen.storage_classes.into_iter();
+            shown.storage_classes =
+                classes.map(|(name, default)| StorageClass { name, default }).collect();
+        }
+        Some(shown)
+    }
+}
+
+fn worker(worker: &larder_model::Worker) -> Worker {
+    let state = serde_json::to_value(worker.state).ok();
+    Worker {
+        name: worker.name.to_string(),
+        zone: worker.zone.as_ref().map(ToString::to_string),
+        state: state.and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default(),
+        memory_bytes: worker.allocatable.bytes(),
+        requested_memory_bytes: worker.requested.bytes(),
+    }
+}
+
+/// A cluster in which no instance could live.
+fn refuse_useless(options: &KubeOptions, seen: &Check) -> Result<(), Refusal> {
+    if !seen.missing_rights.is_empty() {
+        return Err(unusable(&format!(
+            "in namespace {} these rights are missing: {}",
+            options.namespace,
+            seen.missing_rights.join(", ")
+        )));
+    }
+    if let Some(class) = &options.storage_class
+        && !seen.storage_classes.iter().any(|(name, _)| name == class)
+    {
+        let all: Vec<_> = seen.storage_classes.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(unusable(&format!(
+            "there is no storage class `{class}`, only: {}",
+            all.join(", ")
+        ))
+        .field("storage_class"));
+    }
+    if options.storage_class.is_none() && !seen.storage_classes.iter().any(|(_, default)| *default)
+    {
+        return Err(unusable("it has no default storage class: name one").field("storage_class"));
+    }
+    Ok(())
+}
+
+fn unusable(detail: &str) -> Refusal {
+    Refusal::new(Code::ContainerClusterUnusable, detail)
+}
+
+fn stored_options(row: &ContainerClusterRow) -> Result<Options, Refusal> {
+    serde_json::from_value(row.options.clone()).map_err(|error| {
+        Refusal::new(
+            Code::Internal,
+            format!("the options of container cluster `{}` cannot be read: {error}", row.name),
+        )
+    })
+}
+
+fn kube_options(
+    name: &str,
+    owner: &str,
+    options: &Options,
+    credentials: &Credentials,
+) -> KubeOptions {
+    KubeOptions {
+        image: options.image.clone(),
+        storage_class: options.storage_class.clone(),
+        volume_size: ByteSize(options.volume_bytes),
+        expose: options.expose,
+        reach: match credentials {
+            Credentials::InCluster => Reach::Inside,
+            Credentials::Kubeconfig { .. } => Reach::PortForward,
+        },
+        ..KubeOptions::new(name, &options.namespace, owner)
+    }
+}
+
+async fn open(row: &ContainerClusterRow) -> Result<KubeCluster, String> {
+    let options = stored_options(row).map_err(|refusal| refusal.detail)?;
+    let credentials: Credentials = serde_json::from_str(row.credentials.expose())
+        .map_err(|_| "its credentials cannot be read".to_owned())?;
+    let client = connect(&credentials).await.map_err(|error| error.to_string())?;
+    Ok(KubeCluster::new(client, kube_options(&row.name, &row.owner, &options, &credentials)))
+}

@@ -1,0 +1,244 @@
+//! All container clusters: this machine, and the bound ones. Which one an instance is on is in
+//! its spec and never changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use larder_api::{Capacity, ContainerClusterInfo};
+use larder_cluster::{AgentError, Agents, BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_cluster_k8s::KubeCluster;
+use larder_cluster_local::LocalCluster;
+use larder_model::agent::{AgentStatus, Fence, NodeConfig, Order};
+use larder_model::local::NodeSecrets;
+use larder_model::{Address, EndpointKind, InstanceId, InstanceSpec, NodeId, Refusal, Worker};
+use larder_reconcile::Clusters;
+use larder_store::Store;
+use std::collections::BTreeSet;
+
+use crate::parts::LocalCapacity;
+
+/// A container cluster that has not said what it has by then is shown as out of reach.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// This machine and the bound container clusters, by name.
+pub(crate) struct Fleet {
+    local: Arc<LocalCluster>,
+    bound: RwLock<BTreeMap<String, KubeCluster>>,
+    store: Store,
+    /// Where instances are, once it was asked for.
+    places: RwLock<HashMap<InstanceId, String>>,
+}
+
+impl Fleet {
+    pub(crate) fn new(local: Arc<LocalCluster>, store: Store) -> Self {
+        Self { local, bound: RwLock::default(), store, places: RwLock::default() }
+    }
+
+    /// Uses a container cluster from now on, instead of the one that had its name.
+    pub(crate) fn insert(&self, cluster: KubeCluster) {
+        let name = cluster.name().to_owned();
+        self.bound.write().unwrap_or_else(PoisonError::into_inner).insert(name, cluster);
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        self.bound.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    pub(crate) fn bound(&self, name: &str) -> Option<KubeCluster> {
+        self.bound.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    pub(crate) fn local(&self) -> &Arc<LocalCluster> {
+        &self.local
+    }
+
+    /// Who speaks to the agents of an instance.
+    async fn agents_of(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<Arc<dyn Agents>, AgentError> {
+        let silent = |reason: String| AgentError::Silent { node: node.clone(), reason };
+        let known = {
+            let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+            places.get(instance).cloned()
+        };
+        let name = match known {
+            Some(name) => name,
+            None => {
+                let row = self.store.instance_get(instance).await;
+                let name = row
+                    .map_err(|error| silent(format!("finding its container cluster: {error}")))?
+                    .spec
+                    .container_cluster;
+                let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+                places.insert(instance.clone(), name.clone());
+                name
+            }
+        };
+        if name == self.local.name() {
+            return Ok(self.local.clone());
+        }
+        match self.bound(&name) {
+            Some(cluster) => Ok(Arc::new(cluster)),
+            None => Err(silent(format!("container cluster `{name}` is not bound"))),
+        }
+    }
+}
+
+impl Clusters for Fleet {
+    fn get(&self, name: &str) -> Arc<dyn Cluster> {
+        if name == self.local.name() {
+            return self.local.clone();
+        }
+        match self.bound(name) {
+            Some(cluster) => Arc::new(cluster),
+            None => Arc::new(Unbound(name.to_owned())),
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<dyn Cluster>> {
+        let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<Arc<dyn Cluster>> = vec![self.local.clone()];
+        all.extend(bound.values().map(|cluster| Arc::new(cluster.clone()) as Arc<dyn Cluster>));
+        all
+    }
+}
+
+#[async_trait]
+impl Agents for Fleet {
+    async fn status(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<AgentStatus, AgentError> {
+        self.agents_of(instance, node).await?.status(instance, node).await
+    }
+
+    async fn next_status(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        agent_run: &str,
+        version: u64,
+    ) -> Result<AgentStatus, AgentError> {
+        let agents = self.agents_of(instance, node).await?;
+        agents.next_status(instance, node, agent_run, version).await
+    }
+
+    async fn order(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        fence: Fence,
+        order: &Order,
+    ) -> Result<(), AgentError> {
+        self.agents_of(instance, node).await?.order(instance, node, fence, order).await
+    }
+}
+
+/// What is free, wherever it is.
+pub(crate) struct FleetCapacity {
+    fleet: Arc<Fleet>,
+    local: LocalCapacity,
+}
+
+impl FleetCapacity {
+    pub(crate) fn new(fleet: Arc<Fleet>, local: LocalCapacity) -> Self {
+        Self { fleet, local }
+    }
+}
+
+#[async_trait]
+impl Capacity for FleetCapacity {
+    async fn container_clusters(&self) -> Vec<ContainerClusterInfo> {
+        let looks = self.fleet.all().into_iter().map(|cluster| async move {
+            let workers = tokio::time::timeout(LOOK, cluster.workers()).await;
+            ContainerClusterInfo {
+                name: cluster.name().to_owned(),
+                reachable: matches!(workers, Ok(Ok(_))),
+                workers: workers.map(Result::unwrap_or_default).unwrap_or_default(),
+            }
+        });
+        join_all(looks).await
+    }
+
+    async fn check(&self, spec: &InstanceSpec) -> Result<(), Refusal> {
+        // Memory is the planner's to count. Ports, the disk and the binary matter where servers
+        // run on this machine.
+        if spec.container_cluster == self.fleet.local.name() {
+            self.local.check(spec).await
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A name that nobody has bound: it never answers.
+struct Unbound(String);
+
+impl Unbound {
+    fn silence<T>(&self) -> Result<T, ClusterError> {
+        Err(ClusterError::Unreachable {
+            cluster: self.0.clone(),
+            reason: "it is not bound: bind it again with `larder container-cluster bind`"
+                .to_owned(),
+        })
+    }
+}
+
+#[async_trait]
+impl Cluster for Unbound {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
+        self.silence()
+    }
+
+    async fn observe(&self, _: &InstanceId) -> Result<BackendObserved, ClusterError> {
+        self.silence()
+    }
+
+    async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
+        self.silence()
+    }
+
+    async fn reserve_address(&self, _: &InstanceId, _: &NodeId) -> Result<Address, ClusterError> {
+        self.silence()
+    }
+
+    async fn ensure_node(
+        &self,
+        _: Fence,
+        _: &NodeConfig,
+        _: &NodeSecrets,
+    ) -> Result<(), ClusterError> {
+        self.silence()
+    }
+
+    async fn remove_node(&self, _: Fence, _: &InstanceId, _: &NodeId) -> Result<(), ClusterError> {
+        self.silence()
+    }
+
+    async fn ensure_endpoint(&self, _: Fence, _: &EndpointSpec) -> Result<(), ClusterError> {
+        self.silence()
+    }
+
+    async fn remove_endpoint(
+        &self,
+        _: Fence,
+        _: &InstanceId,
+        _: EndpointKind,
+    ) -> Result<(), ClusterError> {
+        self.silence()
+    }
+
+    async fn remove_instance(&self, _: Fence, _: &InstanceId) -> Result<(), ClusterError> {
+        self.silence()
+    }
+}

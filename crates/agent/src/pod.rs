@@ -1,0 +1,179 @@
+//! The agent as the first process of a pod: its API over TLS, its probes, its end.
+//!
+//! Agent and server die together here, so the agent ends by handing over and stopping its
+//! server; and a kubelet that gets no answer to its probe is what the keeper is on one machine.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use larder_model::agent::{AgentStatus, Role, ServerState};
+use larder_model::kube::{VOLUME_FILE, VolumeIds};
+use larder_model::local::AgentBoot;
+use larder_model::{Millis, Timestamp};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::api::{self, ApiState};
+use crate::boot::{Boot, read_json};
+use crate::clock;
+use crate::error::AgentError;
+use crate::lease::{Endpoint, Lease};
+use crate::peers::{Peers, Reach};
+use crate::run::{Leave, Mode, live};
+use crate::wire::InstanceKey;
+
+/// A loop that has not turned for this long is stuck. One turn asks the server, the lease and
+/// the route, 0.4 s each at most, and does what was decided.
+const STUCK: Millis = Millis(2_500);
+/// kube-proxy rests for a second between two changes (`minSyncPeriod`), and the end of this pod
+/// was one.
+const SETTLE: Duration = Duration::from_millis(1_100);
+/// A caller that has not shown the key by then does not have it.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// More callers at a time than all agents of an instance and two control planes.
+const CALLERS: usize = 256;
+
+/// Where a pod's agent finds and keeps what it needs.
+pub struct Pod {
+    /// Mounted: `agent.json` and `secrets.json`.
+    pub config: PathBuf,
+    /// On the volume: everything that the agent remembers.
+    pub state: PathBuf,
+    pub lease: Box<dyn Lease>,
+    pub endpoint: Box<dyn Endpoint>,
+    /// Where the API listens, with TLS. Its port is the same for all nodes of the instance.
+    pub api: SocketAddr,
+    /// Where `/livez` and `/readyz` are answered, without TLS.
+    pub probes: SocketAddr,
+    /// How long a hand-over may take at the end, less than the pod's grace period.
+    pub leave_within: Duration,
+}
+
+/// What the agent of the node will start from.
+///
+/// # Errors
+/// When `agent.json` in `config` cannot be read.
+pub fn read_boot(config: &Path) -> Result<AgentBoot, AgentError> {
+    read_json(&config.join("agent.json"))
+}
+
+/// Runs the agent until SIGTERM; then hands over what it leads and stops its server. To be run
+/// on a current-thread runtime.
+///
+/// # Errors
+/// As [`crate::run()`].
+pub async fn run_in_pod(pod: Pod) -> Result<(), AgentError> {
+    std::fs::create_dir_all(&pod.state)
+        .map_err(|source| AgentError::Read { path: pod.state.clone(), source })?;
+    let mut boot = Boot::load_apart(&pod.config, &pod.state)?;
+    boot.in_pod = true;
+    let key = InstanceKey::derive(&boot.secrets.system_password);
+    let listen = async |address: SocketAddr| {
+        TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })
+    };
+    let (api, probes) = (listen(pod.api).await?, listen(pod.probes).await?);
+    boot.volume_replaced = match std::fs::read(pod.config.join(VOLUME_FILE)) {
+        Ok(bytes) => serde_json::from_slice::<VolumeIds>(&bytes).is_ok_and(|ids| ids.is_replaced()),
+        // An older control plane has not written it.
+        Err(_) => false,
+    };
+    let mode = Mode::new(&boot, pod.lease, pod.endpoint);
+    let reach = Reach::Network { port: pod.api.port(), key: key.clone() };
+    let open = |state: ApiState| {
+        tokio::spawn(async move {
+            tokio::join!(serve_api(api, key, state.clone()), serve_probes(probes, state));
+        })
+    };
+    let leave = Leave { settle: SETTLE, within: pod.leave_within };
+    live(boot, mode, Peers::new(reach), open, Some(leave)).await
+}
+
+/// Serves the API to whoever has the instance's key.
+async fn serve_api(listener: TcpListener, key: InstanceKey, state: ApiState) {
+    let callers = Arc::new(Semaphore::new(CALLERS));
+    let app = api::router(state);
+    loop {
+        let Ok(permit) = Arc::clone(&callers).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or the caller is gone already.
+                tracing::warn!(%error, "caller not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (key, app) = (key.clone(), app.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _ = stream.set_nodelay(true);
+            let stream = match tokio::time::timeout(HANDSHAKE, key.accept(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%error, "caller without the key"),
+                Err(_) => return tracing::debug!("caller without a handshake"),
+            };
+            let served = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+async fn serve_probes(listener: TcpListener, state: ApiState) {
+    let app = Router::new()
+        .route("/livez", get(live_probe))
+        .route("/readyz", get(ready_probe))
+        .with_state(state);
+    if let Err(error) = axum::serve(listener, app).await {
+        tracing::error!(%error, "probes ended");
+    }
+}
+
+/// Whether the loop turns. A server that hangs is the loop's own business; a lease that cannot be
+/// reached is no reason to die.
+async fn live_probe(State(state): State<ApiState>) -> (StatusCode, String) {
+    let beat = Timestamp(state.beat.load(Ordering::Relaxed));
+    let still = clock::monotonic().since(beat);
+    if still > STUCK {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not turned for {still}"));
+    }
+    (StatusCode::OK, "ok".to_owned())
+}
+
+async fn ready_probe(State(state): State<ApiState>) -> (StatusCode, String) {
+    match not_ready(&state.status.borrow()) {
+        None => (StatusCode::OK, "ok".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()),
+    }
+}
+
+/// Why clients should not come here.
+fn not_ready(status: &AgentStatus) -> Option<&'static str> {
+    if !matches!(status.server.state, ServerState::Serving | ServerState::Busy) {
+        return Some("the server does not serve");
+    }
+    if let Some(cluster) = &status.cluster {
+        return (!cluster.state_ok).then_some("the cluster is not whole");
+    }
+    let Some(replication) = &status.replication else { return Some("the role is not known") };
+    let leads =
+        (status.lease.as_ref()).is_some_and(|lease| lease.holder.as_ref() == Some(&status.node));
+    match replication.role {
+        Role::Primary if leads => None,
+        Role::Primary => Some("a primary without the lease"),
+        Role::Replica if replication.link_up && !replication.syncing => None,
+        Role::Replica => Some("the replica is not in sync"),
+    }
+}

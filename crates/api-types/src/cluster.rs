@@ -1,0 +1,77 @@
+//! Container clusters: how one is bound, and what it is.
+
+use larder_model::Secret;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Bind a container cluster, or bind it anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BindContainerCluster {
+    /// Lower-case letters, digits and inner hyphens. Not `local`.
+    pub name: String,
+    /// The text of a kubeconfig with the credentials in it. Left out: Larder runs in that cluster
+    /// itself and uses its pod's service account.
+    #[serde(
+        default,
+        with = "crate::secret_in_body::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(value_type = Option<String>)]
+    pub kubeconfig: Option<Secret>,
+    /// The kubeconfig's current one unless named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// Where everything is made; `larder` unless named. Made when it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// How clients outside reach endpoints: `load-balancer`, `node-port` or `cluster-ip`
+    /// (default).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expose: Option<String>,
+    /// Image of an engine; `{engine}` stands for the engine's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The cluster's default class unless named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    /// Size of each node's volume; 64 GiB unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_bytes: Option<u64>,
+}
+
+/// A container cluster as it was when it was asked just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContainerCluster {
+    pub name: String,
+    /// `local` or `kubernetes`.
+    pub kind: String,
+    /// It answered just now; otherwise what follows is empty.
+    pub reachable: bool,
+    /// Why not, when it did not answer.
+    pub problem: Option<String>,
+    /// Of its API server.
+    pub version: Option<String>,
+    pub namespace: Option<String>,
+    pub expose: Option<String>,
+    pub workers: Vec<Worker>,
+    pub storage_classes: Vec<StorageClass>,
+}
+
+/// A worker of a container cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Worker {
+    pub name: String,
+    pub zone: Option<String>,
+    /// `ready`, `cordoned`, `unreachable` or `lost`.
+    pub state: String,
+    pub memory_bytes: u64,
+    pub requested_memory_bytes: u64,
+}
+
+/// A class of volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StorageClass {
+    pub name: String,
+    pub default: bool,
+}

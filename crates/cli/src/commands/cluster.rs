@@ -1,0 +1,83 @@
+//! Container clusters.
+
+use larder_api_types::BindContainerCluster;
+use larder_model::{ByteSize, Secret};
+
+use crate::args::{BindArgs, ContainerClusterCommand};
+use crate::config::Context;
+use crate::console::Console;
+use crate::exit::CliError;
+use crate::render;
+
+pub(crate) async fn run(
+    command: ContainerClusterCommand,
+    context: &Context,
+    console: &mut Console,
+) -> Result<(), CliError> {
+    let client = context.client()?;
+    match command {
+        ContainerClusterCommand::Bind(args) | ContainerClusterCommand::Rebind(args) => {
+            let cluster = client.container_cluster_bind(&asked(args)?).await?;
+            if console.is_json() {
+                console.json(&cluster)
+            } else {
+                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
+                console.data(&text)
+            }
+        }
+        ContainerClusterCommand::List => {
+            let clusters = client.container_cluster_list().await?;
+            if console.is_json() {
+                console.json(&clusters)
+            } else {
+                let text = render::container_clusters(console, &clusters);
+                console.data(&text)
+            }
+        }
+        ContainerClusterCommand::Get { name } => {
+            let cluster = client.container_cluster_get(&name).await?;
+            if console.is_json() {
+                console.json(&cluster)
+            } else {
+                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
+                console.data(&text)
+            }
+        }
+        ContainerClusterCommand::Workers { name } => {
+            let cluster = client.container_cluster_get(&name).await?;
+            if console.is_json() {
+                console.json(&cluster.workers)
+            } else {
+                let text = render::workers(console, &cluster.workers);
+                console.data(&text)
+            }
+        }
+        ContainerClusterCommand::Unbind { name } => {
+            client.container_cluster_unbind(&name).await?;
+            console.say(&format!("container cluster {name} is unbound"));
+            Ok(())
+        }
+    }
+}
+
+fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
+    let kubeconfig = match &args.kubeconfig {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                CliError::Usage(format!("reading kubeconfig {}: {error}", path.display()))
+            })?;
+            Some(Secret::new(text))
+        }
+    };
+    Ok(BindContainerCluster {
+        name: args.name,
+        kubeconfig,
+        context: args.context,
+        namespace: args.namespace,
+        expose: args.expose,
+        image: args.image,
+        storage_class: args.storage_class,
+        volume_bytes: args.volume_size.map(ByteSize::bytes),
+    })
+}

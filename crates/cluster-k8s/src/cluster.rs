@@ -1,0 +1,254 @@
+//! The backend as the rest of Larder sees it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
+use larder_agent::wire::InstanceKey;
+use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_model::agent::{Fence, NodeConfig};
+use larder_model::kube::{LABEL_ENDPOINT, LABEL_NODE, VolumeIds};
+use larder_model::local::NodeSecrets;
+use larder_model::{Address, Code, EndpointKind, InstanceId, NodeId, Worker};
+
+use crate::apply::Place;
+use crate::connect::{Check, check};
+use crate::error::refused;
+use crate::objects;
+use crate::observe::cluster_address;
+use crate::options::KubeOptions;
+
+/// What all pods request is asked for at most this often; own changes count at once.
+const WORKERS_KEPT: Duration = Duration::from_secs(2);
+
+/// The workers, and when they were asked for.
+type Kept = (Instant, Vec<Worker>);
+
+/// One namespace of one Kubernetes cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct KubeCluster {
+    pub(crate) place: Arc<Place>,
+    /// Keys of the instances' agents, by which they are spoken to.
+    pub(crate) keys: Arc<Mutex<HashMap<InstanceId, InstanceKey>>>,
+    workers: Arc<Mutex<Option<Kept>>>,
+}
+
+impl std::fmt::Debug for KubeCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubeCluster").field("options", &self.place.options).finish_non_exhaustive()
+    }
+}
+
+impl KubeCluster {
+    /// A backend over the API server that `client` speaks to. Asks nothing yet.
+    pub fn new(client: Client, options: KubeOptions) -> Self {
+        let place = Arc::new(Place { client, options });
+        Self { place, keys: Arc::default(), workers: Arc::default() }
+    }
+
+    /// What the binding says.
+    pub fn options(&self) -> &KubeOptions {
+        &self.place.options
+    }
+
+    /// What the cluster is and what may be done there, as at its binding.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn check(&self) -> Result<Check, ClusterError> {
+        check(self.place.client.clone(), &self.place.options).await
+    }
+
+    fn forget_workers(&self) {
+        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn node_selector(&self, instance: &InstanceId, node: &NodeId) -> String {
+        format!("{},{LABEL_NODE}={node}", objects::selector(&self.place.options, Some(instance)))
+    }
+
+    /// Makes the node's volume when it is missing. A node that has had another one before is told
+    /// so: it must not take an empty volume for a fresh start.
+    async fn ensure_volume(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<VolumeIds, ClusterError> {
+        let (place, key) = (&*self.place, volume_key(node));
+        let claim = objects::claim(&place.options, instance, node);
+        let claim = place.make::<PersistentVolumeClaim>(&claim).await?;
+        let now = claim.uid.unwrap_or_default();
+        let first = match place.noted(instance, &key).await? {
+            Some(first) => first,
+            None => {
+                place.note(instance, &key, Some(&now)).await?;
+                now.clone()
+            }
+        };
+        Ok(VolumeIds { first, now })
+    }
+
+    async fn refuse_when_leaving(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<u64, ClusterError> {
+        let seen = self.place.see(instance).await?;
+        if seen.is_leaving(node) {
+            let text = format!("node {node}, or something of it, is being removed");
+            return Err(refused(Code::InstanceBusy, text));
+        }
+        Ok(seen.generation(node))
+    }
+}
+
+#[async_trait]
+impl Cluster for KubeCluster {
+    fn name(&self) -> &str {
+        &self.place.options.name
+    }
+
+    async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
+        let kept = self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((at, workers)) = kept
+            && at.elapsed() < WORKERS_KEPT
+        {
+            return Ok(workers);
+        }
+        let at = Instant::now();
+        let workers = self.place.workers().await?;
+        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, workers.clone()));
+        Ok(workers)
+    }
+
+    async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
+        Ok(self.place.see(instance).await?.observed(self.place.options.expose))
+    }
+
+    async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
+        self.place.instances().await
+    }
+
+    async fn reserve_address(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<Address, ClusterError> {
+        self.refuse_when_leaving(instance, node).await?;
+        let wish = objects::node_service(&self.place.options, instance, node, None);
+        let service: Service = self.place.apply(&wish).await?;
+        cluster_address(&service).ok_or_else(|| ClusterError::Unreachable {
+            cluster: self.place.options.name.clone(),
+            reason: format!("the Service of node {node} has no address yet"),
+        })
+    }
+
+    async fn ensure_node(
+        &self,
+        fence: Fence,
+        config: &NodeConfig,
+        secrets: &NodeSecrets,
+    ) -> Result<(), ClusterError> {
+        let (place, options) = (&*self.place, &self.place.options);
+        let (instance, node) = (&config.instance, &config.node);
+        let present = self.refuse_when_leaving(instance, node).await?;
+        place.fence(instance, fence, true).await?;
+        if present > config.generation {
+            return Err(ClusterError::Stale { seen: Fence { generation: present, ..fence } });
+        }
+        place.ensure_shared(config).await?;
+        let address = Some(config.address.host.as_str());
+        let service = objects::node_service(options, instance, node, address);
+        place.apply::<Service>(&service).await?;
+        let volume = self.ensure_volume(instance, node).await?;
+        let secret = objects::secret(options, config, secrets, &volume).map_err(|error| {
+            refused(Code::Internal, format!("node {node} cannot be written down: {error}"))
+        })?;
+        place.apply::<Secret>(&secret).await?;
+        // Last: by it the node is realised, and at this generation.
+        place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
+        self.forget_workers();
+        Ok(())
+    }
+
+    async fn remove_node(
+        &self,
+        fence: Fence,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<(), ClusterError> {
+        let place = &*self.place;
+        place.fence(instance, fence, false).await?;
+        let all = self.node_selector(instance, node);
+        place.delete_all::<StatefulSet>(&all).await?;
+        // A pod that somebody has orphaned; the others go with their StatefulSet.
+        place.delete_all::<Pod>(&all).await?;
+        // The volume goes once its pod has ended: Kubernetes protects it until then.
+        place.delete_all::<PersistentVolumeClaim>(&all).await?;
+        place.delete_all::<Secret>(&all).await?;
+        place.note(instance, &volume_key(node), None).await?;
+        place.delete_all::<Service>(&all).await?;
+        self.forget_workers();
+        Ok(())
+    }
+
+    async fn ensure_endpoint(&self, fence: Fence, spec: &EndpointSpec) -> Result<(), ClusterError> {
+        let (place, options) = (&*self.place, &self.place.options);
+        place.fence(&spec.instance, fence, true).await?;
+        if objects::is_led(spec.kind) {
+            let slice = objects::endpoint_slice(options, &spec.instance, spec.kind);
+            place.make::<EndpointSlice>(&slice).await?;
+        }
+        let key = endpoint_key(spec.kind);
+        let before = place.noted(&spec.instance, &key).await?;
+        let service =
+            objects::endpoint_service(options, &spec.instance, spec.kind, before.as_deref());
+        let service: Service = place.apply(&service).await?;
+        match cluster_address(&service) {
+            Some(address) if before.is_none() => {
+                place.note(&spec.instance, &key, Some(&address.host)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove_endpoint(
+        &self,
+        fence: Fence,
+        instance: &InstanceId,
+        kind: EndpointKind,
+    ) -> Result<(), ClusterError> {
+        let place = &*self.place;
+        place.fence(instance, fence, false).await?;
+        let all = objects::selector(&place.options, Some(instance));
+        let all = format!("{all},{LABEL_ENDPOINT}={kind}");
+        // By the Service the endpoint is still seen, so it goes last.
+        place.delete_all::<EndpointSlice>(&all).await?;
+        place.note(instance, &endpoint_key(kind), None).await?;
+        place.delete_all::<Service>(&all).await
+    }
+
+    async fn remove_instance(
+        &self,
+        fence: Fence,
+        instance: &InstanceId,
+    ) -> Result<(), ClusterError> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).remove(instance);
+        self.place.remove_instance(fence, instance).await
+    }
+}
+
+/// Where the record of the instance has the UID of the node's first volume.
+fn volume_key(node: &NodeId) -> String {
+    format!("volume-{node}")
+}
+
+/// Where the record of the instance has the endpoint's address.
+fn endpoint_key(kind: EndpointKind) -> String {
+    format!("address-{kind}")
+}

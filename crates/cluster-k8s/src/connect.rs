@@ -1,0 +1,301 @@
+//! Binding: credentials, a client made of them, and what can be known before anything is made.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, ResourceExt};
+use larder_cluster::ClusterError;
+use larder_model::{Secret, Worker, secret_in_file};
+use serde::{Deserialize, Serialize};
+
+use crate::apply::Place;
+use crate::error::chain;
+use crate::options::KubeOptions;
+
+/// A connection that is not there by then is not there.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// How a cluster is entered. Holds secrets: to be kept encrypted.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Credentials {
+    /// The text of a kubeconfig with everything in it, and the context to use.
+    Kubeconfig {
+        #[serde(with = "secret_in_file")]
+        text: Secret,
+        context: Option<String>,
+    },
+    /// The service account of the pod that this control plane runs in.
+    InCluster,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kubeconfig { context, .. } => write!(f, "Kubeconfig({context:?}, ***)"),
+            Self::InCluster => f.write_str("InCluster"),
+        }
+    }
+}
+
+/// Why credentials lead nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("the kubeconfig cannot be read: {0}")]
+    Kubeconfig(String),
+    /// It would make this program run another one, or read files of the machine it is on.
+    #[error("the kubeconfig uses {0}: put the credentials themselves into it")]
+    Foreign(&'static str),
+    #[error("this program does not run in a Kubernetes cluster: {0}")]
+    NotInside(String),
+    #[error("making a client of the API server: {0}")]
+    Client(String),
+}
+
+/// A client. Asks nothing yet.
+///
+/// # Errors
+/// When the credentials are no credentials.
+pub async fn connect(credentials: &Credentials) -> Result<Client, ConnectError> {
+    let mut config = match credentials {
+        Credentials::InCluster => {
+            Config::incluster().map_err(|error| ConnectError::NotInside(chain(&error)))?
+        }
+        Credentials::Kubeconfig { text, context } => {
+            let parsed = Kubeconfig::from_yaml(text.expose())
+                .map_err(|error| ConnectError::Kubeconfig(chain(&error)))?;
+            refuse_foreign(&parsed)?;
+            let options =
+                KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+            Config::from_custom_kubeconfig(parsed, &options)
+                .await
+                .map_err(|error| ConnectError::Kubeconfig(chain(&error)))?
+        }
+    };
+    config.connect_timeout = Some(CONNECT);
+    // Watches and forwarded ports are silent for long; short calls have their own deadlines.
+    config.read_timeout = None;
+    config.write_timeout = None;
+    Client::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))
+}
+
+/// A kubeconfig comes from a user: it may not make this program run commands or read files.
+fn refuse_foreign(config: &Kubeconfig) -> Result<(), ConnectError> {
+    for user in config.auth_infos.iter().filter_map(|named| named.auth_info.as_ref()) {
+        if user.exec.is_some() || user.auth_provider.is_some() {
+            return Err(ConnectError::Foreign("a credential plugin"));
+        }
+        if user.client_certificate.is_some()
+            || user.client_key.is_some()
+            || user.token_file.is_some()
+        {
+            return Err(ConnectError::Foreign("files of another machine"));
+        }
+    }
+    let clusters = config.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    if clusters.into_iter().any(|cluster| cluster.certificate_authority.is_some()) {
+        return Err(ConnectError::Foreign("files of another machine"));
+    }
+    Ok(())
+}
+
+/// What a cluster offers, and what is missing there.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Such as `v1.34.4`.
+    pub version: String,
+    pub workers: Vec<Worker>,
+    /// Names of the storage classes; the default one is marked.
+    pub storage_classes: Vec<(String, bool)>,
+    /// `verb resource` of every right that is needed and not there.
+    pub missing_rights: Vec<String>,
+}
+
+/// Every right that the backend uses, by API group; those on whole-cluster objects at the end.
+const RIGHTS: &[(&str, &str, &[&str])] = &[
+    ("", "configmaps", &["get", "list", "create", "update", "patch", "delete"]),
+    ("", "secrets", &["get", "list", "create", "patch", "delete"]),
+    ("", "services", &["get", "list", "create", "patch", "delete"]),
+    ("", "serviceaccounts", &["list", "create", "patch", "delete"]),
+    ("", "persistentvolumeclaims", &["get", "list", "create", "delete"]),
+    ("", "pods", &["get", "list", "delete"]),
+    ("", "pods/portforward", &["get", "create"]),
+    ("apps", "statefulsets", &["get", "list", "create", "patch", "delete"]),
+    ("coordination.k8s.io", "leases", &["get", "list", "watch", "create", "update", "delete"]),
+    ("discovery.k8s.io", "endpointslices", &["get", "list", "create", "update", "delete"]),
+    ("policy", "poddisruptionbudgets", &["list", "create", "patch", "delete"]),
+    ("networking.k8s.io", "networkpolicies", &["list", "create", "patch", "delete"]),
+    ("rbac.authorization.k8s.io", "roles", &["list", "create", "patch", "delete"]),
+    ("rbac.authorization.k8s.io", "rolebindings", &["list", "create", "patch", "delete"]),
+];
+const CLUSTER_RIGHTS: &[(&str, &str, &[&str])] = &[
+    ("", "nodes", &["list"]),
+    ("", "pods", &["list"]),
+    ("storage.k8s.io", "storageclasses", &["list"]),
+];
+
+/// Asks a cluster what it is and what may be done there. Makes nothing.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn check(client: Client, options: &KubeOptions) -> Result<Check, ClusterError> {
+    let place = Place { client, options: options.clone() };
+    let version =
+        place.ask("asking for the version", place.client.apiserver_version()).await?.git_version;
+    let missing_rights = place.missing_rights().await?;
+    let lacks = |right: &str| missing_rights.iter().any(|missing| missing == right);
+    let workers = if lacks("list nodes") || lacks("list pods (all namespaces)") {
+        Vec::new()
+    } else {
+        place.workers().await?
+    };
+    let storage_classes =
+        if lacks("list storageclasses") { Vec::new() } else { place.storage_classes().await? };
+    Ok(Check { version, workers, storage_classes, missing_rights })
+}
+
+/// Makes the namespace when it is missing, with Kubernetes' strictest rules for pods.
+///
+/// # Errors
+/// When it is missing and may not be made, or the API server does not answer.
+pub async fn ensure_namespace(client: Client, options: &KubeOptions) -> Result<(), ClusterError> {
+    let place = Place { client, options: options.clone() };
+    let api: Api<Namespace> = Api::all(place.client.clone());
+    let name = &options.namespace;
+    let doing = format!("making namespace {name}");
+    let mut wish = Namespace::default();
+    wish.metadata.name = Some(name.clone());
+    wish.metadata.labels = Some(BTreeMap::from([(
+        "pod-security.kubernetes.io/enforce".to_owned(),
+        "restricted".to_owned(),
+    )]));
+    place
+        .ask(&doing, async {
+            match api.create(&PostParams::default(), &wish).await {
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+                // Who may not make namespaces may still use one that is there.
+                Err(error) => match api.get_opt(name).await {
+                    Ok(Some(_)) => Ok(()),
+                    // Nor look at it: then that its rights are there has to do.
+                    Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+                    _ => Err(error),
+                },
+                Ok(_) => Ok(()),
+            }
+        })
+        .await
+}
+
+impl Place {
+    async fn missing_rights(&self) -> Result<Vec<String>, ClusterError> {
+        let own = RIGHTS.iter().map(|right| (right, Some(self.options.namespace.clone())));
+        let everywhere = CLUSTER_RIGHTS.iter().map(|right| (right, None));
+        let mut missing = Vec::new();
+        for ((group, resource, verbs), namespace) in own.chain(everywhere) {
+            for verb in *verbs {
+                if !self.may(group, resource, verb, namespace.as_deref()).await? {
+                    let place = match namespace {
+                        None if *resource == "pods" => " (all namespaces)",
+                        _ => "",
+                    };
+                    missing.push(format!("{verb} {resource}{place}"));
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    async fn may(
+        &self,
+        group: &str,
+        resource: &str,
+        verb: &str,
+        namespace: Option<&str>,
+    ) -> Result<bool, ClusterError> {
+        let (resource, subresource) = match resource.split_once('/') {
+            Some((resource, sub)) => (resource, Some(sub.to_owned())),
+            None => (resource, None),
+        };
+        let question = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    group: Some(group.to_owned()),
+                    resource: Some(resource.to_owned()),
+                    subresource,
+                    verb: Some(verb.to_owned()),
+                    namespace: namespace.map(str::to_owned),
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let api: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let params = PostParams::default();
+        let answer = self.ask("asking for our rights", api.create(&params, &question)).await?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    async fn storage_classes(&self) -> Result<Vec<(String, bool)>, ClusterError> {
+        const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
+        let api: Api<StorageClass> = Api::all(self.client.clone());
+        let all = ListParams::default();
+        let list = self.ask("listing storage classes", api.list(&all)).await?;
+        let mut classes: Vec<_> = (list.items.iter())
+            .map(|class| {
+                let is_default = class.annotations().get(DEFAULT).is_some_and(|v| v == "true");
+                (class.name_any(), is_default)
+            })
+            .collect();
+        classes.sort();
+        Ok(classes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kubeconfig(user: &str) -> Credentials {
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+             clusters: [{{name: a, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+             contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n\
+             users: [{{name: a, user: {user}}}]\n"
+        );
+        Credentials::Kubeconfig { text: Secret::new(text), context: None }
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_would_run_a_program_is_refused() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let plugin =
+            kubeconfig("{exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/true}}");
+        assert!(matches!(connect(&plugin).await, Err(ConnectError::Foreign(_))));
+        let file = kubeconfig("{client-key: /etc/shadow, client-certificate: /etc/passwd}");
+        assert!(matches!(connect(&file).await, Err(ConnectError::Foreign(_))));
+        let token = kubeconfig("{token: t}");
+        assert!(connect(&token).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_context_that_is_not_there_is_said() {
+        let Credentials::Kubeconfig { text, .. } = kubeconfig("{token: t}") else { unreachable!() };
+        let credentials = Credentials::Kubeconfig { text, context: Some("elsewhere".to_owned()) };
+        let error = connect(&credentials).await.err().expect("refused");
+        assert!(error.to_string().contains("elsewhere"), "{error}");
+    }
+
+    #[test]
+    fn debug_output_shows_no_credentials() {
+        assert!(!format!("{:?}", kubeconfig("{token: very-secret}")).contains("very-secret"));
+    }
+}

@@ -1,0 +1,90 @@
+//! From what the API server says to what a backend may say.
+
+use larder_cluster::ClusterError;
+use larder_model::{Code, Refusal};
+
+/// What a failed call means. Only an answer that says that the wish itself cannot be is a
+/// refusal; a missing right, a busy or a silent API server leave the cluster's state unknown.
+pub(crate) fn said(cluster: &str, doing: &str, error: &kube::Error) -> ClusterError {
+    let unknown = |reason: String| ClusterError::Unreachable {
+        cluster: cluster.to_owned(),
+        reason: format!("{doing}: {reason}"),
+    };
+    match error {
+        kube::Error::Api(status) => match status.code {
+            403 if status.message.contains("exceeded quota") => refused(
+                Code::CapacityExceeded,
+                format!("{doing}: a quota of the namespace does not allow it: {}", status.message),
+            ),
+            403 if is_admission(&status.message) => refused(
+                Code::NotAllowed,
+                format!("{doing}: the Kubernetes cluster denies it: {}", status.message),
+            ),
+            400 | 422 => refused(
+                Code::Internal,
+                format!("{doing}: the API server does not accept it: {}", status.message),
+            ),
+            code => unknown(format!("the API server answers {code}: {}", status.message)),
+        },
+        other => unknown(chain(other)),
+    }
+}
+
+/// An admission plugin or webhook has said no; a missing right sounds otherwise.
+fn is_admission(message: &str) -> bool {
+    message.contains("admission webhook") || message.contains("violates PodSecurity")
+}
+
+/// An error with its causes: the outer ones of an HTTP client say little.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text = format!("{text}: {inner}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+pub(crate) fn refused(code: Code, detail: impl Into<String>) -> ClusterError {
+    ClusterError::Refused(Refusal::new(code, detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    fn api(code: u16, message: &str) -> ClusterError {
+        let status = Status { code, message: message.to_owned(), ..Status::default() };
+        said("east", "applying n-1", &kube::Error::Api(Box::new(status)))
+    }
+
+    #[test]
+    fn a_missing_right_and_a_busy_server_leave_the_state_unknown() {
+        for (code, message) in [
+            (403, "services is forbidden: User \"x\" cannot list resource \"services\""),
+            (401, "Unauthorized"),
+            (429, "too many requests"),
+            (500, "etcdserver: request timed out"),
+        ] {
+            assert!(api(code, message).is_retryable(), "{code} {message}");
+        }
+    }
+
+    #[test]
+    fn a_quota_and_a_webhook_are_refusals_that_say_why() {
+        for message in [
+            "pods \"n\" is forbidden: exceeded quota: small",
+            "admission webhook \"policy.example\" denied the request: no",
+        ] {
+            match api(403, message) {
+                ClusterError::Refused(refusal) => assert!(refusal.detail.contains(message)),
+                other => panic!("{other}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Kubernetes as a container cluster: nodes are StatefulSets of one pod with a volume and an
+//! address of their own, endpoints are Services.
+//!
+//! Everything is found by its labels and made by server-side apply with one field manager. This
+//! crate decides nothing: what it holds is what the API server holds. See
+//! `docs/design/0003-kubernetes.md`.
+
+mod agents;
+mod apply;
+mod cluster;
+mod connect;
+mod error;
+mod fences;
+mod forward;
+mod instances;
+mod objects;
+mod observe;
+mod options;
+mod quantity;
+mod workers;
+
+pub use cluster::KubeCluster;
+pub use connect::{Check, ConnectError, Credentials, check, connect, ensure_namespace};
+pub use options::{Expose, KubeOptions, Reach};

@@ -1,0 +1,186 @@
+//! The objects, whole, as snapshots: a change of one is a change of every instance made later.
+
+use super::*;
+use k8s_openapi::api::{apps, coordination, core, discovery, networking, policy, rbac};
+use larder_model::agent::{Member, NodeConfig};
+use larder_model::kube::VolumeIds;
+use larder_model::local::NodeSecrets;
+use larder_model::{
+    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, InstanceName, Millis, NodeMode,
+    Secret,
+};
+use serde::de::DeserializeOwned;
+
+fn instance() -> InstanceId {
+    InstanceId::new("i-shop").expect("valid")
+}
+
+fn node(id: &str) -> NodeId {
+    NodeId::new(id).expect("valid")
+}
+
+fn volume() -> VolumeIds {
+    VolumeIds { first: "u-1".to_owned(), now: "u-1".to_owned() }
+}
+
+fn options() -> KubeOptions {
+    let mut options = KubeOptions::new("east", "redis", "b-1");
+    options.image = "registry.example/larder-{engine}:0.1".to_owned();
+    options
+}
+
+fn members() -> Vec<Member> {
+    ["n-1", "n-2"]
+        .into_iter()
+        .map(|id| Member {
+            node: node(id),
+            shard: 0,
+            zone: None,
+            address: Address::new("10.0.0.1", 6379),
+        })
+        .collect()
+}
+
+fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
+    NodeConfig {
+        renderer: 1,
+        node: node("n-1"),
+        instance: instance(),
+        instance_name: InstanceName::new("shop").expect("valid"),
+        shard: 0,
+        zone: None,
+        mode,
+        engine: EngineName::new("redis-7.0").expect("valid"),
+        address: Address::new("10.0.0.1", 6379),
+        memory: ByteSize::mib(128),
+        maxmemory: ByteSize::mib(102),
+        cluster_node_timeout: Millis(5000),
+        bootstrap: true,
+        initialized: false,
+        members,
+        election: ElectionPolicy::default(),
+        generation: 7,
+    }
+}
+
+/// Every object is of its kind: what Kubernetes' own types do not know is lost on the way.
+fn typed<T: DeserializeOwned + serde::Serialize>(value: &Value) {
+    let object: T = serde_json::from_value(value.clone()).expect("of its kind");
+    let back = serde_json::to_value(object).expect("plain data");
+    assert_eq!(lost(value, &back), Vec::<String>::new());
+}
+
+fn lost(wanted: &Value, kept: &Value) -> Vec<String> {
+    match (wanted, kept) {
+        (Value::Object(wanted), Value::Object(kept)) => wanted
+            .iter()
+            .flat_map(|(key, value)| match kept.get(key) {
+                Some(kept) => lost(value, kept),
+                None if value.as_array().is_some_and(Vec::is_empty) => Vec::new(),
+                None => vec![key.clone()],
+            })
+            .collect(),
+        (Value::Array(wanted), Value::Array(kept)) if wanted.len() == kept.len() => {
+            wanted.iter().zip(kept).flat_map(|(a, b)| lost(a, b)).collect()
+        }
+        (wanted, kept) if wanted == kept => Vec::new(),
+        (wanted, kept) => vec![format!("{wanted} became {kept}")],
+    }
+}
+
+#[test]
+fn objects_are_of_the_kinds_that_they_say() {
+    let (options, id, one) = (options(), instance(), node("n-1"));
+    let wish = config(NodeMode::Leased, members());
+    let secrets = NodeSecrets {
+        system_password: Secret::new("system"),
+        default_password_sha256: Secret::new("0".repeat(64)),
+    };
+    typed::<apps::v1::StatefulSet>(&stateful_set(&options, &wish));
+    typed::<core::v1::Service>(&node_service(&options, &id, &one, None));
+    typed::<core::v1::PersistentVolumeClaim>(&claim(&options, &id, &one));
+    typed::<core::v1::Secret>(&secret(&options, &wish, &secrets, &volume()).expect("secret"));
+    typed::<core::v1::ServiceAccount>(&service_account(&options, &id));
+    typed::<rbac::v1::Role>(&role(&options, &id, &members()));
+    typed::<rbac::v1::RoleBinding>(&role_binding(&options, &id));
+    typed::<coordination::v1::Lease>(&lease(&options, &id));
+    typed::<policy::v1::PodDisruptionBudget>(&disruption_budget(&options, &id, 0));
+    typed::<networking::v1::NetworkPolicy>(&network_policy(&options, &id));
+    for kind in [EndpointKind::Write, EndpointKind::Discovery] {
+        typed::<core::v1::Service>(&endpoint_service(&options, &id, kind, None));
+    }
+    let slice = endpoint_slice(&options, &id, EndpointKind::Write);
+    typed::<discovery::v1::EndpointSlice>(&slice);
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).expect("plain data")
+}
+
+#[test]
+fn a_node_of_a_leased_shard() {
+    let (options, wish) = (options(), config(NodeMode::Leased, members()));
+    insta::assert_snapshot!("stateful_set", pretty(&stateful_set(&options, &wish)));
+    insta::assert_snapshot!(
+        "node_service",
+        pretty(&node_service(&options, &instance(), &node("n-1"), Some("10.0.0.1")))
+    );
+    insta::assert_snapshot!("claim", pretty(&claim(&options, &instance(), &node("n-1"))));
+}
+
+#[test]
+fn what_the_nodes_of_an_instance_share() {
+    let (options, id) = (options(), instance());
+    insta::assert_snapshot!("role", pretty(&role(&options, &id, &members())));
+    insta::assert_snapshot!("network_policy", pretty(&network_policy(&options, &id)));
+    insta::assert_snapshot!("disruption_budget", pretty(&disruption_budget(&options, &id, 2)));
+}
+
+#[test]
+fn endpoints_with_and_without_a_selector() {
+    let (options, id) = (options(), instance());
+    let service = |kind| pretty(&endpoint_service(&options, &id, kind, None));
+    insta::assert_snapshot!("write_service", service(EndpointKind::Write));
+    insta::assert_snapshot!("discovery_service", service(EndpointKind::Discovery));
+    let slice = endpoint_slice(&options, &id, EndpointKind::Write);
+    insta::assert_snapshot!("write_slice", pretty(&slice));
+}
+
+#[test]
+fn only_the_secret_holds_secrets() {
+    let wish = config(NodeMode::Leased, members());
+    let secrets = NodeSecrets {
+        system_password: Secret::new("a-password-of-the-system"),
+        default_password_sha256: Secret::new("ab".repeat(32)),
+    };
+    let text = secret(&options(), &wish, &secrets, &volume()).expect("secret").to_string();
+    assert!(!text.contains("a-password-of-the-system"), "encoded, at least");
+    assert!(!stateful_set(&options(), &wish).to_string().contains("password"));
+}
+
+#[test]
+fn a_cluster_node_gets_no_token_and_a_lone_one_is_not_killed_in_a_hurry() {
+    let clustered = stateful_set(&options(), &config(NodeMode::Clustered, members()));
+    let spec = &clustered["spec"]["template"]["spec"];
+    assert_eq!(spec["automountServiceAccountToken"], json!(false));
+    let mut alone = members();
+    alone.truncate(1);
+    for (wish, failures) in [
+        (config(NodeMode::Leased, alone), 5),
+        (config(NodeMode::Leased, members()), 1),
+        (config(NodeMode::Clustered, members()), 5),
+    ] {
+        let set = stateful_set(&options(), &wish);
+        let probe = &set["spec"]["template"]["spec"]["containers"][0]["livenessProbe"];
+        assert_eq!(probe["failureThreshold"], json!(failures));
+    }
+}
+
+#[test]
+fn a_storage_class_is_named_only_when_one_was_chosen() {
+    let mut options = options();
+    let (id, one) = (instance(), node("n-1"));
+    assert!(claim(&options, &id, &one)["spec"].get("storageClassName").is_none());
+    options.storage_class = Some("fast".to_owned());
+    assert_eq!(claim(&options, &id, &one)["spec"]["storageClassName"], json!("fast"));
+}

@@ -1,0 +1,204 @@
+//! What there is of an instance: six lists by label, and what they mean.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+use kube::api::ObjectMeta;
+use larder_cluster::{BackendObserved, ClusterError};
+use larder_model::kube::{
+    ANNOTATION_GENERATION, LABEL_ENDPOINT, LABEL_NODE, SERVER_PORT, UNSCHEDULED,
+};
+use larder_model::{
+    Address, BackendNode, EndpointKind, EndpointStatus, InstanceId, NodeId, WorkerName,
+};
+
+use crate::apply::Place;
+use crate::objects;
+use crate::options::Expose;
+
+/// Where the scheduler puts a pod before it runs, and where its volume was bound.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Everything of an instance as the API server shows it.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) sets: Vec<StatefulSet>,
+    pub(crate) services: Vec<Service>,
+    pub(crate) claims: Vec<PersistentVolumeClaim>,
+    /// The secrets' metadata: their content is nobody's business here.
+    pub(crate) secrets: Vec<ObjectMeta>,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) slices: Vec<EndpointSlice>,
+}
+
+impl Place {
+    pub(crate) async fn see(&self, instance: &InstanceId) -> Result<Seen, ClusterError> {
+        let selector = objects::selector(&self.options, Some(instance));
+        let (sets, services, claims, secrets, pods, slices) = tokio::try_join!(
+            self.list(&selector),
+            self.list(&selector),
+            self.list(&selector),
+            self.metadata::<Secret>(&selector),
+            self.list(&selector),
+            self.list(&selector),
+        )?;
+        Ok(Seen { sets, services, claims, secrets, pods, slices })
+    }
+}
+
+impl Seen {
+    /// In the words of backends.
+    pub(crate) fn observed(&self, expose: Expose) -> BackendObserved {
+        let nodes = self.node_ids().into_iter().map(|id| {
+            let node = self.node(&id);
+            (id, node)
+        });
+        BackendObserved {
+            nodes: nodes.collect(),
+            endpoints: self.services.iter().filter_map(|s| self.endpoint(s, expose)).collect(),
+        }
+    }
+
+    /// Every node of which anything is there, its pod included.
+    fn node_ids(&self) -> BTreeSet<NodeId> {
+        let all = (self.sets.iter().map(|o| &o.metadata))
+            .chain(self.services.iter().map(|o| &o.metadata))
+            .chain(self.claims.iter().map(|o| &o.metadata))
+            .chain(&self.secrets)
+            .chain(self.pods.iter().map(|o| &o.metadata));
+        all.filter_map(node_of).collect()
+    }
+
+    fn node(&self, id: &NodeId) -> BackendNode {
+        let is_of = |metadata: &ObjectMeta| node_of(metadata).as_ref() == Some(id);
+        let set = self.sets.iter().find(|o| is_of(&o.metadata));
+        let service = self.services.iter().find(|o| is_of(&o.metadata));
+        let claim = self.claims.iter().find(|o| is_of(&o.metadata));
+        let secret = self.secrets.iter().find(|metadata| is_of(metadata));
+        let pod = self.pods.iter().find(|o| is_of(&o.metadata));
+        let stays = |metadata: &ObjectMeta| metadata.deletion_timestamp.is_none();
+        let generation = set.and_then(|set| set.annotations().get(ANNOTATION_GENERATION));
+        let worker = pod
+            .and_then(|pod| pod.spec.as_ref()?.node_name.clone())
+            .or_else(|| claim.and_then(|claim| claim.annotations().get(SELECTED_NODE).cloned()));
+        BackendNode {
+            worker: worker.map_or_else(unscheduled, worker_name),
+            address: service.and_then(cluster_address),
+            realised: set.is_some_and(|o| stays(&o.metadata))
+                && service.is_some_and(|o| stays(&o.metadata))
+                && claim.is_some_and(|o| stays(&o.metadata))
+                && secret.is_some_and(stays),
+            volume: claim.is_some_and(|o| stays(&o.metadata)),
+            generation: generation.and_then(|text| text.parse().ok()).unwrap_or(0),
+        }
+    }
+
+    fn endpoint(
+        &self,
+        service: &Service,
+        expose: Expose,
+    ) -> Option<(EndpointKind, EndpointStatus)> {
+        let kind = kind_of(&service.metadata)?;
+        let address = match expose {
+            Expose::ClusterIp | Expose::NodePort => cluster_address(service)?,
+            // Until the cloud has given one the endpoint is not there yet.
+            Expose::LoadBalancer => balancer_address(service)?,
+        };
+        let name = service.name_any();
+        let slices =
+            self.slices.iter().filter(|slice| slice.labels().get(SERVICE_NAME) == Some(&name));
+        let mut leads_to = Vec::new();
+        let mut answers = false;
+        for endpoint in slices.flat_map(|slice| &slice.endpoints) {
+            let said = endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true);
+            let Some(pod) = endpoint.target_ref.as_ref().and_then(|target| target.name.as_ref())
+            else {
+                continue;
+            };
+            let Some(pod) = self.pods.iter().find(|o| o.name_any() == *pod) else { continue };
+            let Some(node) = node_of(&pod.metadata).filter(|_| said) else { continue };
+            // The pod is where the slice says, and its agent says that the server serves.
+            let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_ref());
+            let is_there = ip.is_some_and(|ip| endpoint.addresses.contains(ip));
+            answers |= is_there && is_ready(pod);
+            leads_to.push(node);
+        }
+        leads_to.sort();
+        Some((kind, EndpointStatus { address, answers, leads_to }))
+    }
+
+    /// What is left of endpoints.
+    pub(crate) fn has_endpoints(&self) -> bool {
+        let services = self.services.iter().map(|o| &o.metadata);
+        services.filter_map(kind_of).next().is_some()
+    }
+
+    pub(crate) fn has_nodes(&self) -> bool {
+        !self.node_ids().is_empty()
+    }
+
+    /// The objects by which a node is told to be on its way out.
+    pub(crate) fn is_leaving(&self, node: &NodeId) -> bool {
+        let sets = self.sets.iter().map(|o| &o.metadata);
+        let claims = self.claims.iter().map(|o| &o.metadata);
+        let services = self.services.iter().map(|o| &o.metadata);
+        sets.chain(claims)
+            .chain(services)
+            .filter(|metadata| node_of(metadata).as_ref() == Some(node))
+            .any(|metadata| metadata.deletion_timestamp.is_some())
+    }
+
+    /// The generation that the node's StatefulSet was made for.
+    pub(crate) fn generation(&self, node: &NodeId) -> u64 {
+        self.node(node).generation
+    }
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a String> {
+    metadata.labels.as_ref()?.get(key)
+}
+
+fn node_of(metadata: &ObjectMeta) -> Option<NodeId> {
+    NodeId::new(label(metadata, LABEL_NODE)?.as_str()).ok()
+}
+
+fn kind_of(metadata: &ObjectMeta) -> Option<EndpointKind> {
+    let text = label(metadata, LABEL_ENDPOINT)?;
+    [EndpointKind::Write, EndpointKind::Read, EndpointKind::Discovery]
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+}
+
+/// The Service's address inside of the cluster.
+pub(crate) fn cluster_address(service: &Service) -> Option<Address> {
+    let ip = service.spec.as_ref()?.cluster_ip.as_ref()?;
+    (!ip.is_empty() && ip != "None").then(|| Address::new(ip, SERVER_PORT))
+}
+
+fn balancer_address(service: &Service) -> Option<Address> {
+    let ingress = service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref()?.first()?;
+    let host = ingress.ip.as_ref().or(ingress.hostname.as_ref())?;
+    Some(Address::new(host, SERVER_PORT))
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions
+            .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+/// Names of workers are longer on Kubernetes than ours: what is too long keeps its beginning.
+pub(crate) fn worker_name(name: String) -> WorkerName {
+    let short: String = name.chars().take(63).collect();
+    WorkerName::new(short).unwrap_or_else(|_| unscheduled())
+}
+
+/// A pod that has no worker yet.
+fn unscheduled() -> WorkerName {
+    WorkerName::new(UNSCHEDULED).expect("follows the rules of worker names")
+}

@@ -1,0 +1,72 @@
+//! What a binding to a Kubernetes cluster says.
+
+use larder_model::{ByteSize, EngineName};
+use serde::{Deserialize, Serialize};
+
+/// One bound cluster.
+#[derive(Clone, Debug)]
+pub struct KubeOptions {
+    /// The name users know it by.
+    pub name: String,
+    /// Everything lives in this one namespace.
+    pub namespace: String,
+    /// Random and lasting: two control planes in one namespace do not touch each other's objects.
+    pub owner: String,
+    /// The image of an engine; `{engine}` stands for the engine's name.
+    pub image: String,
+    /// `None`: the cluster's default class.
+    pub storage_class: Option<String>,
+    /// Size of each node's volume. Default 64 GiB.
+    pub volume_size: ByteSize,
+    pub expose: Expose,
+    pub reach: Reach,
+    /// Zones and workers are spread over strictly, or as far as possible.
+    pub spread_strictly: bool,
+}
+
+impl KubeOptions {
+    /// The defaults of a binding.
+    pub fn new(
+        name: impl Into<String>,
+        namespace: impl Into<String>,
+        owner: impl Into<String>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            namespace: namespace.into(),
+            owner: owner.into(),
+            image: "localhost/larder-{engine}:latest".to_owned(),
+            storage_class: None,
+            volume_size: ByteSize::gib(64),
+            expose: Expose::ClusterIp,
+            reach: Reach::PortForward,
+            spread_strictly: true,
+        }
+    }
+
+    pub(crate) fn image_of(&self, engine: &EngineName) -> String {
+        self.image.replace("{engine}", engine.as_str())
+    }
+}
+
+/// How clients outside of the cluster reach an instance's endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expose {
+    /// They do not; those inside use the Service's address.
+    #[default]
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+}
+
+/// How this control plane reaches agents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// It runs inside of the cluster and uses the names of the nodes' Services.
+    Inside,
+    /// It runs elsewhere and has the API server forward a port of the pod.
+    #[default]
+    PortForward,
+}
