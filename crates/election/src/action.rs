@@ -30,6 +30,10 @@ pub enum Action {
     /// Kill the process (SIGKILL) and wait until it is gone; fails when it is still there after a
     /// second.
     KillServer { reason: KillReason },
+    /// Make what the server has written of its data survive a power cut (fsync of its append-only
+    /// files). Best effort, at most a second, never a failure: a disk that takes longer must not
+    /// cost the shard its primary.
+    SyncData,
     /// Persist `data_epoch := epoch`, then `REPLICAOF NO ONE`. Done when the server says that it
     /// is a primary.
     Promote { epoch: u64 },
