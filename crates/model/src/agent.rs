@@ -160,6 +160,9 @@ pub struct AgentStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
     pub state: ServerState,
+    /// Wall clock since when a living server is `Busy` or `Hung`; `None` in every other state.
+    #[serde(default)]
+    pub unanswering_since: Option<Timestamp>,
     pub pid: Option<u32>,
     /// The server's own run id (`INFO server`), new with every start.
     pub run_id: Option<String>,

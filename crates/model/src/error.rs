@@ -46,6 +46,7 @@ codes! {
     PasswordTooWeak = "password-too-weak", 400, "The password is too weak";
     PasswordMissing = "password-missing", 400, "A password is needed";
     ContainerClusterNotFound = "container-cluster-not-found", 400, "No such container cluster";
+    StorageClassNotFound = "storage-class-not-found", 400, "No such storage class";
     CapacityExceeded = "capacity-exceeded", 409, "The container cluster has no room";
     NoFreePort = "no-free-port", 409, "No port is free";
     DiskFull = "disk-full", 507, "The disk is full";

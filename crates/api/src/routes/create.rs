@@ -10,7 +10,7 @@ use larder_api_types::{CreateInstance, Operation, PlanView, Problem};
 use larder_model::local::NodeSecrets;
 use larder_model::{
     Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, Observed, OperationKind,
-    Refusal, Secret, check_password,
+    Refusal, STANDARD_STORAGE_CLASS, Secret, check_password,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -98,6 +98,7 @@ fn detail(spec: &InstanceSpec) -> serde_json::Value {
         "shards": spec.shards,
         "replicas": spec.replicas,
         "container_cluster": spec.container_cluster,
+        "storage_class": spec.storage_class,
     })
 }
 
@@ -131,6 +132,7 @@ fn spec(new: CreateInstance) -> Result<InstanceSpec, ApiError> {
         shards,
         replicas,
         container_cluster: new.container_cluster.unwrap_or_else(|| CONTAINER_CLUSTER.to_owned()),
+        storage_class: new.storage_class.unwrap_or_else(|| STANDARD_STORAGE_CLASS.to_owned()),
     };
     spec.check().map_err(|mut refusal| {
         // The field's name in the request.
@@ -225,6 +227,18 @@ async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(),
             )
             .field("container_cluster"));
         };
+        if !cluster.storage_classes.contains(&spec.storage_class) {
+            return Err(Refusal::new(
+                Code::StorageClassNotFound,
+                format!(
+                    "container cluster `{}` has no storage class `{}`: use one of {}",
+                    spec.container_cluster,
+                    spec.storage_class,
+                    cluster.storage_classes.join(", ")
+                ),
+            )
+            .field("storage_class"));
+        }
         // What cannot be looked at just now is not known to be full.
         if cluster.reachable {
             let desired = dry_run::desired(state, spec.clone(), now());
