@@ -2,15 +2,19 @@
 
 mod config;
 mod engines;
+mod lean;
 mod logging;
 mod parts;
 mod serve;
 mod stop;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::lean::Lean;
 
 #[derive(Parser)]
 #[command(name = "larder", about = "A managed Redis service that you run yourself", version)]
@@ -54,6 +58,16 @@ struct KeeperArgs {
 }
 
 fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match Lean::of(&arguments) {
+        Some(Lean::Agent { dir }) => agent(dir),
+        Some(Lean::Proxy { dir }) => proxy(dir),
+        Some(Lean::Keeper { data }) => keeper(data),
+        None => whole_command_line(),
+    }
+}
+
+fn whole_command_line() -> ExitCode {
     // Two TLS providers in one program would leave rustls without a choice.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let Larder { globals, command } = Larder::parse();
@@ -62,15 +76,23 @@ fn main() -> ExitCode {
             on_one_thread(larder_cli::run(globals, command)).map_or_else(failed, ExitCode::from)
         }
         Command::Serve(args) => role(serve::run(args)),
-        Command::Agent(args) => role(one_thread_role(larder_agent::run(&args.dir))),
-        Command::Proxy(args) => role(one_thread_role(larder_proxy::run(&args.dir))),
+        Command::Agent(args) => agent(&args.dir),
+        Command::Proxy(args) => proxy(&args.dir),
         Command::Keeper(KeeperArgs { data, stop: true }) => role(stop::by_hand(&data)),
-        Command::Keeper(KeeperArgs { data, stop: false }) => role(keeper(&data)),
+        Command::Keeper(KeeperArgs { data, stop: false }) => keeper(&data),
     }
 }
 
-fn keeper(data: &Path) -> anyhow::Result<()> {
-    one_thread_role(larder_keeper::run(data))
+fn agent(dir: &Path) -> ExitCode {
+    role(one_thread_role(larder_agent::run(dir)))
+}
+
+fn proxy(dir: &Path) -> ExitCode {
+    role(one_thread_role(larder_proxy::run(dir)))
+}
+
+fn keeper(data: &Path) -> ExitCode {
+    role(one_thread_role(larder_keeper::run(data)))
 }
 
 /// Roles that mostly wait get one thread: there are many of them on a machine.
