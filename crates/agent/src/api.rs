@@ -152,11 +152,21 @@ fn refused(error: &Refusal) -> Response {
     refusal(StatusCode::UNPROCESSABLE_ENTITY, error)
 }
 
+/// The loop has not answered in time.
+struct Busy;
+
+impl IntoResponse for Busy {
+    fn into_response(self) -> Response {
+        let why = Refusal::new(Code::NotReady, "the agent is busy; ask again");
+        refusal(StatusCode::SERVICE_UNAVAILABLE, &why)
+    }
+}
+
 /// Hands a command to the loop and waits for its reply.
 async fn ask<T>(
     state: &ApiState,
     command: impl FnOnce(oneshot::Sender<T>) -> Command,
-) -> Result<T, Response> {
+) -> Result<T, Busy> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         state.commands.send(command(reply)).await.ok()?;
@@ -164,17 +174,14 @@ async fn ask<T>(
     };
     match tokio::time::timeout(LOOP, exchange).await {
         Ok(Some(answer)) => Ok(answer),
-        _ => Err(refusal(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &Refusal::new(Code::NotReady, "the agent is busy; ask again"),
-        )),
+        _ => Err(Busy),
     }
 }
 
 async fn ping(State(state): State<ApiState>) -> Response {
     match ask(&state, Command::Ping).await {
         Ok(()) => Json(serde_json::json!({})).into_response(),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -202,7 +209,7 @@ async fn order(State(state): State<ApiState>, Json(request): Json<OrderRequest>)
         Ok(Ok(())) => StatusCode::ACCEPTED.into_response(),
         Ok(Err(OrderError::Stale(seen))) => (StatusCode::CONFLICT, Json(seen)).into_response(),
         Ok(Err(OrderError::Refused(error))) => refused(&error),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -215,7 +222,7 @@ async fn metrics(State(state): State<ApiState>) -> Response {
 async fn peer(State(state): State<ApiState>) -> Response {
     match ask(&state, Command::Report).await {
         Ok(report) => Json(report).into_response(),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -226,7 +233,7 @@ async fn promise(State(state): State<ApiState>, Json(request): Json<PromiseReque
             StatusCode::CONFLICT,
             &Refusal::new(Code::NotAllowed, "this node does not promise for that epoch"),
         ),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -234,7 +241,7 @@ async fn demote(State(state): State<ApiState>, Json(request): Json<DemoteRequest
     match ask(&state, |reply| Command::Demote { request, reply }).await {
         Ok(Ok(())) => Json(serde_json::json!({})).into_response(),
         Ok(Err(error)) => refused(&error),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -245,6 +252,6 @@ async fn fail_over(
     match ask(&state, |reply| Command::FailOver { request, reply }).await {
         Ok(Ok(())) => StatusCode::ACCEPTED.into_response(),
         Ok(Err(error)) => refused(&error),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }

@@ -40,6 +40,10 @@ impl NodeDir {
         self.0.join("server.json")
     }
 
+    pub(crate) fn kept_cluster_file(&self) -> PathBuf {
+        self.0.join("nodes.conf.kept")
+    }
+
     pub(crate) fn server_log(&self) -> PathBuf {
         self.0.join("server.log")
     }

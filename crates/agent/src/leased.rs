@@ -12,7 +12,7 @@ use larder_model::lease::{LeaseRecord, Route};
 use larder_model::local::Promised;
 use larder_model::{Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
 
-use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate};
+use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate, sync_data};
 use crate::client::ClientError;
 use crate::command::{DemoteRequest, PromiseAnswer, PromiseRequest};
 use crate::core::{Core, SAMPLE, problem};
@@ -94,6 +94,8 @@ impl Leased {
     pub(crate) async fn round(&mut self, core: &mut Core) -> Round {
         self.renew_old_promise(core);
         self.match_members(core);
+        self.lease.keep_reserve();
+        self.endpoint.keep_reserve();
         core.server.sample(SAMPLE).await;
         core.check_volume();
         self.read_lease().await;
@@ -103,6 +105,7 @@ impl Leased {
             self.route = route;
             self.route_known = true;
         }
+        self.recover_lineage(core);
         self.note_sync(core);
         self.ask_successor(core);
         let local = self.local(core);
@@ -218,6 +221,20 @@ impl Leased {
         self.view = LeaseView::Unreachable { since, last };
     }
 
+    /// The lease still knows when this node led, also when its own notes are gone.
+    fn recover_lineage(&self, core: &mut Core) {
+        let LeaseView::Known(known) = &self.view else { return };
+        let (record, me) = (&known.record, &core.config.node);
+        let held = record.holder.as_ref().filter(|holder| holder.node == *me);
+        let before = record.previous.as_ref().filter(|previous| previous.node == *me);
+        let led_in = match (held, before) {
+            (Some(_), _) => record.epoch,
+            (None, Some(previous)) if record.holder.is_none() => previous.epoch,
+            _ => return,
+        };
+        core.recover_lineage(led_in);
+    }
+
     /// Keeps the mark of a completed sync, and with it the lineage of the data.
     fn note_sync(&self, core: &mut Core) {
         let local = self.local(core);
@@ -317,6 +334,7 @@ impl Leased {
                 core.memory.event(Severity::Warning, "server-hung", message);
                 core.kill_server().await
             }
+            Action::SyncData => sync_data(core).await,
             Action::Promote { epoch } => promote(core, epoch, self.may_promote_until(core)).await,
             Action::Follow(member) => {
                 let done = replicate(core, &member.address).await;

@@ -140,13 +140,13 @@ async fn turn(core: &mut Core, mode: &mut Mode, inbox: &mut mpsc::Receiver<Comma
 /// Who decides over the node.
 enum Mode {
     Leased(Box<Leased>),
-    Clustered(Clustered),
+    Clustered(Box<Clustered>),
 }
 
 impl Mode {
     fn new(boot: &Boot) -> Result<Self, AgentError> {
         if boot.boot.config.mode == NodeMode::Clustered {
-            return Ok(Self::Clustered(Clustered::default()));
+            return Ok(Self::Clustered(Box::default()));
         }
         let (lease, route) = (&boot.boot.lease_dir, &boot.boot.route_dir);
         let lease = LinkLease::open(lease)

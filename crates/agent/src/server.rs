@@ -54,6 +54,8 @@ pub(crate) struct Server {
     /// A process of this node has run in this or a former life of the agent.
     pub(crate) has_run: bool,
     pub(crate) down_since: Option<Timestamp>,
+    /// Since when (wall clock) the living process is busy or hangs.
+    unanswering_since: Option<Timestamp>,
     pub(crate) last_exit: Option<Exit>,
     /// Until when writes are paused by this agent.
     paused_until: Option<Timestamp>,
@@ -80,6 +82,7 @@ impl Server {
             cluster: None,
             has_run,
             down_since: Some(clock::monotonic()),
+            unanswering_since: None,
             last_exit: None,
             paused_until: None,
         }
@@ -110,6 +113,7 @@ impl Server {
         self.answered_at = None;
         self.info = None;
         self.cluster = None;
+        self.unanswering_since = None;
         self.paused_until = None;
     }
 
@@ -132,10 +136,16 @@ impl Server {
         if matches!(self.answer, Answer::Ready | Answer::Loading | Answer::Busy) {
             self.answered_at = Some(now);
         }
-        if self.state() == ServerState::Hung {
+        let state = self.state();
+        if state == ServerState::Hung {
             self.down_since.get_or_insert(now);
         } else {
             self.down_since = None;
+        }
+        if matches!(state, ServerState::Busy | ServerState::Hung) {
+            self.unanswering_since.get_or_insert_with(clock::wall);
+        } else {
+            self.unanswering_since = None;
         }
     }
 
@@ -285,6 +295,7 @@ impl Server {
         let info = self.info.as_ref();
         ServerStatus {
             state: self.state(),
+            unanswering_since: self.unanswering_since,
             pid: self.supervisor.pid(),
             run_id: self.run_id(),
             engine_version: info.map(|info| info.engine_version.clone()),

@@ -17,7 +17,13 @@ fn restart(node: Option<&str>) -> OperationKind {
 }
 
 fn failover(shard: u32, to: Option<&str>, accept_data_loss: bool) -> OperationKind {
-    OperationKind::Failover { shard, to: to.map(id), accept_data_loss, from: None }
+    OperationKind::Failover {
+        shard,
+        to: to.map(id),
+        accept_data_loss,
+        from: None,
+        without_primary: false,
+    }
 }
 
 fn restarted(plans: &[Plan]) -> Vec<String> {
@@ -196,6 +202,7 @@ fn nobody_takes_a_lease_in_the_middle_of_a_hand_over() {
         to: Some(id("n2")),
         accept_data_loss: true,
         from: Some(old),
+        without_primary: false,
     });
     // Demoted and alive, nobody leads for a moment.
     let mut observed = world.observe();
