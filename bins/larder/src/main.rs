@@ -2,6 +2,7 @@
 
 mod config;
 mod engines;
+mod keeper_watch;
 mod lean;
 mod logging;
 mod parts;

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
 use crate::parts::{Engines, LocalCapacity, Prober};
-use crate::{engines, logging, stop};
+use crate::{engines, keeper_watch, logging, stop};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
@@ -42,9 +42,6 @@ pub(crate) struct ServeArgs {
     stop_instances: bool,
 }
 
-/// How often a missing keeper is noticed. Instances serve on without one; only what dies
-/// meanwhile stays down for that long.
-const KEEPER_LOOK: Duration = Duration::from_millis(500);
 /// How often old history is looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Running requests get this long when the server stops.
@@ -149,7 +146,12 @@ async fn serve(
     let stop = CancellationToken::new();
     let driver = tokio::spawn(Driver::new(reconciler, inbox).run(stop.clone()));
     let history = tokio::spawn(prune(store.clone(), config.retention.store(), stop.clone()));
-    let keeper = tokio::spawn(keep_keeper(data.to_owned(), larder_binary, stop.clone()));
+    let keeper = tokio::spawn(keeper_watch::watch_keeper(
+        data.to_owned(),
+        larder_binary,
+        store.clone(),
+        stop.clone(),
+    ));
 
     let (stopping, is_stopping) = watch::channel(false);
     let initial_password = names.initial_admin_password();
@@ -229,28 +231,6 @@ async fn prune(store: Store, keep: Retention, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PRUNE_EVERY) => {}
-        }
-    }
-}
-
-/// Starts the keeper again whenever it is missing.
-async fn keep_keeper(data: PathBuf, larder_binary: PathBuf, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(KEEPER_LOOK) => {}
-        }
-        let (data, larder_binary) = (data.clone(), larder_binary.clone());
-        let look = tokio::task::spawn_blocking(move || {
-            larder_keeper::ensure_running(&data, &larder_binary)
-        });
-        match look.await {
-            Ok(Ok(larder_keeper::Start::AlreadyRunning)) => {}
-            Ok(Ok(larder_keeper::Start::Started { pid })) => {
-                tracing::info!(pid, "the keeper was missing and is started again");
-            }
-            Ok(Err(error)) => tracing::error!(%error, "the keeper cannot be started"),
-            Err(error) => tracing::error!(%error, "the keeper cannot be looked after"),
         }
     }
 }

@@ -198,6 +198,14 @@ async fn status(State(mut state): State<ApiState>, Query(known): Query<Known>) -
         // No news within the time is an answer too: the same status, with newer offsets.
         let _ = tokio::time::timeout(POLL, news).await.map(|result| result.map(drop));
     }
+    // A new agent has nothing to say before it has looked.
+    let first = state.status.wait_for(|now| now.version > 0);
+    if tokio::time::timeout(LOOP, first).await.is_err() {
+        return refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &Refusal::new(Code::NotReady, "the agent has just started; ask again"),
+        );
+    }
     let now = Arc::clone(&state.status.borrow());
     Json(&*now).into_response()
 }

@@ -12,14 +12,16 @@ use larder_election::PeerReport;
 use larder_model::agent::{
     ClusterFailoverMode, Order, Problem, ProblemCode, Role, ServerState, VolumeState,
 };
-use larder_model::{Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp};
-use larder_node::NodeError;
+use larder_model::{
+    Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
+};
+use larder_node::{Connection, NodeError};
 
-use crate::clock;
 use crate::command::FailOverRequest;
 use crate::core::{Core, SAMPLE, problem};
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
+use crate::{clock, fence};
 
 /// A vote that is not through by then will not come soon: voters refuse a shard that has changed
 /// hands less than two node timeouts before.
@@ -29,6 +31,8 @@ const FORCE_TIME: Millis = Millis(1_000);
 const COORDINATED: Millis = Millis(5_000);
 /// A replica that is silent for this long in the middle of its failover is given up for another.
 const SILENT_REPLICA: Millis = Millis(1_500);
+/// A former primary that does not answer within this is taken for frozen.
+const FORMER_ANSWERS: Duration = Duration::from_secs(1);
 /// How often the replicas are looked at during a failover.
 const LOOK: Millis = Millis(60);
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
@@ -89,18 +93,20 @@ struct Changes {
 }
 
 impl Changes {
-    /// Notes the id of the shard's primary as the server `me` sees it.
-    fn seen(&mut self, primary: &str, me: &str, now: Timestamp) {
+    /// Notes the id of the shard's primary as the server `me` sees it. Answers whom that server has
+    /// just replaced.
+    fn seen(&mut self, primary: &str, me: &str, now: Timestamp) -> Option<String> {
         if self.primary.as_deref() == Some(primary) {
-            return;
+            return None;
         }
-        if let Some(old) = self.primary.replace(primary.to_owned()) {
-            self.replaced.retain(|(id, _)| *id != old);
-            self.replaced.push((old, now));
-            if primary == me {
-                self.won = Some(now);
-            }
+        let old = self.primary.replace(primary.to_owned())?;
+        self.replaced.retain(|(id, _)| *id != old);
+        self.replaced.push((old.clone(), now));
+        if primary != me {
+            return None;
         }
+        self.won = Some(now);
+        Some(old)
     }
 
     /// An election would not be begun, or not be won.
@@ -151,8 +157,11 @@ impl Clustered {
         let is_replica = view.me().is_some_and(|me| me.role == Role::Replica);
         let id = view.my_id.clone();
         let primary = if owns { Some(&id) } else { view.me().and_then(|me| me.primary.as_ref()) };
-        if let Some(primary) = primary {
-            self.changes.seen(primary, &id, clock::monotonic());
+        if let Some(primary) = primary
+            && let Some(former) = self.changes.seen(primary, &id, clock::monotonic())
+            && let Some(former) = view.nodes.iter().find(|node| node.id == former)
+        {
+            fence_silent(core, &former.address);
         }
         let replid = core.server.replication().map(|view| view.replid.clone());
         self.led_as = replid.filter(|_| owns);
@@ -504,6 +513,28 @@ async fn tell(core: &Core, node: &NodeId, mode: ClusterFailoverMode) {
         Ok(()) => tracing::info!(%node, ?mode, "told to take over"),
         Err(error) => tracing::warn!(%node, ?mode, %error, "not told to take over"),
     }
+}
+
+/// The server at `address`, whose slots this node's server has taken over, may be frozen: when it
+/// thaws it would answer the writes that wait in its sockets before it hears of its successor. One
+/// that does not answer is killed, as far as it is of this machine; one that does has heard.
+fn fence_silent(core: &Core, address: &Address) {
+    let Some(member) = core.shard_peers().find(|member| member.address == *address) else { return };
+    let (member, dir) = (member.clone(), core.dir.clone());
+    let password = core.server.password().clone();
+    // Beside the loop: this node leads already.
+    tokio::spawn(async move {
+        let asked = async {
+            let user = crate::render::SYSTEM_USER;
+            let mut connection =
+                Connection::login(&member.address, user, &password, FORMER_ANSWERS).await?;
+            connection.info().await
+        };
+        if let Err(error @ NodeError::Timeout { .. }) = asked.await {
+            tracing::warn!(node = %member.node, %error, "former primary does not answer");
+            fence::kill_server_of(&dir, &member.node);
+        }
+    });
 }
 
 /// The answering node is a primary that owns slots, and in its eyes the dead one has none left.

@@ -613,6 +613,12 @@ impl Core {
             self.start_problem = None;
         }
         let old = Arc::clone(&self.status.borrow());
+        // The very first status waits for the first answer of an adopted server.
+        let same = old.server.pid == self.server.supervisor.pid();
+        let known = old.version == 0 || old.server.state == ServerState::Serving;
+        if same && known && self.server.is_briefly_silent() {
+            return;
+        }
         let mut status = AgentStatus {
             node: self.config.node.clone(),
             instance: self.config.instance.clone(),

@@ -123,6 +123,8 @@ impl LinkLease {
 impl Lease for LinkLease {
     async fn read(&mut self) -> Result<Option<(u64, LeaseRecord)>, LeaseError> {
         let Some(entry) = read_entry(&self.log, "reading the lease").await? else {
+            // Its folder may have been deleted, and then the watch is one of nothing.
+            self.watch = None;
             return Ok(None);
         };
         let record = parse(&entry, "reading the lease")?;
@@ -131,6 +133,9 @@ impl Lease for LinkLease {
 
     async fn write(&mut self, after: Option<u64>, record: &LeaseRecord) -> Result<u64, LeaseError> {
         let bytes = encode(record, "writing the lease")?;
+        if after.is_none() {
+            make_folder(&self.log, "making the lease's folder").await?;
+        }
         append(&self.log, after, bytes, "writing the lease").await
     }
 
@@ -200,6 +205,9 @@ impl Endpoint for LinkEndpoint {
                     }
                 }
             }
+            if after.is_none() {
+                make_folder(&self.log, DOING).await?;
+            }
             let (log, bytes) = (self.log.clone(), encode(route, DOING)?);
             // Not durable: after a loss of power the holder publishes anew, and a sync of the disk
             // here would be a gap in writes.
@@ -216,6 +224,12 @@ impl Endpoint for LinkEndpoint {
     fn keep_reserve(&mut self) {
         self.reserve.keep(&self.log);
     }
+}
+
+/// The folder of a log that has no version may be gone since it was opened.
+async fn make_folder(log: &LinkLog, doing: &'static str) -> Result<(), LeaseError> {
+    let log = log.clone();
+    bounded(doing, move || LinkLog::open(log.dir()).map(drop)).await
 }
 
 async fn read_entry(log: &LinkLog, doing: &'static str) -> Result<Option<Entry>, LeaseError> {
@@ -298,6 +312,18 @@ mod tests {
         let renewed = one.renew(version).await.expect("renewed");
         assert!(matches!(two.write(Some(version), &record(2)).await, Err(LeaseError::Conflict)));
         assert_eq!(two.read().await.expect("read"), Some((renewed, record(1))));
+    }
+
+    #[tokio::test]
+    async fn a_deleted_folder_is_made_anew_by_the_first_writer() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let dir = folder.path().join("lease");
+        let mut lease = LinkLease::open(&dir).expect("open");
+        lease.write(None, &record(1)).await.expect("first");
+        std::fs::remove_dir_all(&dir).expect("removed");
+        assert_eq!(lease.read().await.expect("read"), None);
+        let version = lease.write(None, &record(2)).await.expect("again");
+        assert_eq!(lease.read().await.expect("read"), Some((version, record(2))));
     }
 
     #[tokio::test]

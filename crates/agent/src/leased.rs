@@ -7,7 +7,9 @@ use larder_election::{
     Action, HandOverProgress, KillReason, LeaseKnown, LeaseView, Local, LocalServer, OrderKind,
     OrderOutcome, Peer, PeerPromise, PendingOrder, Promise, Situation, StartAs, WhyNoPrimary,
 };
-use larder_model::agent::{LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role};
+use larder_model::agent::{
+    LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role, VolumeState,
+};
 use larder_model::lease::{LeaseRecord, Route};
 use larder_model::local::Promised;
 use larder_model::{Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
@@ -602,13 +604,20 @@ impl Leased {
     }
 
     /// Orders that are the election's business.
-    pub(crate) fn order(&mut self, order: &Order) -> Result<(), Refusal> {
+    pub(crate) fn order(&mut self, core: &Core, order: &Order) -> Result<(), Refusal> {
         let kind = match order {
             Order::HandOver { to } => {
                 self.may_hand_over(to.as_ref())?;
                 OrderKind::HandOver { to: to.clone() }
             }
             Order::TakeLease { accept_data_loss } => {
+                // Said at once, so that who asked need not wait for what can never be.
+                let has_data =
+                    core.volume_state() == VolumeState::Data && core.memory.get().data_epoch > 0;
+                if !has_data {
+                    let text = OrderOutcome::NoData.to_string();
+                    return Err(Refusal::new(Code::NoEligibleReplica, text));
+                }
                 OrderKind::TakeLease { accept_data_loss: *accept_data_loss }
             }
             // A lost volume is filled by a sync as soon as there is a holder to copy from.

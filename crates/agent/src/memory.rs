@@ -5,10 +5,13 @@ use std::path::PathBuf;
 
 use larder_election::SyncMark;
 use larder_model::agent::{AgentEvent, Fence, NodeConfig};
-use larder_model::{Severity, Timestamp};
+use larder_model::{Millis, Severity, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{clock, files};
+
+/// An event that comes again sooner than this is no news; later it is something new.
+const REPEATED: Millis = Millis::secs(300);
 
 /// How many events an agent keeps; older ones have long been read by `serve`.
 const EVENTS: usize = 64;
@@ -80,6 +83,8 @@ pub(crate) struct Memory {
     path: PathBuf,
     content: AgentMemory,
     dirty: bool,
+    /// When something last happened (monotonic), told or not.
+    last_event: Option<Timestamp>,
     /// The last attempt to write failed with this text.
     failure: Option<String>,
     disk_full: bool,
@@ -98,8 +103,15 @@ impl Memory {
             },
             Err(_) => (AgentMemory::default(), None),
         };
-        let mut memory =
-            Self { path, content, dirty: false, failure: None, disk_full: false, essence: None };
+        let mut memory = Self {
+            path,
+            content,
+            dirty: false,
+            last_event: None,
+            failure: None,
+            disk_full: false,
+            essence: None,
+        };
         if let Some(error) = damage {
             memory.number_events_anew();
             let path = memory.path.display();
@@ -126,8 +138,16 @@ impl Memory {
         change(&mut self.content)
     }
 
-    /// Records an event.
+    /// Records an event. The same one over and over, with nothing else in between, is told once.
     pub(crate) fn event(&mut self, severity: Severity, reason: &str, message: String) {
+        let again = self.content.events.back().is_some_and(|last| {
+            last.severity == severity && last.reason == reason && last.message == message
+        });
+        let before = self.last_event.replace(clock::monotonic());
+        if again && before.is_some_and(|at| clock::monotonic().since(at) < REPEATED) {
+            tracing::debug!(reason, text = message, "event again");
+            return;
+        }
         tracing::info!(reason, text = message, "event");
         self.change(|memory| {
             memory.next_event += 1;
@@ -227,6 +247,17 @@ mod tests {
         again.event(Severity::Info, "test", "one more".into());
         assert_eq!(again.get().events.len(), EVENTS);
         assert_eq!(again.get().events.back().map(|e| e.seq), Some(101));
+    }
+
+    #[test]
+    fn the_same_event_over_and_over_is_told_once() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let mut memory = Memory::load(folder.path().join("state.json"));
+        for text in ["no", "no", "no", "yes", "no"] {
+            memory.event(Severity::Warning, "refused", text.to_owned());
+        }
+        let told: Vec<_> = memory.get().events.iter().map(|e| e.message.as_str()).collect();
+        assert_eq!(told, ["no", "yes", "no"]);
     }
 
     #[test]

@@ -59,9 +59,9 @@ pub async fn run(dir: &Path) -> Result<(), AgentError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Setup)?;
     tracing::info!(node = %config.node, instance = %config.instance, "agent started");
 
-    // Nobody gets to read a status in which the volume was not looked at.
+    // The first status is published after the first round: nobody gets to read one in which the
+    // volume, the lease or an adopted server was not looked at.
     core.check_volume();
-    core.publish(None, None);
     let state = ApiState { commands, status: readers.status, metrics: readers.metrics };
     let api = tokio::spawn(api::serve(socket.clone(), listener, state));
     let ended = async {
@@ -262,7 +262,7 @@ impl Mode {
             return result;
         }
         match self {
-            Self::Leased(leased) => leased.order(order),
+            Self::Leased(leased) => leased.order(core, order),
             Self::Clustered(clustered) => clustered.order(core, order).await,
         }
     }

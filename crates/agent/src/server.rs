@@ -20,6 +20,10 @@ const DISK_WAIT_IS_HUNG: Millis = Millis(5_000);
 /// From the start of the process to its first answer; it listens before it loads.
 const START_IS_HUNG: Millis = Millis(30_000);
 
+/// A server that says nothing for no longer than this is not called busy for it: the machine may
+/// be slow, or the server has just been adopted.
+const BRIEFLY: Millis = Millis(2_500);
+
 /// How long an order to the server may take.
 const ORDER_DEADLINE: Duration = Duration::from_millis(700);
 
@@ -150,7 +154,13 @@ impl Server {
     }
 
     async fn ask(&mut self, deadline: Duration) -> Answer {
-        let result = self.ask_or_fail(deadline).await;
+        let known = self.eyes.is_some();
+        let mut result = self.ask_or_fail(deadline).await;
+        if known && matches!(result, Err(NodeError::Closed { .. } | NodeError::Io { .. })) {
+            // A tenant may close every connection (`CLIENT KILL`): that says nothing of the server.
+            self.eyes = None;
+            result = self.ask_or_fail(deadline).await;
+        }
         match result {
             Ok(answer) => answer,
             Err(error) => {
@@ -240,6 +250,20 @@ impl Server {
         };
         let limit = if run_state == RunState::Disk { DISK_WAIT_IS_HUNG } else { SILENT_IS_HUNG };
         if now.since(answered_at) >= limit { ServerState::Hung } else { ServerState::Busy }
+    }
+
+    /// The server has not answered just now, and not for long: what was known of it before is as
+    /// likely to hold.
+    pub(crate) fn is_briefly_silent(&self) -> bool {
+        let recently = |at| clock::monotonic().since(at) < BRIEFLY;
+        self.answer == Answer::Silent
+            && self.state() == ServerState::Busy
+            && self.answered_at.is_some_and(recently)
+    }
+
+    /// What its system user logs in with, at every server of the instance.
+    pub(crate) fn password(&self) -> &Secret {
+        &self.password
     }
 
     /// Something that is not this node's server answers on its port.

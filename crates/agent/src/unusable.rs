@@ -12,10 +12,10 @@ use larder_model::{Millis, NodeMode, Severity};
 
 use crate::core::{Core, problem};
 use crate::damage::Damage;
+use crate::files;
 use crate::memory::Unusable;
 use crate::process::Exit;
 use crate::volume::CLUSTER_FILE;
-use crate::files;
 
 /// This often in a row a server has to say that it cannot load a file.
 const TRIES: u32 = 3;

@@ -281,3 +281,27 @@ async fn a_standalone_node_with_damaged_notes_leads_with_its_data() {
         assert_eq!(events(&status).contains(&"notes-unreadable"), damage.is_some());
     }
 }
+
+#[tokio::test]
+async fn neither_adoption_nor_a_tenant_that_closes_all_connections_makes_a_server_look_busy() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    world.start_all();
+    world.settled(START).await;
+    for _ in 0..3 {
+        world.kill_agent(0);
+        world.start(0);
+        let until = Instant::now() + Duration::from_secs(2);
+        let mut answers = 0;
+        while Instant::now() < until {
+            let kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"];
+            world.tenant(0).await.call(&kill).await.expect("allowed");
+            // No answer yet is none that misleads.
+            if let Ok(status) = world.client(0).status().await {
+                answers += 1;
+                assert_eq!(leader(&[Some(status.clone())]), Some(0), "{status:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(answers > 0);
+    }
+}

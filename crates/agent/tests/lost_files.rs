@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use larder_model::NodeMode;
-use larder_model::agent::{AgentStatus, ProblemCode, ServerState, VolumeState};
+use larder_model::agent::{AgentStatus, ProblemCode, Role, ServerState, VolumeState};
 use support::{World, events, leader};
 
 const START: Duration = Duration::from_secs(20);
@@ -146,9 +146,13 @@ async fn a_shard_all_of_whose_volumes_are_gone_says_so_for_each_of_its_nodes() {
     world.start_all();
     world
         .wait("lost", START, |all| {
+            // One may have been started to copy from a primary whose lease had not run out yet.
             all.iter().all(|status| {
                 is(status, VolumeState::Lost)
-                    && status.as_ref().is_some_and(|s| s.server.state == ServerState::Dead)
+                    && !status
+                        .as_ref()
+                        .and_then(|s| s.replication.as_ref())
+                        .is_some_and(|r| r.role == Role::Primary || r.link_up)
             })
         })
         .await;
@@ -187,11 +191,10 @@ async fn a_last_primary_that_cannot_load_its_file_is_not_waited_for() {
     let part = break_data(&volume(&world, first));
     let broken = fs::read(&part).expect("read");
     world.start_all();
-    world
-        .wait("another leads", HEALED, |all| leader(all).is_some_and(|node| node != first))
-        .await;
+    world.wait("another leads", HEALED, |all| leader(all).is_some_and(|node| node != first)).await;
     // Until the copy is whole the broken files are kept.
-    let aside = volume(&world, first).join("aside/appendonlydir").join(part.file_name().expect("is"));
+    let aside =
+        volume(&world, first).join("aside/appendonlydir").join(part.file_name().expect("is"));
     let kept = fs::read(&aside).or_else(|_| fs::read(&part));
     if is(&world.statuses().await[first], VolumeState::Lost) {
         assert_eq!(kept.expect("kept"), broken);
@@ -218,9 +221,7 @@ async fn a_standalone_file_that_cannot_be_loaded_is_told_once_and_tried_again_wh
     let broken = fs::read(&part).expect("read");
     world.start(0);
     world
-        .wait("told", START, |all| {
-            all[0].as_ref().is_some_and(|s| told(s, "data-unusable") == 1)
-        })
+        .wait("told", START, |all| all[0].as_ref().is_some_and(|s| told(s, "data-unusable") == 1))
         .await;
     let before = world.client(0).status().await.expect("answers");
     let problem = before.problem.clone().expect("told");
@@ -237,4 +238,22 @@ async fn a_standalone_file_that_cannot_be_loaded_is_told_once_and_tried_again_wh
     fs::write(&part, good).expect("written");
     world.settled(START).await;
     assert_eq!(keys(&world, 0).await, KEYS);
+}
+
+#[tokio::test]
+async fn a_shard_whose_lease_is_deleted_makes_a_new_one_by_itself() {
+    let mut world = World::new(NodeMode::Leased, 1, 3);
+    world.start_all();
+    let first = world.settled(START).await;
+    write_keys(&world, first, 2).await;
+    let epoch = world.lease().expect("held").epoch;
+    fs::remove_dir_all(world.lease_dir()).expect("removed");
+    world
+        .wait("led again", START, |all| {
+            leader(all).is_some() && world.lease().is_some_and(|lease| lease.epoch > epoch)
+        })
+        .await;
+    let leader = world.settled(START).await;
+    assert_eq!(keys(&world, leader).await, KEYS);
+    world.tenant(leader).await.call(&["SET", "after", "value"]).await.expect("takes writes");
 }

@@ -161,7 +161,10 @@ pub enum WhyNoPrimary {
     #[error("too many automatic failovers in a short time")]
     OnHold,
     /// Nobody may take it yet: waits for the former holder to start from its own file.
-    #[error("node {0}, the last primary, is waited for: it may have the newest data")]
+    #[error(
+        "node {0}, the last primary, is waited for: it may have the newest data; to go on without \
+         them choose a node: `larder instance failover INSTANCE --to NODE --accept-data-loss`"
+    )]
     WaitsForFormerHolder(NodeId),
     /// This node has nothing to lead with, or others have more.
     #[error("this node has no data to lead with, or others may have newer ones")]

@@ -85,10 +85,14 @@ fn has_new_server(view: &View<'_>, record: &NodeRecord, old: &str) -> bool {
 /// The servers that are still the old ones, replicas first. One is restarted, and only while
 /// everybody else of its shard is well.
 fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, String>) {
-    // A new server that is not in its part yet is the one being restarted.
+    // A new server that is not in its part yet is the one being restarted. With a primary that hangs
+    // it never would be.
     for record in &view.wanted {
         let Some(old) = run_ids.get(&record.id) else { continue };
-        if has_new_server(view, record, old) && !view.is_well(record) {
+        if has_new_server(view, record, old)
+            && !view.is_well(record)
+            && !is_held_up(view, record.shard, run_ids)
+        {
             draft.wait(Wait::Effect { what: format!("node {} is back in its part", record.id) });
             return;
         }
@@ -144,6 +148,14 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, Stri
     } else {
         draft.wait(Wait::Effect { what: format!("node {} is well", record.id) });
     }
+}
+
+/// The shard's primary hangs, and is to be restarted.
+fn is_held_up(view: &View<'_>, shard: u32, run_ids: &BTreeMap<NodeId, String>) -> bool {
+    view.last_primary(shard).is_some_and(|last| {
+        view.is_stuck(&last.id)
+            && run_ids.get(&last.id).is_some_and(|old| !has_new_server(view, last, old))
+    })
 }
 
 /// Another node of the shard whose trouble the restart has to wait for. Not for what comes of the

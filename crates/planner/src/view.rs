@@ -199,13 +199,25 @@ impl<'a> View<'a> {
             && self.is_down(node)
     }
 
+    /// A past and an empty volume, and nobody who fills it: the server is held back, or was started
+    /// as the replica of a primary that is gone as well.
+    fn has_no_copy(&self, node: &NodeId) -> bool {
+        let fills_nothing =
+            |view: &ReplicationView| view.role == Role::Replica && !view.link_up && !view.syncing;
+        self.volume_is_lost(node)
+            || self.agent(node).is_some_and(|status| {
+                status.volume == VolumeState::Lost
+                    && status.replication.as_ref().is_some_and(fills_nothing)
+            })
+    }
+
     /// Every copy of the shard is seen to be gone: nothing that anybody could bring back.
     pub(crate) fn data_is_lost(&self, shard: u32) -> bool {
         let mut nodes = self.all_of(shard).peekable();
         self.desired.initialized
             && nodes.peek().is_some()
             && nodes.all(|record| {
-                self.volume_is_lost(&record.id)
+                self.has_no_copy(&record.id)
                     || (self.worker_is_lost(record) && self.agent(&record.id).is_none())
             })
     }

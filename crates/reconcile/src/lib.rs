@@ -9,6 +9,7 @@ mod book_store;
 mod driver;
 mod execute;
 mod observe;
+mod pace;
 mod statuses;
 mod strays;
 mod tick;

@@ -234,6 +234,10 @@ impl World {
         newest(&self.folder.path().join("route"))
     }
 
+    pub(crate) fn lease_dir(&self) -> PathBuf {
+        self.folder.path().join("lease")
+    }
+
     pub(crate) fn lease(&self) -> Option<LeaseRecord> {
         newest(&self.folder.path().join("lease"))
     }

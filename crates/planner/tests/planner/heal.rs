@@ -135,6 +135,22 @@ fn a_replica_whose_volume_is_gone_waits_while_nobody_serves() {
     assert!(!plan.report.conditions.iter().any(|c| c.kind == "data-lost"), "n1 has its file");
 }
 
+#[test]
+fn an_empty_server_that_waits_for_a_lost_primary_is_no_copy() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    world.frozen = true;
+    for node in ["n1", "n2"] {
+        world.node(node).volume = VolumeState::Lost;
+    }
+    world.node("n1").state = ServerState::Dead;
+    world.node("n2").link_up = false;
+    let plan = world.plan();
+    assert!(plan.waits.contains(&Wait::DataLost { shard: 0 }), "{plan}");
+    world.node("n2").link_up = true;
+    let plan = world.plan();
+    assert!(!plan.waits.contains(&Wait::DataLost { shard: 0 }), "it copies from somebody: {plan}");
+}
+
 /// Pain 24: a dead host.
 #[test]
 fn a_node_lost_with_its_worker_is_replaced_elsewhere_and_only_then_removed() {
