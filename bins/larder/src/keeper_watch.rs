@@ -48,19 +48,17 @@ pub(crate) async fn watch_keeper(
             () = tokio::time::sleep(LOOK) => {}
         }
         let (folder, program) = (data.clone(), larder_binary.clone());
-        let looked = tokio::task::spawn_blocking(move || look(&folder, &program, patience)).await;
-        let (news, after) = match looked {
-            Ok(Ok(seen)) => seen,
-            Ok(Err((error, after))) => {
-                tracing::error!(%error, "the keeper cannot be looked after");
-                (None, after)
-            }
-            Err(error) => {
-                tracing::error!(%error, "the look after the keeper broke off");
-                (None, Patience::default())
-            }
-        };
-        patience = after;
+        let looked =
+            tokio::task::spawn_blocking(move || (look(&folder, &program, &mut patience), patience));
+        let news;
+        (news, patience) = looked.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the look after the keeper broke off");
+            (Ok(None), Patience::default())
+        });
+        let news = news.unwrap_or_else(|error| {
+            tracing::error!(%error, "the keeper cannot be looked after");
+            None
+        });
         let mut events: Vec<Event> = news.into_iter().collect();
         if let Some(all) = teller.read(&data) {
             events.extend(teller.news(all, Instant::now()));
@@ -77,28 +75,25 @@ pub(crate) async fn watch_keeper(
     }
 }
 
-type Look = Result<(Option<Event>, Patience), (KeeperError, Patience)>;
-
 /// One look, with what has to be done at once. Blocks for some milliseconds.
-fn look(data: &Path, larder_binary: &Path, mut patience: Patience) -> Look {
-    let started = match larder_keeper::ensure_running(data, larder_binary) {
-        Ok(started) => started,
-        Err(error) => return Err((error, patience)),
-    };
+fn look(
+    data: &Path,
+    larder_binary: &Path,
+    patience: &mut Patience,
+) -> Result<Option<Event>, KeeperError> {
+    let started = larder_keeper::ensure_running(data, larder_binary)?;
     if let Start::Started { pid } = started {
         tracing::info!(pid, "the keeper was missing and is started again");
         let text = "the keeper was missing and was started again; instances served on";
-        return Ok((Some(event(Severity::Info, "keeper-restarted", text)), Patience::default()));
+        *patience = Patience::default();
+        return Ok(Some(event(Severity::Info, "keeper-restarted", text)));
     }
-    let beat = match larder_keeper::beat(data) {
-        Ok(beat) => beat,
-        Err(error) => return Err((error, patience)),
-    };
+    let beat = larder_keeper::beat(data)?;
     let is_stopped = (beat.as_ref())
         .and_then(|beat| process::stat(beat.keeper.pid))
         .is_some_and(|stat| stat.state == 'T');
     let Some(keeper) = beat.as_ref().map(|beat| beat.keeper.clone()) else {
-        return Ok((None, patience));
+        return Ok(None);
     };
     let why = if is_stopped { "is stopped" } else { "does not answer" };
     let news = match patience.judge(beat, is_stopped) {
@@ -132,7 +127,7 @@ fn look(data: &Path, larder_binary: &Path, mut patience: Patience) -> Look {
     if let Some(news) = &news {
         tracing::warn!("{}", news.message);
     }
-    Ok((news, patience))
+    Ok(news)
 }
 
 /// How long the keeper has shown no sign of life, in looks.
