@@ -36,6 +36,7 @@ pub struct EventRow {
 pub struct EventFilter {
     /// Only events with a higher number.
     pub after: Option<u64>,
+    /// Of this project, and of the installation itself (a keeper that hangs).
     pub project: Option<ProjectName>,
     pub instance: Option<InstanceId>,
     /// At most this many; 100 unless set, never more than 100,000.
@@ -102,10 +103,12 @@ impl Store {
     /// Reads events.
     pub async fn event_list(&self, filter: &EventFilter) -> Result<Vec<EventRow>> {
         const OLDEST_FIRST: &str = "SELECT * FROM events
-             WHERE seq > $1 AND ($2 IS NULL OR project = $2) AND ($3 IS NULL OR instance = $3)
+             WHERE seq > $1 AND ($2 IS NULL OR project = $2 OR instance IS NULL)
+               AND ($3 IS NULL OR instance = $3)
              ORDER BY seq LIMIT $4";
         const NEWEST_FIRST: &str = "SELECT * FROM events
-             WHERE seq > $1 AND ($2 IS NULL OR project = $2) AND ($3 IS NULL OR instance = $3)
+             WHERE seq > $1 AND ($2 IS NULL OR project = $2 OR instance IS NULL)
+               AND ($3 IS NULL OR instance = $3)
              ORDER BY seq DESC LIMIT $4";
         let doing = "listing events";
         let mut tx = self.read(doing).await?;
