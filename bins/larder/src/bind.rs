@@ -10,7 +10,7 @@ use larder_cluster::Cluster as _;
 use larder_cluster_k8s::{
     Check, Credentials, Expose, KubeCluster, KubeOptions, Reach, check, connect, ensure_namespace,
 };
-use larder_model::{ByteSize, Code, IdSource as _, Refusal, Secret};
+use larder_model::{ByteSize, Code, IdSource as _, Refusal, STANDARD_STORAGE_CLASS, Secret};
 use larder_reconcile::Clock;
 use larder_store::ContainerClusterRow;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ struct Options {
     image: String,
     #[serde(default)]
     storage_class: Option<String>,
+    /// As they were found; the default first.
+    #[serde(default)]
+    storage_classes: Vec<String>,
     volume_bytes: u64,
     #[serde(default)]
     expose: Expose,
@@ -77,7 +80,7 @@ impl Binder for KubeBinder {
             known.map_or_else(|| larder_api::RandomIds.id_text('b'), |row| row.owner.clone());
         let defaults = KubeOptions::new(&asked.name, NAMESPACE, &owner);
         let old = |pick: fn(&Options) -> String| before.as_ref().map(pick);
-        let options = Options {
+        let mut options = Options {
             namespace: (asked.namespace.clone())
                 .or_else(|| old(|old| old.namespace.clone()))
                 .unwrap_or(defaults.namespace),
@@ -86,6 +89,7 @@ impl Binder for KubeBinder {
                 .unwrap_or(defaults.image),
             storage_class: (asked.storage_class.clone())
                 .or_else(|| before.as_ref().and_then(|old| old.storage_class.clone())),
+            storage_classes: Vec::new(),
             volume_bytes: (asked.volume_bytes)
                 .or(before.as_ref().map(|old| old.volume_bytes))
                 .unwrap_or(defaults.volume_size.bytes()),
@@ -113,6 +117,7 @@ impl Binder for KubeBinder {
         let client = connect(&credentials).await.map_err(|e| unusable(&e.to_string()))?;
         let seen = check(client.clone(), &kube).await.map_err(|e| unusable(&e.to_string()))?;
         refuse_useless(&kube, &seen)?;
+        options.storage_classes = classes(kube.storage_class.as_deref(), &seen);
         ensure_namespace(client, &kube).await.map_err(|e| unusable(&e.to_string()))?;
         let text = |error: serde_json::Error| Refusal::new(Code::Internal, error.to_string());
         Ok(ContainerClusterRow {
@@ -149,7 +154,10 @@ impl Binder for KubeBinder {
                 namespace: None,
                 expose: None,
                 workers: workers.unwrap_or_default().iter().map(worker).collect(),
-                storage_classes: Vec::new(),
+                storage_classes: vec![StorageClass {
+                    name: STANDARD_STORAGE_CLASS.to_owned(),
+                    default: true,
+                }],
             });
         }
         let cluster = self.fleet.bound(name)?;
@@ -219,6 +227,16 @@ fn refuse_useless(options: &KubeOptions, seen: &Check) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What volumes can be made of: first what is used where an instance does not say.
+fn classes(chosen: Option<&str>, seen: &Check) -> Vec<String> {
+    let is_default = |name: &str, default: bool| chosen.map_or(default, |chosen| chosen == name);
+    let mut all: Vec<_> = (seen.storage_classes.iter())
+        .map(|(name, default)| (!is_default(name, *default), name.clone()))
+        .collect();
+    all.sort();
+    all.into_iter().map(|(_, name)| name).collect()
+}
+
 fn unusable(detail: &str) -> Refusal {
     Refusal::new(Code::ContainerClusterUnusable, detail)
 }
@@ -241,6 +259,7 @@ fn kube_options(
     KubeOptions {
         image: options.image.clone(),
         storage_class: options.storage_class.clone(),
+        storage_classes: options.storage_classes.clone(),
         volume_size: ByteSize(options.volume_bytes),
         expose: options.expose,
         reach: match credentials {
@@ -257,4 +276,22 @@ async fn open(row: &ContainerClusterRow) -> Result<KubeCluster, String> {
         .map_err(|_| "its credentials cannot be read".to_owned())?;
     let client = connect(&credentials).await.map_err(|error| error.to_string())?;
     Ok(KubeCluster::new(client, kube_options(&row.name, &row.owner, &options, &credentials)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_that_is_used_by_itself_comes_first() {
+        let found = [("fast", false), ("plain", true), ("tape", false)];
+        let seen = Check {
+            version: String::new(),
+            workers: Vec::new(),
+            storage_classes: found.map(|(name, default)| (name.to_owned(), default)).to_vec(),
+            missing_rights: Vec::new(),
+        };
+        assert_eq!(classes(None, &seen), ["plain", "fast", "tape"]);
+        assert_eq!(classes(Some("tape"), &seen), ["tape", "fast", "plain"]);
+    }
 }

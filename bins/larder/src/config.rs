@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use larder_model::{ElectionPolicy, Millis, PlannerPolicy};
+use larder_store::Retention;
 use serde::Deserialize;
 
 /// What the file may hold. Unknown keys are errors: a misspelt key must not be silently ignored.
@@ -15,6 +16,7 @@ pub(crate) struct Config {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) local: Local,
     pub(crate) policy: Policy,
+    pub(crate) retention: History,
 }
 
 /// The container cluster `local`: this machine.
@@ -66,6 +68,28 @@ impl Policy {
     }
 }
 
+/// How long history is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct History {
+    pub(crate) events_days: Option<u32>,
+    pub(crate) events_per_instance: Option<u32>,
+    /// Finished operations, too.
+    pub(crate) records_days: Option<u32>,
+}
+
+impl History {
+    pub(crate) fn store(&self) -> Retention {
+        let default = Retention::default();
+        let days = |days: u32| Millis(u64::from(days) * 24 * 3600 * 1000);
+        Retention {
+            events: self.events_days.map_or(default.events, days),
+            events_per_instance: self.events_per_instance.unwrap_or(default.events_per_instance),
+            records: self.records_days.map_or(default.records, days),
+        }
+    }
+}
+
 /// Reads the file, if one was named, and checks what can be checked without the machine.
 pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     let config = match path {
@@ -81,6 +105,12 @@ pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     anyhow::ensure!(
         local.port_first >= 1024 && local.port_first <= local.port_last && local.port_last < 22_768,
         "local.port_first and port_last must be a range within 1024 and 22767: bus ports are 10000 higher and must stay below the ephemeral ports"
+    );
+    let history = &config.retention;
+    anyhow::ensure!(
+        ![history.events_days, history.events_per_instance, history.records_days]
+            .contains(&Some(0)),
+        "retention: each number must be at least 1"
     );
     let election = &config.policy.election;
     anyhow::ensure!(
@@ -109,6 +139,7 @@ mod tests {
         let config = check("").unwrap();
         assert_eq!(config.local.port_first, 17_000);
         assert_eq!(config.policy.planner(), PlannerPolicy::default());
+        assert_eq!(config.retention.store(), Retention::default());
     }
 
     #[test]
@@ -116,5 +147,7 @@ mod tests {
         assert!(check("lisen = '127.0.0.1:7300'").is_err());
         assert!(check("[local]\nport_first = 30000\nport_last = 31000").is_err());
         assert!(check("[policy.election]\nlease_ttl = 1000").is_err());
+        assert!(check("[retention]\nevents_days = 0").is_err());
+        assert!(check("[retention]\nevents_days = 7").is_ok());
     }
 }

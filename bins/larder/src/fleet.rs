@@ -13,7 +13,10 @@ use larder_cluster_k8s::KubeCluster;
 use larder_cluster_local::LocalCluster;
 use larder_model::agent::{AgentStatus, Fence, NodeConfig, Order};
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, EndpointKind, InstanceId, InstanceSpec, NodeId, Refusal, Worker};
+use larder_model::{
+    Address, EndpointKind, InstanceId, InstanceSpec, NodeId, Refusal, STANDARD_STORAGE_CLASS,
+    Worker,
+};
 use larder_reconcile::Clusters;
 use larder_store::Store;
 use std::collections::BTreeSet;
@@ -53,6 +56,14 @@ impl Fleet {
 
     pub(crate) fn local(&self) -> &Arc<LocalCluster> {
         &self.local
+    }
+
+    /// What volumes can be made of; the default first.
+    fn storage_classes(&self, cluster: &str) -> Vec<String> {
+        if cluster == self.local.name() {
+            return vec![STANDARD_STORAGE_CLASS.to_owned()];
+        }
+        self.bound(cluster).map(|bound| bound.options().storage_classes.clone()).unwrap_or_default()
     }
 
     /// Who speaks to the agents of an instance.
@@ -161,6 +172,7 @@ impl Capacity for FleetCapacity {
                 name: cluster.name().to_owned(),
                 reachable: matches!(workers, Ok(Ok(_))),
                 workers: workers.map(Result::unwrap_or_default).unwrap_or_default(),
+                storage_classes: self.fleet.storage_classes(cluster.name()),
             }
         });
         join_all(looks).await

@@ -4,15 +4,20 @@ mod bind;
 mod config;
 mod engines;
 mod fleet;
+mod keeper_watch;
+mod lean;
 mod logging;
 mod parts;
 mod serve;
 mod stop;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::lean::Lean;
 
 #[derive(Parser)]
 #[command(name = "larder", about = "A managed Redis service that you run yourself", version)]
@@ -67,28 +72,53 @@ struct KeeperArgs {
 }
 
 fn main() -> ExitCode {
-    // Two TLS providers in one program would leave rustls without a choice.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match Lean::of(&arguments) {
+        Some(Lean::Agent { dir }) => agent(dir),
+        Some(Lean::AgentInPod) => agent_in_pod(),
+        Some(Lean::Proxy { dir }) => proxy(dir),
+        Some(Lean::Keeper { data }) => keeper(data),
+        None => whole_command_line(),
+    }
+}
+
+fn whole_command_line() -> ExitCode {
+    one_tls_provider();
     let Larder { globals, command } = Larder::parse();
     match command {
         Command::Client(command) => {
             on_one_thread(larder_cli::run(globals, command)).map_or_else(failed, ExitCode::from)
         }
         Command::Serve(args) => role(serve::run(args)),
-        Command::Agent(AgentArgs { dir: Some(dir), .. }) => {
-            role(one_thread_role(larder_agent::run(&dir)))
-        }
-        Command::Agent(AgentArgs { dir: None, .. }) => {
-            role(one_thread_role(larder_agent_k8s::run()))
-        }
-        Command::Proxy(args) => role(one_thread_role(larder_proxy::run(&args.dir))),
+        Command::Agent(AgentArgs { dir: Some(dir), .. }) => agent(&dir),
+        Command::Agent(AgentArgs { dir: None, .. }) => agent_in_pod(),
+        Command::Proxy(args) => proxy(&args.dir),
         Command::Keeper(KeeperArgs { data, stop: true }) => role(stop::by_hand(&data)),
-        Command::Keeper(KeeperArgs { data, stop: false }) => role(keeper(&data)),
+        Command::Keeper(KeeperArgs { data, stop: false }) => keeper(&data),
     }
 }
 
-fn keeper(data: &Path) -> anyhow::Result<()> {
-    one_thread_role(larder_keeper::run(data))
+/// Two TLS providers in one program would leave rustls without a choice.
+fn one_tls_provider() {
+    // Installed already, by the same call.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+fn agent(dir: &Path) -> ExitCode {
+    role(one_thread_role(larder_agent::run(dir)))
+}
+
+fn agent_in_pod() -> ExitCode {
+    one_tls_provider();
+    role(one_thread_role(larder_agent_k8s::run()))
+}
+
+fn proxy(dir: &Path) -> ExitCode {
+    role(one_thread_role(larder_proxy::run(dir)))
+}
+
+fn keeper(data: &Path) -> ExitCode {
+    role(one_thread_role(larder_keeper::run(data)))
 }
 
 /// Roles that mostly wait get one thread: there are many of them on a machine.

@@ -44,19 +44,24 @@ impl EngineLookup for Engines {
 /// Probes binaries that a person adds, and lets instances use them at once.
 pub(crate) struct Prober {
     engines: Arc<Engines>,
+    store: Store,
     clock: Arc<dyn Clock>,
 }
 
 impl Prober {
-    pub(crate) fn new(engines: Arc<Engines>, clock: Arc<dyn Clock>) -> Self {
-        Self { engines, clock }
+    pub(crate) fn new(engines: Arc<Engines>, store: Store, clock: Arc<dyn Clock>) -> Self {
+        Self { engines, store, clock }
     }
 }
 
 #[async_trait]
 impl EngineProbe for Prober {
     async fn probe(&self, path: &Path) -> Result<EngineRow, Refusal> {
-        crate::engines::probe_for_catalogue(path, self.clock.now()).await
+        let found = crate::engines::probe_for_catalogue(path, self.clock.now()).await?;
+        for former in crate::engines::renamed(&self.store, &found).await? {
+            self.engines.remove(&former);
+        }
+        Ok(found)
     }
 
     fn added(&self, engine: &EngineRow) {

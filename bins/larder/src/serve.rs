@@ -16,7 +16,7 @@ use larder_model::local::DataDir;
 use larder_reconcile::{
     Clock as _, Driver, Reconciler, StoreBook, SystemClock, WatchedStatuses, channel,
 };
-use larder_store::Store;
+use larder_store::{Retention, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ use crate::bind::KubeBinder;
 use crate::config::{self, Config};
 use crate::fleet::{Fleet, FleetCapacity};
 use crate::parts::{Engines, LocalCapacity, Prober};
-use crate::{engines, logging, stop};
+use crate::{engines, keeper_watch, logging, stop};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
@@ -44,9 +44,8 @@ pub(crate) struct ServeArgs {
     stop_instances: bool,
 }
 
-/// How often a missing keeper is noticed. Instances serve on without one; only what dies
-/// meanwhile stays down for that long.
-const KEEPER_LOOK: Duration = Duration::from_millis(500);
+/// How often old history is looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Running requests get this long when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -118,6 +117,7 @@ async fn serve(
     if let Some(more) = std::env::var_os("LARDER_ENGINE_DIRS") {
         engine_dirs.extend(std::env::split_paths(&more));
     }
+    engines::refresh(&store).await?;
     engines::discover(&store, &engine_dirs, clock.now()).await?;
     let engines = Arc::new(Engines::load(&store).await?);
 
@@ -151,7 +151,13 @@ async fn serve(
     ));
     let stop = CancellationToken::new();
     let driver = tokio::spawn(Driver::new(reconciler, inbox).run(stop.clone()));
-    let keeper = tokio::spawn(keep_keeper(data.to_owned(), larder_binary, stop.clone()));
+    let history = tokio::spawn(prune(store.clone(), config.retention.store(), stop.clone()));
+    let keeper = tokio::spawn(keeper_watch::watch_keeper(
+        data.to_owned(),
+        larder_binary,
+        store.clone(),
+        stop.clone(),
+    ));
 
     let (stopping, is_stopping) = watch::channel(false);
     let initial_password = names.initial_admin_password();
@@ -159,7 +165,7 @@ async fn serve(
         store: store.clone(),
         activate,
         capacity: Arc::new(FleetCapacity::new(fleet, LocalCapacity::new(cluster, engines.clone()))),
-        engine_probe: Arc::new(Prober::new(engines, clock.clone())),
+        engine_probe: Arc::new(Prober::new(engines, store.clone(), clock.clone())),
         binder,
         policy,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -208,6 +214,7 @@ async fn serve(
         let _ = tokio::time::timeout(GRACE, &mut driver).await;
     }
     keeper.abort();
+    history.abort();
     store.close().await;
     if superseded {
         bail!("a newer controller is at work on the same instances");
@@ -215,24 +222,22 @@ async fn serve(
     Ok(())
 }
 
-/// Starts the keeper again whenever it is missing.
-async fn keep_keeper(data: PathBuf, larder_binary: PathBuf, stop: CancellationToken) {
+/// Removes old history, now and once an hour.
+async fn prune(store: Store, keep: Retention, stop: CancellationToken) {
     loop {
+        match store.prune(SystemClock.now(), &keep).await {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => tracing::info!(
+                events = gone.events,
+                operations = gone.operations,
+                records = gone.records,
+                "old history was removed"
+            ),
+            Err(error) => tracing::warn!(%error, "old history is not removed"),
+        }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(KEEPER_LOOK) => {}
-        }
-        let (data, larder_binary) = (data.clone(), larder_binary.clone());
-        let look = tokio::task::spawn_blocking(move || {
-            larder_keeper::ensure_running(&data, &larder_binary)
-        });
-        match look.await {
-            Ok(Ok(larder_keeper::Start::AlreadyRunning)) => {}
-            Ok(Ok(larder_keeper::Start::Started { pid })) => {
-                tracing::info!(pid, "the keeper was missing and is started again");
-            }
-            Ok(Err(error)) => tracing::error!(%error, "the keeper cannot be started"),
-            Err(error) => tracing::error!(%error, "the keeper cannot be looked after"),
+            () = tokio::time::sleep(PRUNE_EVERY) => {}
         }
     }
 }

@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use larder_keeper::process::{Handle, is_alive, mark_of};
-use larder_keeper::{KeeperPaths, files};
-use larder_model::local::{DataDir, ProcessMark, ProcessSpec};
+use larder_keeper::process::{Handle, is_alive};
+use larder_keeper::{Belongings, KeeperPaths};
+use larder_model::local::{DataDir, ProcessMark};
 use rustix::process::Signal;
 
 /// Servers write what they still hold before they end; then they are killed.
 const GRACE: Duration = Duration::from_secs(15);
+/// What was just being started while the others ended is found by the next look.
+const PASSES: usize = 3;
+/// A killed process in uninterruptible sleep can take a while.
+const KILLED: Duration = Duration::from_secs(5);
 
 /// What `larder keeper --stop` does: the same, when nobody would undo it.
 ///
@@ -24,36 +28,36 @@ pub(crate) fn by_hand(data: &Path) -> anyhow::Result<()> {
         data.display()
     );
     let _lock = crate::serve::lock(data)?;
-    stop_all(data)
+    // As processes were told it, and as the system names their folders.
+    stop_all(&data.canonicalize().context("finding the data folder")?)
 }
 
 /// The keeper first, so that it starts nothing again; then agents and relays, so that nobody
-/// takes a stopped server for a lost one; then the servers.
+/// takes a stopped server for a lost one; then the servers. `data` is an absolute path without
+/// links.
 ///
 /// # Errors
-/// When the keeper's files cannot be read. What could be stopped is stopped.
+/// When processes cannot be listed, or some do not end. What could be stopped is stopped.
 pub(crate) fn stop_all(data: &Path) -> anyhow::Result<()> {
-    let paths = KeeperPaths::new(data);
-    if let Some(pid) = larder_keeper::running_pid(data)? {
-        end(mark_of(pid).ok().flatten().into_iter().collect());
+    let find = || Belongings::find(data).context("looking for the processes of the data folder");
+    for _ in 0..PASSES {
+        end(find()?.keepers);
+        // Which servers are an agent's can be told for as long as the agent lives.
+        let found = find()?;
+        end(found.supervised);
+        let late = find()?;
+        end(found.servers.into_iter().chain(late.servers).collect());
+        if find()?.is_empty() {
+            larder_keeper::forget_ended(data).context("tidying the keeper's folder")?;
+            remove_sockets(data);
+            return Ok(());
+        }
     }
-    let mut processes = Vec::new();
-    let mut servers = Vec::new();
-    let desired = match std::fs::read_dir(paths.desired_dir()) {
-        Ok(listing) => listing.collect::<Result<Vec<_>, _>>()?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).context("listing the keeper's desired processes"),
-    };
-    for entry in desired {
-        let Some(spec) = files::read_json::<ProcessSpec>(&entry.path()).unwrap_or_default() else {
-            continue;
-        };
-        processes.extend(mark(&paths.state(&spec.name)));
-        servers.extend(spec.guard.and_then(|guard| mark(&guard.server_file)));
-    }
-    end(processes);
-    end(servers);
-    remove_sockets(data);
+    let left = find()?;
+    let pids: Vec<String> = (left.keepers.iter().chain(&left.supervised).chain(&left.servers))
+        .map(|mark| mark.pid.to_string())
+        .collect();
+    anyhow::ensure!(pids.is_empty(), "these processes do not end: {}", pids.join(", "));
     Ok(())
 }
 
@@ -68,10 +72,6 @@ fn remove_sockets(data: &Path) {
     }
 }
 
-fn mark(file: &Path) -> Option<ProcessMark> {
-    files::read_json(file).ok().flatten()
-}
-
 /// Asks all of them to end, waits, kills who has not.
 fn end(marks: Vec<ProcessMark>) {
     let marks: Vec<_> = marks.into_iter().filter(is_alive).collect();
@@ -80,6 +80,8 @@ fn end(marks: Vec<ProcessMark>) {
             if let Ok(Some(process)) = Handle::open(mark) {
                 // A process that ended meanwhile is what was asked for.
                 let _ = process.signal(signal);
+                // One that is stopped hears of nothing else.
+                let _ = process.signal(Signal::CONT);
             }
         }
     };
@@ -89,6 +91,10 @@ fn end(marks: Vec<ProcessMark>) {
         std::thread::sleep(Duration::from_millis(20));
     }
     signal_all(Signal::KILL);
+    let deadline = Instant::now() + KILLED;
+    while marks.iter().any(is_alive) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[cfg(test)]

@@ -156,11 +156,21 @@ fn refused(error: &Refusal) -> Response {
     refusal(StatusCode::UNPROCESSABLE_ENTITY, error)
 }
 
+/// The loop has not answered in time.
+struct Busy;
+
+impl IntoResponse for Busy {
+    fn into_response(self) -> Response {
+        let why = Refusal::new(Code::NotReady, "the agent is busy; ask again");
+        refusal(StatusCode::SERVICE_UNAVAILABLE, &why)
+    }
+}
+
 /// Hands a command to the loop and waits for its reply.
 async fn ask<T>(
     state: &ApiState,
     command: impl FnOnce(oneshot::Sender<T>) -> Command,
-) -> Result<T, Response> {
+) -> Result<T, Busy> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         state.commands.send(command(reply)).await.ok()?;
@@ -168,17 +178,14 @@ async fn ask<T>(
     };
     match tokio::time::timeout(LOOP, exchange).await {
         Ok(Some(answer)) => Ok(answer),
-        _ => Err(refusal(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &Refusal::new(Code::NotReady, "the agent is busy; ask again"),
-        )),
+        _ => Err(Busy),
     }
 }
 
 async fn ping(State(state): State<ApiState>) -> Response {
     match ask(&state, Command::Ping).await {
         Ok(()) => Json(serde_json::json!({})).into_response(),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -195,6 +202,14 @@ async fn status(State(mut state): State<ApiState>, Query(known): Query<Known>) -
         // No news within the time is an answer too: the same status, with newer offsets.
         let _ = tokio::time::timeout(POLL, news).await.map(|result| result.map(drop));
     }
+    // A new agent has nothing to say before it has looked.
+    let first = state.status.wait_for(|now| now.version > 0);
+    if tokio::time::timeout(LOOP, first).await.is_err() {
+        return refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &Refusal::new(Code::NotReady, "the agent has just started; ask again"),
+        );
+    }
     let now = Arc::clone(&state.status.borrow());
     Json(&*now).into_response()
 }
@@ -206,7 +221,7 @@ async fn order(State(state): State<ApiState>, Json(request): Json<OrderRequest>)
         Ok(Ok(())) => StatusCode::ACCEPTED.into_response(),
         Ok(Err(OrderError::Stale(seen))) => (StatusCode::CONFLICT, Json(seen)).into_response(),
         Ok(Err(OrderError::Refused(error))) => refused(&error),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -219,7 +234,7 @@ async fn metrics(State(state): State<ApiState>) -> Response {
 async fn peer(State(state): State<ApiState>) -> Response {
     match ask(&state, Command::Report).await {
         Ok(report) => Json(report).into_response(),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -230,7 +245,7 @@ async fn promise(State(state): State<ApiState>, Json(request): Json<PromiseReque
             StatusCode::CONFLICT,
             &Refusal::new(Code::NotAllowed, "this node does not promise for that epoch"),
         ),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -238,7 +253,7 @@ async fn demote(State(state): State<ApiState>, Json(request): Json<DemoteRequest
     match ask(&state, |reply| Command::Demote { request, reply }).await {
         Ok(Ok(())) => Json(serde_json::json!({})).into_response(),
         Ok(Err(error)) => refused(&error),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }
 
@@ -249,6 +264,6 @@ async fn fail_over(
     match ask(&state, |reply| Command::FailOver { request, reply }).await {
         Ok(Ok(())) => StatusCode::ACCEPTED.into_response(),
         Ok(Err(error)) => refused(&error),
-        Err(response) => response,
+        Err(busy) => busy.into_response(),
     }
 }

@@ -40,6 +40,10 @@ impl NodeDir {
         self.state.join("server.json")
     }
 
+    pub(crate) fn kept_cluster_file(&self) -> PathBuf {
+        self.state.join("nodes.conf.kept")
+    }
+
     pub(crate) fn server_log(&self) -> PathBuf {
         self.state.join("server.log")
     }

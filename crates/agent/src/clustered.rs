@@ -12,14 +12,16 @@ use larder_election::PeerReport;
 use larder_model::agent::{
     ClusterFailoverMode, Order, Problem, ProblemCode, Role, ServerState, VolumeState,
 };
-use larder_model::{Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp};
-use larder_node::NodeError;
+use larder_model::{
+    Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
+};
+use larder_node::{Connection, NodeError};
 
-use crate::clock;
 use crate::command::FailOverRequest;
 use crate::core::{Core, SAMPLE, problem};
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
+use crate::{clock, fence};
 
 /// A vote that is not through by then will not come soon: voters refuse a shard that has changed
 /// hands less than two node timeouts before.
@@ -29,6 +31,8 @@ const FORCE_TIME: Millis = Millis(1_000);
 const COORDINATED: Millis = Millis(5_000);
 /// A replica that is silent for this long in the middle of its failover is given up for another.
 const SILENT_REPLICA: Millis = Millis(1_500);
+/// A former primary that does not answer within this is taken for frozen.
+const FORMER_ANSWERS: Duration = Duration::from_secs(1);
 /// How often the replicas are looked at during a failover.
 const LOOK: Millis = Millis(60);
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
@@ -68,6 +72,10 @@ pub(crate) struct Clustered {
     /// When this node was last ordered to take over in agreement with its primary.
     coordinated_at: Option<Timestamp>,
     changes: Changes,
+    /// Replication id of the server while it was a primary: who has it has synced with it.
+    led_as: Option<String>,
+    /// Run id of the server that has copied all its primary has.
+    copied: Option<String>,
 }
 
 /// Which servers have won and lost the shard lately. A coordinated failover that cannot get its
@@ -85,18 +93,20 @@ struct Changes {
 }
 
 impl Changes {
-    /// Notes the id of the shard's primary as the server `me` sees it.
-    fn seen(&mut self, primary: &str, me: &str, now: Timestamp) {
+    /// Notes the id of the shard's primary as the server `me` sees it. Answers whom that server has
+    /// just replaced.
+    fn seen(&mut self, primary: &str, me: &str, now: Timestamp) -> Option<String> {
         if self.primary.as_deref() == Some(primary) {
-            return;
+            return None;
         }
-        if let Some(old) = self.primary.replace(primary.to_owned()) {
-            self.replaced.retain(|(id, _)| *id != old);
-            self.replaced.push((old, now));
-            if primary == me {
-                self.won = Some(now);
-            }
+        let old = self.primary.replace(primary.to_owned())?;
+        self.replaced.retain(|(id, _)| *id != old);
+        self.replaced.push((old.clone(), now));
+        if primary != me {
+            return None;
         }
+        self.won = Some(now);
+        Some(old)
     }
 
     /// An election would not be begun, or not be won.
@@ -175,9 +185,14 @@ impl Clustered {
         let is_replica = view.me().is_some_and(|me| me.role == Role::Replica);
         let id = view.my_id.clone();
         let primary = if owns { Some(&id) } else { view.me().and_then(|me| me.primary.as_ref()) };
-        if let Some(primary) = primary {
-            self.changes.seen(primary, &id, clock::monotonic());
+        if let Some(primary) = primary
+            && let Some(former) = self.changes.seen(primary, &id, clock::monotonic())
+            && let Some(former) = view.nodes.iter().find(|node| node.id == former)
+        {
+            fence_silent(core, &former.address);
         }
+        let replid = core.server.replication().map(|view| view.replid.clone());
+        self.led_as = replid.filter(|_| owns);
         let memory = core.memory.get();
         if memory.owned_slots != owns || memory.cluster_id.as_ref() != Some(&id) {
             let role = if owns { "a primary with slots" } else { "without slots of its own" };
@@ -189,15 +204,26 @@ impl Clustered {
             core.memory.save();
         }
         let synced = core.server.replication().is_some_and(|r| r.link_up && !r.syncing);
+        // A replica that copies onto a lost volume has slots to lead with only in its name.
+        if is_replica && synced {
+            self.copied = core.server.run_id();
+        }
         if (!is_replica || synced) && core.server.is_copy_on_disk() {
             core.volume_rebuilt();
+            if is_replica
+                && core.volume.has_aside()
+                && let Err(error) = core.volume.drop_aside()
+            {
+                tracing::warn!(%error, "data kept aside not removed");
+            }
         }
         self.apply_hold(core).await;
     }
 
     async fn apply_hold(&mut self, core: &mut Core) {
         let Some(run_id) = core.server.run_id() else { return };
-        let hold = on_hold(core);
+        let empty = core.memory.get().rebuilding && self.copied.as_ref() != Some(&run_id);
+        let hold = on_hold(core) || empty;
         let applied = match &self.hold_applied {
             Some((run, applied)) if *run == run_id => *applied,
             // A fresh server has the default.
@@ -224,8 +250,8 @@ impl Clustered {
             return Round { again: false, wake_at: None };
         }
         // Without its volume it would come back as an empty node with its old name: it waits for
-        // an order.
-        if core.check_volume() == VolumeState::Lost {
+        // an order. A replica that has kept its name copies its primary's data.
+        if core.check_volume() == VolumeState::Lost && !core.copies_by_cluster_file() {
             return Round { again: false, wake_at: None };
         }
         if !core.may_start() {
@@ -341,7 +367,7 @@ impl Clustered {
         let best = answers
             .iter()
             .filter_map(|(node, answer)| Some((node, answer.as_ref()?)))
-            .filter(|(_, answer)| is_candidate(answer, &own_id, down_for))
+            .filter(|(_, answer)| is_candidate(answer, &own_id, self.led_as.as_deref(), down_for))
             .max_by_key(|(node, answer)| (offset(answer), std::cmp::Reverse((*node).clone())));
         if let Some((node, _)) = best {
             let node = node.clone();
@@ -489,7 +515,11 @@ fn prune(core: &mut Core) {
 /// only tried, a hand-over by order, and a restart with the own data do not.
 fn note_failover(core: &mut Core, new_primary: &NodeId) {
     let wall = clock::wall();
-    core.memory.change(|memory| memory.failovers.push(wall));
+    core.memory.change(|memory| {
+        memory.failovers.push(wall);
+        // In the same breath: an agent that is killed now must not find it out, and count it, again.
+        memory.owned_slots = false;
+    });
     prune(core);
     core.memory.save();
     let failovers = core.memory.get().failovers.clone();
@@ -513,6 +543,28 @@ async fn tell(core: &Core, node: &NodeId, mode: ClusterFailoverMode) {
     }
 }
 
+/// The server at `address`, whose slots this node's server has taken over, may be frozen: when it
+/// thaws it would answer the writes that wait in its sockets before it hears of its successor. One
+/// that does not answer is killed, as far as it is of this machine; one that does has heard.
+fn fence_silent(core: &Core, address: &Address) {
+    let Some(member) = core.shard_peers().find(|member| member.address == *address) else { return };
+    let (member, dir) = (member.clone(), core.dir.clone());
+    let password = core.server.password().clone();
+    // Beside the loop: this node leads already.
+    tokio::spawn(async move {
+        let asked = async {
+            let user = crate::render::SYSTEM_USER;
+            let mut connection =
+                Connection::login(&member.address, user, &password, FORMER_ANSWERS).await?;
+            connection.info().await
+        };
+        if let Err(error @ NodeError::Timeout { .. }) = asked.await {
+            tracing::warn!(node = %member.node, %error, "former primary does not answer");
+            fence::kill_server_of(&dir, &member.node);
+        }
+    });
+}
+
 /// The answering node is a primary that owns slots, and in its eyes the dead one has none left.
 fn owns_slots_of(answer: &PeerAnswer, dead: &str) -> bool {
     let Some(view) = &answer.cluster else { return false };
@@ -522,15 +574,17 @@ fn owns_slots_of(answer: &PeerAnswer, dead: &str) -> bool {
 }
 
 /// A replica of the dead primary that had synced with it and has not restarted since it died.
-fn is_candidate(answer: &PeerAnswer, dead: &str, down_for: Millis) -> bool {
+/// `replid`: the dead primary's replication id, if it is known.
+fn is_candidate(answer: &PeerAnswer, dead: &str, replid: Option<&str>, down_for: Millis) -> bool {
     let Some(replication) = &answer.report.replication else { return false };
     let Some(me) = answer.cluster.as_ref().and_then(|view| view.me()) else { return false };
     answer.report.state == ServerState::Serving
         && me.role == Role::Replica
         && me.primary.as_deref() == Some(dead)
         && !replication.syncing
-        // A replica that has restarted and not synced again counts from zero.
-        && replication.offset > 0
+        // A replica that has restarted and not synced again counts from zero, with an id of its
+        // own. So does one of a new shard that nobody has written to, but with its primary's id.
+        && (replication.offset > 0 || replid == Some(replication.replid.as_str()))
         && has_run_for(answer, down_for)
 }
 
@@ -586,18 +640,25 @@ fn start_empty(core: &mut Core) -> Result<(), Refusal> {
     if core.server.supervisor.running().is_some() {
         return Ok(());
     }
-    core.volume.clear().map_err(|error| {
-        Refusal::new(Code::Internal, format!("clearing the remains of the lost volume: {error}"))
-    })?;
+    // Remains of the node's own data are for a person to look at until there is a copy again.
+    let remains = if core.volume.has_marker() { core.volume.move_aside() } else { Ok(()) };
+    remains.and_then(|()| core.volume.clear()).and_then(|()| core.forget_cluster_file()).map_err(
+        |error| {
+            let text = format!("clearing the remains of the lost volume: {error}");
+            Refusal::new(Code::Internal, text)
+        },
+    )?;
     core.memory.change(|memory| {
         memory.born = false;
+        memory.files_seen = false;
         memory.rebuilding = false;
+        memory.unusable = None;
         memory.owned_slots = false;
         memory.cluster_id = None;
     });
     core.memory.event(Severity::Warning, "starts-empty", "the node starts empty by order".into());
     core.memory.save();
-    core.server.supervisor.forget_deaths();
+    core.start_now();
     Ok(())
 }
 
@@ -610,6 +671,61 @@ mod tests {
     use super::*;
 
     const NODE_TIMEOUT: Millis = Millis(5_000);
+
+    fn replica(offset: u64, replid: &str) -> PeerAnswer {
+        let address = larder_model::Address::new("127.0.0.1", 7001);
+        let me = larder_model::agent::ClusterPeer {
+            id: "b".into(),
+            address: address.clone(),
+            role: Role::Replica,
+            primary: Some("a".into()),
+            failed: false,
+            suspected: false,
+            handshake: false,
+            linked: true,
+            config_epoch: 1,
+            slots: SlotSet::default(),
+            migrating: false,
+        };
+        PeerAnswer {
+            report: PeerReport {
+                node: NodeId::new("n-b").expect("valid"),
+                state: ServerState::Serving,
+                run_id: None,
+                replication: Some(larder_model::agent::ReplicationView {
+                    role: Role::Replica,
+                    primary: Some(address),
+                    link_up: false,
+                    syncing: false,
+                    replid: replid.into(),
+                    offset,
+                    replicas: Vec::new(),
+                }),
+                volume: VolumeState::Data,
+                data_epoch: 0,
+                synced: None,
+                lease_epoch: 0,
+            },
+            cluster: Some(larder_model::agent::ClusterView {
+                my_id: "b".into(),
+                state_ok: true,
+                current_epoch: 1,
+                nodes: vec![me],
+            }),
+            up_for: Some(Millis(60_000)),
+        }
+    }
+
+    #[test]
+    fn a_replica_of_a_shard_without_writes_may_take_over_and_one_that_never_synced_may_not() {
+        let fit =
+            |offset, own: &str, dead| is_candidate(&replica(offset, own), "a", dead, Millis(100));
+        assert!(fit(0, "of-the-primary", Some("of-the-primary")));
+        assert!(!fit(0, "its-own", Some("of-the-primary")));
+        assert!(!fit(0, "its-own", None), "a new agent does not know the id");
+        assert!(fit(14, "of-the-primary", None));
+        assert!(!is_candidate(&replica(14, "x"), "a", None, Millis(90_000)), "restarted since");
+    }
 
     #[test]
     fn a_shard_that_went_back_and_forth_rests_until_votes_are_granted_again() {

@@ -21,7 +21,8 @@ use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
 use crate::server::Server;
-use crate::volume::{Found, Volume};
+use crate::unusable::Failures;
+use crate::volume::{CLUSTER_FILE, Found, Volume};
 use crate::{clock, fence, files, metrics, proc, render};
 
 /// A start that failed is tried again after this.
@@ -56,6 +57,7 @@ pub(crate) struct Core {
     beat: Arc<AtomicI64>,
     /// The other nodes are on other machines.
     in_pod: bool,
+    pub(crate) failures: Failures,
 }
 
 /// The ends of the channels that the API reads.
@@ -75,9 +77,7 @@ impl Core {
     ) -> (Self, Readers) {
         let Boot { dir, boot, secrets, in_pod, volume_replaced, .. } = boot;
         if volume_replaced && !memory.get().born {
-            // Events of before are numbered lower, and would hide those to come.
-            let since = u64::try_from(clock::wall().0).unwrap_or(0);
-            memory.change(|memory| memory.next_event = since);
+            memory.number_events_anew();
             let message = "the volume of this node was deleted, and its data with it; it will not \
                            lead before it has copied them from another node";
             memory.event(Severity::Critical, "volume-lost", message.to_owned());
@@ -146,6 +146,7 @@ impl Core {
             maxmemory_due: false,
             beat: Arc::clone(&beat),
             in_pod,
+            failures: Failures::default(),
         };
         (core, Readers { status: status_reader, metrics: metrics_reader, beat })
     }
@@ -189,23 +190,34 @@ impl Core {
         if self.server.supervisor.running().is_some() {
             return if memory.born { VolumeState::Data } else { VolumeState::Fresh };
         }
-        // Started once but never led and never synced: there was nothing that could be lost.
-        let valueless =
-            !memory.born || (self.config.mode == NodeMode::Leased && memory.data_epoch == 0);
+        // Started once but never led and never synced: there was nothing that could be lost. A
+        // copy that is not on the disk yet is one that could.
+        let leased = self.config.mode == NodeMode::Leased;
+        let had_data = memory.data_epoch > 0 || memory.synced.is_some();
+        let valueless = !memory.born || (leased && !had_data);
+        let had_files = memory.files_seen || memory.data_epoch > 0 || memory.cluster_id.is_some();
         match self.volume.find() {
+            // The marker alone is no data: a server would start empty, and look like one with data.
+            Found::Own if had_files && self.volume.missing_data().is_some() => VolumeState::Lost,
             Found::Own | Found::Unreadable => VolumeState::Data,
             Found::Nothing if valueless => VolumeState::Fresh,
             Found::Nothing | Found::Foreign => VolumeState::Lost,
         }
     }
 
-    /// Notes the loss of the volume, once.
+    /// Notes the loss of the volume, once, and its return.
     pub(crate) fn check_volume(&mut self) -> VolumeState {
+        self.volume_put_back();
         let state = self.volume_state();
         if state == VolumeState::Lost && !self.memory.get().rebuilding {
+            let missing = self.volume.missing_data().filter(|_| self.volume.has_marker());
             let message = format!(
-                "the data of this node are gone from {}; it will not lead before it has copied \
+                "the data of this node are gone{} from {}; it will not lead before it has copied \
                  them from another node",
+                missing.map_or_else(String::new, |file| {
+                    let name = file.strip_prefix(self.volume.path()).unwrap_or(&file);
+                    format!(" ({} is missing)", name.display())
+                }),
                 self.volume.path().display()
             );
             self.memory.event(Severity::Critical, "volume-lost", message);
@@ -220,6 +232,52 @@ impl Core {
         state
     }
 
+    /// A lost volume whose folder somebody has put back: the node's marker is there, which a server
+    /// that started without it never writes, and the data. What it was before counts again; other
+    /// nodes judge it by its old lineage.
+    fn volume_put_back(&mut self) {
+        let lost = self.memory.get().rebuilding && self.server.supervisor.running().is_none();
+        // A copy that is still under way would be taken for the whole.
+        let changed = self.memory.get().unusable.as_ref().map(|unusable| unusable.changed);
+        if !lost || self.volume.find() != Found::Own || !self.volume.is_back(changed) {
+            return;
+        }
+        self.memory.change(|memory| {
+            memory.rebuilding = false;
+            memory.unusable = None;
+        });
+        self.start_now();
+        let path = self.volume.path().display();
+        let message = format!("the data of this node are back in {path}, and are used again");
+        self.memory.event(Severity::Warning, "volume-back", message);
+        self.memory.save();
+    }
+
+    /// The lineage of data whose notes are gone: the node's own file of notes was damaged or
+    /// deleted, and the volume has its marker and its data. Only for a node that nobody else could
+    /// stand in for: others would have to be asked who has more.
+    pub(crate) fn recover_lineage(&mut self, led_in: u64) {
+        let memory = self.memory.get();
+        let forgotten = !memory.born && !memory.rebuilding && memory.data_epoch == 0 && led_in > 0;
+        let data = || self.volume.find() == Found::Own && self.volume.missing_data().is_none();
+        if !forgotten || self.shard_peers().next().is_some() || !data() {
+            return;
+        }
+        self.server.has_run = true;
+        self.memory.number_events_anew();
+        self.memory.change(|memory| {
+            memory.born = true;
+            memory.data_epoch = led_in;
+        });
+        let path = self.volume.path().display();
+        let message = format!(
+            "the notes of this node are gone, its data in {path} are not: it leads with them, as \
+             the lease names it as the last primary (epoch {led_in})"
+        );
+        self.memory.event(Severity::Warning, "notes-recovered", message);
+        self.memory.save();
+    }
+
     /// The lost volume holds a full copy again.
     pub(crate) fn volume_rebuilt(&mut self) {
         if !self.memory.get().rebuilding {
@@ -227,7 +285,10 @@ impl Core {
         }
         match self.volume.write_marker() {
             Ok(()) => {
-                self.memory.change(|memory| memory.rebuilding = false);
+                self.memory.change(|memory| {
+                    memory.rebuilding = false;
+                    memory.unusable = None;
+                });
                 let message = "the volume holds a full copy again".to_owned();
                 self.memory.event(Severity::Info, "volume-rebuilt", message);
                 self.memory.save();
@@ -249,6 +310,18 @@ impl Core {
         self.server.supervisor.not_before().max(self.retry_at)
     }
 
+    /// No start before this time has passed.
+    pub(crate) fn hold_start(&mut self, for_: Millis) {
+        self.retry_at = clock::monotonic() + for_;
+    }
+
+    /// What was wrong is not any more, as far as is known: a start may be tried at once.
+    pub(crate) fn start_now(&mut self) {
+        self.retry_at = Timestamp(0);
+        self.start_problem = None;
+        self.server.supervisor.forget_deaths();
+    }
+
     /// Starts the server; with `upstream` as a replica of that address. Answers whether it runs.
     pub(crate) async fn start_server(&mut self, upstream: Option<&Address>) -> bool {
         if self.server.supervisor.running().is_some() {
@@ -265,7 +338,9 @@ impl Core {
                     None => " with its own cluster file".to_owned(),
                 };
                 let message = format!("the server was started{role} (process {pid})");
-                self.memory.event(Severity::Info, "server-started", message);
+                if !self.is_old_news() {
+                    self.memory.event(Severity::Info, "server-started", message);
+                }
                 true
             }
             Err(problem) => {
@@ -287,7 +362,7 @@ impl Core {
     async fn try_start(&mut self, upstream: Option<&Address>) -> Result<u32, Problem> {
         let engine = self.engine().await?;
         let state = self.check_volume();
-        if state == VolumeState::Lost && upstream.is_none() {
+        if state == VolumeState::Lost && upstream.is_none() && !self.copies_by_cluster_file() {
             return Err(problem(ProblemCode::VolumeLost, "the volume of this node is gone".into()));
         }
         let address = self.config.address.clone();
@@ -315,6 +390,9 @@ impl Core {
             problem(code, format!("{doing}: {error}"))
         };
         self.volume.create().map_err(|e| io("making the volume", &e))?;
+        if state == VolumeState::Lost && self.volume.has_marker() {
+            self.volume.move_aside().map_err(|e| io("keeping the remains aside", &e))?;
+        }
         if state != VolumeState::Lost {
             self.volume.write_marker().map_err(|e| io("marking the volume", &e))?;
         }
@@ -325,13 +403,13 @@ impl Core {
         let users = self.dir.users();
         let places =
             render::Places { listen_host: &host, volume: self.volume.path(), users: &users };
-        let text = render::server_config(&self.config, &self.secrets, &places);
+        let text = render::server_config(&self.config, &self.secrets, engine, &places);
         files::write_if_different(&self.dir.server_config(), text.as_bytes())
             .map_err(|e| io("writing the server's configuration", &e))?;
         files::write_if_different(&users, render::users(&self.secrets, engine).as_bytes())
             .map_err(|e| io("writing the server's users", &e))?;
         if self.config.mode == NodeMode::Clustered {
-            self.announce_anew();
+            self.announce_anew().map_err(|e| io("restoring nodes.conf", &e))?;
         }
         let mut args = vec![self.dir.server_config().to_string_lossy().into_owned()];
         if let Some(address) = upstream {
@@ -363,13 +441,19 @@ impl Core {
     /// Cluster mode: the node's own line in `nodes.conf` follows its address. The server reads
     /// its announced address from the configuration and corrects the line itself; only a file
     /// that was never written has nothing to correct.
-    fn announce_anew(&self) {
-        let file = self.volume.path().join("nodes.conf");
+    fn announce_anew(&self) -> std::io::Result<()> {
+        let file = self.volume.path().join(CLUSTER_FILE);
         // A file cut short by a full disk keeps the server from starting ("Unrecoverable error:
         // corrupted cluster config file"); an empty one is the same as none.
-        if std::fs::metadata(&file).is_ok_and(|meta| meta.len() == 0) {
+        let empty = match std::fs::metadata(&file) {
+            Ok(meta) => meta.len() == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        let had_name = self.memory.get().cluster_id.is_some();
+        if empty && !(had_name && self.put_back_cluster_file()?) {
             let _ = std::fs::remove_file(&file);
         }
+        Ok(())
     }
 
     /// Records the end of the server's process, which nobody here has asked for.
@@ -389,11 +473,22 @@ impl Core {
             message.push_str(&exit.last_words);
         }
         let severity = if expected { Severity::Info } else { Severity::Warning };
-        self.memory.event(severity, "server-exited", message.clone());
+        if !self.is_old_news() {
+            self.memory.event(severity, "server-exited", message.clone());
+        }
         if self.server.supervisor.short_lives() > 1 {
             let taken = exit.last_words.contains("listen") && exit.last_words.contains("in use");
             let code = if taken { ProblemCode::PortTaken } else { ProblemCode::ServerWillNotStart };
             self.start_problem = Some(problem(code, message));
+        }
+        let served = self.server.info().is_some_and(|info| info.loading.is_none());
+        match exit.damage.filter(|_| !expected && !served) {
+            Some(damage) => {
+                if let Some(problem) = self.failed_to_load(damage, &exit) {
+                    self.start_problem = Some(problem);
+                }
+            }
+            None => self.loads(),
         }
         self.server.ended(exit);
         self.check_volume();
@@ -533,7 +628,22 @@ impl Core {
         if self.in_pod {
             proc::reap_orphans(self.server.supervisor.pid());
         }
+        if self.server.state() == ServerState::Serving {
+            self.note_files();
+        } else {
+            self.look_at_given_up_files();
+        }
         self.memory.save();
+    }
+
+    /// A server that serves has made its append-only file, so from now on there is one to miss.
+    fn note_files(&mut self) {
+        self.loads();
+        self.keep_cluster_file();
+        let seen = self.memory.get().files_seen || self.memory.get().rebuilding;
+        if !seen && self.volume.missing_data().is_none() {
+            self.memory.change(|memory| memory.files_seen = true);
+        }
     }
 
     /// Publishes the status; its version rises when something in it matters to a planner.
@@ -543,6 +653,12 @@ impl Core {
             self.start_problem = None;
         }
         let old = Arc::clone(&self.status.borrow());
+        // The very first status waits for the first answer of an adopted server.
+        let same = old.server.pid == self.server.supervisor.pid();
+        let known = old.version == 0 || old.server.state == ServerState::Serving;
+        if same && known && self.server.is_briefly_silent() {
+            return;
+        }
         let mut status = AgentStatus {
             node: self.config.node.clone(),
             instance: self.config.instance.clone(),
@@ -577,9 +693,15 @@ impl Core {
             return Some(start.clone());
         }
         if self.memory.get().rebuilding && self.server.state() != ServerState::Serving {
-            let message =
-                "the data are gone; the node starts again when it can copy from another one"
-                    .to_owned();
+            let why = match &self.memory.get().unusable {
+                Some(unusable) => format!(
+                    "the server cannot load the files in {}: {}",
+                    self.volume.path().display(),
+                    unusable.words
+                ),
+                None => "the data are gone".to_owned(),
+            };
+            let message = format!("{why}; the node starts again when it can copy from another one");
             return Some(problem(ProblemCode::VolumeLost, message));
         }
         if concern.is_some() {

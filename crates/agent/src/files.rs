@@ -37,6 +37,56 @@ pub(crate) fn write_if_different(path: &Path, bytes: &[u8]) -> io::Result<bool> 
     Ok(true)
 }
 
+/// Files that are overwritten on a full disk have a multiple of this length, padded with spaces.
+const BLOCK: usize = 4096;
+
+/// JSON with room for `more` bytes in its last block.
+pub(crate) fn with_room(mut json: Vec<u8>, more: usize) -> Vec<u8> {
+    json.resize((json.len() + more).next_multiple_of(BLOCK), b' ');
+    json
+}
+
+/// Keeps a file beside `path` that has room for `length` bytes, for [`write_into_reserve`].
+///
+/// # Errors
+/// Any IO error, as that there is no room for it.
+pub(crate) fn keep_reserve(path: &Path, length: usize) -> io::Result<()> {
+    let reserve = reserve_name(path);
+    if fs::metadata(&reserve).is_ok_and(|meta| meta.len() >= length as u64) {
+        return Ok(());
+    }
+    write(&reserve, &with_room(Vec::new(), length.max(1)), true)
+}
+
+/// Replaces `path` without needing a block: writes the reserve and lets the two change names. A
+/// crash at any point leaves the old content or the new one. The old file is the next reserve.
+///
+/// # Errors
+/// `StorageFull` when the reserve is too small; what the system says when there is none, or when
+/// the file system cannot exchange names.
+pub(crate) fn write_into_reserve(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let reserve = reserve_name(path);
+    overwrite(&reserve, bytes)?;
+    rustix::fs::renameat_with(
+        rustix::fs::CWD,
+        &reserve,
+        rustix::fs::CWD,
+        path,
+        rustix::fs::RenameFlags::EXCHANGE,
+    )?;
+    match path.parent() {
+        // Before the next write into what was `path` until now.
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn reserve_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".reserve");
+    path.with_file_name(name)
+}
+
 /// As [`write`]; when the disk is full it overwrites the old file in place, padded to its old
 /// length, which needs no new block.
 pub(crate) fn write_or_overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -96,5 +146,25 @@ mod tests {
         assert_eq!(fs::read(&path).expect("read"), b"two");
         assert_eq!(fs::metadata(&path).expect("meta").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1, "no temporary file left");
+    }
+
+    #[test]
+    fn the_reserve_takes_content_after_content_and_a_longer_one_changes_nothing() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let path = folder.path().join("state.json");
+        write(&path, &with_room(b"{}".to_vec(), 100), true).expect("write");
+        assert!(write_into_reserve(&path, b"{\"n\":0}").is_err(), "without a reserve");
+        keep_reserve(&path, 3000).expect("reserve");
+        for n in 0..5 {
+            write_into_reserve(&path, format!("{{\"n\":{n}}}").as_bytes()).expect("written");
+            let read: serde_json::Value =
+                serde_json::from_slice(&fs::read(&path).expect("read")).expect("json");
+            assert_eq!(read["n"], n);
+        }
+        let error = write_into_reserve(&path, &[b' '; 5000]).expect_err("too long");
+        assert!(is_disk_full(&error));
+        let read: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).expect("read")).expect("json");
+        assert_eq!(read["n"], 4);
     }
 }

@@ -3,14 +3,18 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use larder_linklog::{AppendError, Entry, LinkLog, Watch};
 use larder_model::lease::{LeaseRecord, Route};
+use tokio::task::JoinHandle;
 
 /// No call of a lease or endpoint takes longer: at most half of the election's fence margin.
 const CALL_DEADLINE: Duration = Duration::from_millis(300);
+
+/// How often the spares of a link log are looked after: a take-over uses up two at most.
+const RESERVE_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a lease or an endpoint was not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +52,10 @@ pub trait Lease: Send {
 
     /// Waits until there may be a new version. Cancel-safe.
     async fn changed(&mut self);
+
+    /// Sees to it, in the background, that records can be written while the disk is full. To be
+    /// called now and then; does nothing where there is no disk.
+    fn keep_reserve(&mut self) {}
 }
 
 /// Where clients are led.
@@ -65,12 +73,40 @@ pub trait Endpoint: Send {
     /// # Errors
     /// [`LeaseError::Unreachable`].
     async fn publish(&mut self, route: &Route) -> Result<Option<Route>, LeaseError>;
+
+    /// As [`Lease::keep_reserve`], for routes.
+    fn keep_reserve(&mut self) {}
+}
+
+/// The spares of a link log, looked after beside the loop.
+#[derive(Default)]
+struct Reserve {
+    looking: Option<JoinHandle<()>>,
+    looked_at: Option<Instant>,
+}
+
+impl Reserve {
+    fn keep(&mut self, log: &LinkLog) {
+        // On a disk that hangs one thread waits, not one more each time.
+        let busy = self.looking.as_ref().is_some_and(|task| !task.is_finished());
+        if busy || self.looked_at.is_some_and(|at| at.elapsed() < RESERVE_EVERY) {
+            return;
+        }
+        self.looked_at = Some(Instant::now());
+        let log = log.clone();
+        self.looking = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = log.reserve() {
+                tracing::debug!(dir = %log.dir().display(), %error, "spares not filled up");
+            }
+        }));
+    }
 }
 
 /// A lease in a folder of this machine (`docs/design/0001`).
 pub struct LinkLease {
     log: LinkLog,
     watch: Option<Watch>,
+    reserve: Reserve,
 }
 
 impl LinkLease {
@@ -79,7 +115,7 @@ impl LinkLease {
     /// # Errors
     /// When it cannot be made.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        Ok(Self { log: LinkLog::open(dir)?, watch: None })
+        Ok(Self { log: LinkLog::open(dir)?, watch: None, reserve: Reserve::default() })
     }
 }
 
@@ -87,6 +123,8 @@ impl LinkLease {
 impl Lease for LinkLease {
     async fn read(&mut self) -> Result<Option<(u64, LeaseRecord)>, LeaseError> {
         let Some(entry) = read_entry(&self.log, "reading the lease").await? else {
+            // Its folder may have been deleted, and then the watch is one of nothing.
+            self.watch = None;
             return Ok(None);
         };
         let record = parse(&entry, "reading the lease")?;
@@ -95,6 +133,9 @@ impl Lease for LinkLease {
 
     async fn write(&mut self, after: Option<u64>, record: &LeaseRecord) -> Result<u64, LeaseError> {
         let bytes = encode(record, "writing the lease")?;
+        if after.is_none() {
+            make_folder(&self.log, "making the lease's folder").await?;
+        }
         append(&self.log, after, bytes, "writing the lease").await
     }
 
@@ -116,11 +157,16 @@ impl Lease for LinkLease {
             None => std::future::pending().await,
         }
     }
+
+    fn keep_reserve(&mut self) {
+        self.reserve.keep(&self.log);
+    }
 }
 
 /// A route in a folder of this machine, followed by the instance's relay.
 pub struct LinkEndpoint {
     log: LinkLog,
+    reserve: Reserve,
 }
 
 impl LinkEndpoint {
@@ -129,7 +175,7 @@ impl LinkEndpoint {
     /// # Errors
     /// When it cannot be made.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        Ok(Self { log: LinkLog::open(dir)? })
+        Ok(Self { log: LinkLog::open(dir)?, reserve: Reserve::default() })
     }
 }
 
@@ -159,6 +205,9 @@ impl Endpoint for LinkEndpoint {
                     }
                 }
             }
+            if after.is_none() {
+                make_folder(&self.log, DOING).await?;
+            }
             let (log, bytes) = (self.log.clone(), encode(route, DOING)?);
             // Not durable: after a loss of power the holder publishes anew, and a sync of the disk
             // here would be a gap in writes.
@@ -171,6 +220,16 @@ impl Endpoint for LinkEndpoint {
         }
         Err(LeaseError::Conflict)
     }
+
+    fn keep_reserve(&mut self) {
+        self.reserve.keep(&self.log);
+    }
+}
+
+/// The folder of a log that has no version may be gone since it was opened.
+async fn make_folder(log: &LinkLog, doing: &'static str) -> Result<(), LeaseError> {
+    let log = log.clone();
+    bounded(doing, move || LinkLog::open(log.dir()).map(drop)).await
 }
 
 async fn read_entry(log: &LinkLog, doing: &'static str) -> Result<Option<Entry>, LeaseError> {
@@ -253,6 +312,18 @@ mod tests {
         let renewed = one.renew(version).await.expect("renewed");
         assert!(matches!(two.write(Some(version), &record(2)).await, Err(LeaseError::Conflict)));
         assert_eq!(two.read().await.expect("read"), Some((renewed, record(1))));
+    }
+
+    #[tokio::test]
+    async fn a_deleted_folder_is_made_anew_by_the_first_writer() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let dir = folder.path().join("lease");
+        let mut lease = LinkLease::open(&dir).expect("open");
+        lease.write(None, &record(1)).await.expect("first");
+        std::fs::remove_dir_all(&dir).expect("removed");
+        assert_eq!(lease.read().await.expect("read"), None);
+        let version = lease.write(None, &record(2)).await.expect("again");
+        assert_eq!(lease.read().await.expect("read"), Some((version, record(2))));
     }
 
     #[tokio::test]

@@ -7,12 +7,14 @@ use larder_election::{
     Action, HandOverProgress, KillReason, LeaseKnown, LeaseView, Local, LocalServer, OrderKind,
     OrderOutcome, Peer, PeerPromise, PendingOrder, Promise, Situation, StartAs, WhyNoPrimary,
 };
-use larder_model::agent::{LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role};
+use larder_model::agent::{
+    LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role, VolumeState,
+};
 use larder_model::lease::{LeaseRecord, Route};
 use larder_model::local::Promised;
 use larder_model::{Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
 
-use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate};
+use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate, sync_data};
 use crate::client::ClientError;
 use crate::command::{DemoteRequest, PromiseAnswer, PromiseRequest};
 use crate::core::{Core, SAMPLE, problem};
@@ -94,6 +96,8 @@ impl Leased {
     pub(crate) async fn round(&mut self, core: &mut Core) -> Round {
         self.renew_old_promise(core);
         self.match_members(core);
+        self.lease.keep_reserve();
+        self.endpoint.keep_reserve();
         core.server.sample(SAMPLE).await;
         core.check_volume();
         self.read_lease().await;
@@ -103,6 +107,7 @@ impl Leased {
             self.route = route;
             self.route_known = true;
         }
+        self.recover_lineage(core);
         self.note_sync(core);
         self.ask_successor(core);
         let local = self.local(core);
@@ -218,6 +223,20 @@ impl Leased {
         self.view = LeaseView::Unreachable { since, last };
     }
 
+    /// The lease still knows when this node led, also when its own notes are gone.
+    fn recover_lineage(&self, core: &mut Core) {
+        let LeaseView::Known(known) = &self.view else { return };
+        let (record, me) = (&known.record, &core.config.node);
+        let held = record.holder.as_ref().filter(|holder| holder.node == *me);
+        let before = record.previous.as_ref().filter(|previous| previous.node == *me);
+        let led_in = match (held, before) {
+            (Some(_), _) => record.epoch,
+            (None, Some(previous)) if record.holder.is_none() => previous.epoch,
+            _ => return,
+        };
+        core.recover_lineage(led_in);
+    }
+
     /// Keeps the mark of a completed sync, and with it the lineage of the data.
     fn note_sync(&self, core: &mut Core) {
         let local = self.local(core);
@@ -317,6 +336,7 @@ impl Leased {
                 core.memory.event(Severity::Warning, "server-hung", message);
                 core.kill_server().await
             }
+            Action::SyncData => sync_data(core).await,
             Action::Promote { epoch } => promote(core, epoch, self.may_promote_until(core)).await,
             Action::Follow(member) => {
                 let done = replicate(core, &member.address).await;
@@ -592,13 +612,20 @@ impl Leased {
     }
 
     /// Orders that are the election's business.
-    pub(crate) fn order(&mut self, order: &Order) -> Result<(), Refusal> {
+    pub(crate) fn order(&mut self, core: &Core, order: &Order) -> Result<(), Refusal> {
         let kind = match order {
             Order::HandOver { to } => {
                 self.may_hand_over(to.as_ref())?;
                 OrderKind::HandOver { to: to.clone() }
             }
             Order::TakeLease { accept_data_loss } => {
+                // Said at once, so that who asked need not wait for what can never be.
+                let has_data =
+                    core.volume_state() == VolumeState::Data && core.memory.get().data_epoch > 0;
+                if !has_data {
+                    let text = OrderOutcome::NoData.to_string();
+                    return Err(Refusal::new(Code::NoEligibleReplica, text));
+                }
                 OrderKind::TakeLease { accept_data_loss: *accept_data_loss }
             }
             // A lost volume is filled by a sync as soon as there is a holder to copy from.

@@ -13,6 +13,7 @@ mod clock;
 mod clustered;
 mod command;
 mod core;
+mod damage;
 mod engine;
 mod error;
 mod fence;
@@ -28,6 +29,7 @@ mod process;
 mod render;
 mod run;
 mod server;
+mod unusable;
 mod volume;
 pub mod wire;
 

@@ -5,13 +5,19 @@ use std::path::PathBuf;
 
 use larder_election::SyncMark;
 use larder_model::agent::{AgentEvent, Fence, NodeConfig};
-use larder_model::{Severity, Timestamp};
+use larder_model::{Millis, Severity, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{clock, files};
 
+/// An event that comes again sooner than this is no news; later it is something new.
+const REPEATED: Millis = Millis::secs(300);
+
 /// How many events an agent keeps; older ones have long been read by `serve`.
 const EVENTS: usize = 64;
+
+/// What the memory without events may grow by while the disk is full: a promise, a sync, failovers.
+const ROOM_TO_GROW: usize = 2048;
 
 /// The content of `state.json`. Every field has a default, so that a newer agent reads an older
 /// one's memory.
@@ -34,6 +40,10 @@ pub(crate) struct AgentMemory {
     pub(crate) data_epoch: u64,
     /// The volume was found lost and the server runs on a new one that is not synced yet.
     pub(crate) rebuilding: bool,
+    /// The server has served on this volume, so it has written files that are to be there.
+    pub(crate) files_seen: bool,
+    /// While `rebuilding`: the data are there, but the server cannot load them.
+    pub(crate) unusable: Option<Unusable>,
     /// A word given to a lease holder; see [`PromiseGiven`].
     pub(crate) promise: Option<PromiseGiven>,
     /// The node is on its way out: the server stays down.
@@ -45,6 +55,16 @@ pub(crate) struct AgentMemory {
     pub(crate) cluster_id: Option<String>,
     /// Cluster mode: the server was a primary with slots when it was last seen.
     pub(crate) owned_slots: bool,
+}
+
+/// Data that a server cannot load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unusable {
+    /// What the server said of them.
+    pub(crate) words: String,
+    /// When the files had last changed (wall clock, milliseconds): as they are, they are not tried
+    /// again.
+    pub(crate) changed: i64,
 }
 
 /// Not to take the lease of `epoch` before `until_ms` of this boot's monotonic clock.
@@ -63,23 +83,49 @@ pub(crate) struct Memory {
     path: PathBuf,
     content: AgentMemory,
     dirty: bool,
+    /// When something last happened (monotonic), told or not.
+    last_event: Option<Timestamp>,
     /// The last attempt to write failed with this text.
     failure: Option<String>,
     disk_full: bool,
+    /// What is on disk instead of the whole, since it was full.
+    essence: Option<Vec<u8>>,
 }
 
 impl Memory {
     /// Reads the memory; a missing or unreadable file is an agent without a past, and the
     /// volume's own marker then still tells that there was one.
     pub(crate) fn load(path: PathBuf) -> Self {
-        let content = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "memory unreadable, starting anew");
-                AgentMemory::default()
-            }),
-            Err(_) => AgentMemory::default(),
+        let (content, damage) = match std::fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(content) => (content, None),
+                Err(error) => (AgentMemory::default(), Some(error)),
+            },
+            Err(_) => (AgentMemory::default(), None),
         };
-        Self { path, content, dirty: false, failure: None, disk_full: false }
+        let mut memory = Self {
+            path,
+            content,
+            dirty: false,
+            last_event: None,
+            failure: None,
+            disk_full: false,
+            essence: None,
+        };
+        if let Some(error) = damage {
+            memory.number_events_anew();
+            let path = memory.path.display();
+            let message = format!("the notes of this node in {path} cannot be read: {error}");
+            memory.event(Severity::Critical, "notes-unreadable", message);
+        }
+        memory
+    }
+
+    /// Without its notes the node does not know which numbers it has used; the readers of its
+    /// events drop those they have seen. The time is above all of them.
+    pub(crate) fn number_events_anew(&mut self) {
+        let now = u64::try_from(clock::wall().0).unwrap_or(0);
+        self.change(|memory| memory.next_event = memory.next_event.max(now));
     }
 
     pub(crate) fn get(&self) -> &AgentMemory {
@@ -92,8 +138,16 @@ impl Memory {
         change(&mut self.content)
     }
 
-    /// Records an event.
+    /// Records an event. The same one over and over, with nothing else in between, is told once.
     pub(crate) fn event(&mut self, severity: Severity, reason: &str, message: String) {
+        let again = self.content.events.back().is_some_and(|last| {
+            last.severity == severity && last.reason == reason && last.message == message
+        });
+        let before = self.last_event.replace(clock::monotonic());
+        if again && before.is_some_and(|at| clock::monotonic().since(at) < REPEATED) {
+            tracing::debug!(reason, text = message, "event again");
+            return;
+        }
         tracing::info!(reason, text = message, "event");
         self.change(|memory| {
             memory.next_event += 1;
@@ -117,11 +171,12 @@ impl Memory {
         if !self.dirty {
             return true;
         }
-        match self.write(&self.content, false) {
+        match self.write_whole() {
             Ok(()) => {
                 self.dirty = false;
                 self.failure = None;
                 self.disk_full = false;
+                self.essence = None;
                 true
             }
             Err(error) => {
@@ -130,21 +185,43 @@ impl Memory {
                 }
                 self.disk_full = files::is_disk_full(&error);
                 self.failure = Some(format!("writing {}: {error}", self.path.display()));
-                // Elections need some of it on disk. Without events it fits where the old
-                // content is, which takes no room; the rest follows when there is some.
-                let essence = AgentMemory { events: VecDeque::new(), ..self.content.clone() };
-                self.disk_full && self.write(&essence, true).is_ok()
+                // Elections need some of it on disk. Without events it fits where there is room
+                // already; the rest follows when there is more.
+                self.disk_full && self.write_essence().is_ok()
             }
         }
     }
 
-    fn write(&self, content: &AgentMemory, in_place: bool) -> std::io::Result<()> {
-        let bytes = serde_json::to_vec(content)?;
-        if in_place {
-            files::overwrite(&self.path, &bytes)
-        } else {
-            files::write(&self.path, &bytes, true)
+    fn write_whole(&self) -> std::io::Result<()> {
+        let bytes = serde_json::to_vec(&self.content)?;
+        files::write(&self.path, &files::with_room(bytes, ROOM_TO_GROW), true)?;
+        let reserve = self.essence()?.len() + ROOM_TO_GROW;
+        if let Err(error) = files::keep_reserve(&self.path, reserve) {
+            // What matters now is on disk.
+            tracing::warn!(path = %self.path.display(), %error, "no reserve for a full disk");
         }
+        Ok(())
+    }
+
+    fn write_essence(&mut self) -> std::io::Result<()> {
+        let essence = self.essence()?;
+        // This is tried in every round while the disk is full: the same need not be synced again.
+        if self.essence.as_ref() == Some(&essence) {
+            return Ok(());
+        }
+        self.essence = None;
+        if let Err(error) = files::write_into_reserve(&self.path, &essence) {
+            tracing::debug!(%error, "no reserve, overwriting in place");
+            files::overwrite(&self.path, &essence)?;
+        }
+        self.essence = Some(essence);
+        Ok(())
+    }
+
+    /// The memory without its events.
+    fn essence(&self) -> std::io::Result<Vec<u8>> {
+        let essence = AgentMemory { events: VecDeque::new(), ..self.content.clone() };
+        Ok(serde_json::to_vec(&essence)?)
     }
 
     /// Why the last write failed, while it has not succeeded since.
@@ -170,6 +247,17 @@ mod tests {
         again.event(Severity::Info, "test", "one more".into());
         assert_eq!(again.get().events.len(), EVENTS);
         assert_eq!(again.get().events.back().map(|e| e.seq), Some(101));
+    }
+
+    #[test]
+    fn the_same_event_over_and_over_is_told_once() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let mut memory = Memory::load(folder.path().join("state.json"));
+        for text in ["no", "no", "no", "yes", "no"] {
+            memory.event(Severity::Warning, "refused", text.to_owned());
+        }
+        let told: Vec<_> = memory.get().events.iter().map(|e| e.message.as_str()).collect();
+        assert_eq!(told, ["no", "yes", "no"]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use larder_model::local::ProcessMark;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use crate::damage::{self, Damage};
 use crate::proc::{self, RunState};
 use crate::{clock, files};
 
@@ -28,6 +29,9 @@ const BACKOFF_LAST_MS: u64 = 10_000;
 /// Ticks per second in `/proc/<pid>/stat`: a constant of Linux' interface on x86-64 and Arm
 /// (include/asm-generic/param.h), whatever the kernel's own timer does.
 const USER_HZ: u64 = 100;
+/// How much of what a server wrote is looked at for the reason of its end: the report on a broken
+/// snapshot is long.
+const JUDGED: u64 = 64 << 10;
 /// `server.log` is cut when it has grown beyond this.
 const LOG_BYTES: u64 = 8 << 20;
 
@@ -51,6 +55,8 @@ pub(crate) struct Exit {
     pub(crate) lived: larder_model::Millis,
     /// The last lines that it wrote, joined; empty when it wrote none.
     pub(crate) last_words: String,
+    /// What of its own files it could not load, by its own word.
+    pub(crate) damage: Option<Damage>,
 }
 
 /// Supervises the process of one node.
@@ -222,17 +228,20 @@ impl Supervisor {
         } else {
             self.short_lives = 0;
         }
-        let _ = fs::remove_file(&self.mark_file);
+        // The mark stays: it names a dead process, which everybody checks, and on a full disk the
+        // next one is written where it is.
         Exit {
             mark: running.mark,
             how,
             lived,
             last_words: last_words(&self.log, running.log_start),
+            damage: damage::judge(&written(&self.log, running.log_start, JUDGED)),
         }
     }
 
     fn write_mark(&self, mark: &ProcessMark) {
         let Ok(bytes) = serde_json::to_vec(mark) else { return };
+        let bytes = files::with_room(bytes, 0);
         if let Err(error) = files::write_or_overwrite(&self.mark_file, &bytes) {
             // An agent that comes after us finds the server by its output file instead.
             tracing::warn!(path = %self.mark_file.display(), %error, "server mark not written");
@@ -303,16 +312,21 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The last lines of the log that are not decoration, three at most and 600 bytes.
-fn last_words(log: &Path, start: u64) -> String {
+/// What the server wrote to the log since `start`, the last `limit` bytes at most.
+fn written(log: &Path, start: u64, limit: u64) -> String {
     let Ok(mut file) = fs::File::open(log) else { return String::new() };
     let length = file.metadata().map_or(0, |meta| meta.len());
-    let from = start.max(length.saturating_sub(4096)).min(length);
+    let from = start.max(length.saturating_sub(limit)).min(length);
     let mut bytes = Vec::new();
     if file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut bytes)).is_err() {
         return String::new();
     }
-    let text = String::from_utf8_lossy(&bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The last lines of the log that are not decoration, three at most and 600 bytes.
+fn last_words(log: &Path, start: u64) -> String {
+    let text = written(log, start, 4096);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut words = lines[lines.len().saturating_sub(3)..].join(" | ");
     while words.len() > 600 {

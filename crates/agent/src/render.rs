@@ -33,6 +33,7 @@ pub(crate) struct Places<'a> {
 pub(crate) fn server_config(
     config: &NodeConfig,
     secrets: &NodeSecrets,
+    engine: Engine,
     places: &Places<'_>,
 ) -> String {
     let mut text = String::with_capacity(2048);
@@ -64,6 +65,12 @@ pub(crate) fn server_config(
     line("save", "\"\"");
     line("appendonly", "yes");
     line("appendfsync", "everysec");
+    if engine.is_seven_or_later() {
+        // Else a replica on a full disk aborts at the next write that its primary still takes, and
+        // there is nobody to hand over to. What is not on its disk yet follows when there is room;
+        // older versions have always done so.
+        line("replica-ignore-disk-write-errors", "yes");
+    }
 
     line("masteruser", SYSTEM_USER);
     line("masterauth", &quoted(secrets.system_password.expose()));
@@ -183,6 +190,7 @@ pub(crate) mod tests {
             bootstrap: true,
             initialized: false,
             members: vec![Member { node, shard: 0, zone: None, address }],
+            storage_class: None,
             election: ElectionPolicy::default(),
             generation: 1,
         }
@@ -198,7 +206,8 @@ pub(crate) mod tests {
     fn rendered_at(listen_host: &str, mode: NodeMode) -> String {
         let (volume, users) = (Path::new("/d/my volume"), Path::new("/d/users.acl"));
         let places = Places { listen_host, volume, users };
-        server_config(&config(mode), &secrets(), &places)
+        let seven = Engine { flavour: Flavour::Redis, major: 7, minor: 0 };
+        server_config(&config(mode), &secrets(), seven, &places)
     }
 
     fn rendered(mode: NodeMode) -> String {
@@ -215,6 +224,7 @@ pub(crate) mod tests {
             "maxmemory 106954752\n",
             "maxmemory-policy noeviction\n",
             "appendonly yes\n",
+            "replica-ignore-disk-write-errors yes\n",
             "maxclients 10064\n",
             "masterauth \"se\\\"cret\"\n",
             "repl-backlog-size 16777216\n",

@@ -88,9 +88,9 @@ pub(crate) async fn live(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Setup)?;
     tracing::info!(node = %config.node, instance = %config.instance, "agent started");
 
-    // Nobody gets to read a status in which the volume was not looked at.
+    // The first status is published after the first round: nobody gets to read one in which the
+    // volume, the lease or an adopted server was not looked at.
     core.check_volume();
-    core.publish(None, None);
     let Readers { status, metrics, beat } = readers;
     let api = open(ApiState { commands, status, metrics, beat });
     let ended = async {
@@ -204,14 +204,14 @@ async fn turn(
 /// Who decides over the node.
 pub(crate) enum Mode {
     Leased(Box<Leased>),
-    Clustered(Clustered),
+    Clustered(Box<Clustered>),
 }
 
 impl Mode {
     /// With lease and route in folders of this machine.
     fn on_machine(boot: &Boot) -> Result<Self, AgentError> {
         if boot.boot.config.mode == NodeMode::Clustered {
-            return Ok(Self::Clustered(Clustered::default()));
+            return Ok(Self::Clustered(Box::default()));
         }
         let (lease, route) = (&boot.boot.lease_dir, &boot.boot.route_dir);
         let lease = LinkLease::open(lease)
@@ -224,7 +224,7 @@ impl Mode {
     /// Whatever keeps lease and route.
     pub(crate) fn new(boot: &Boot, lease: Box<dyn Lease>, endpoint: Box<dyn Endpoint>) -> Self {
         if boot.boot.config.mode == NodeMode::Clustered {
-            return Self::Clustered(Clustered::default());
+            return Self::Clustered(Box::default());
         }
         Self::Leased(Box::new(Leased::new(lease, endpoint)))
     }
@@ -239,7 +239,7 @@ impl Mode {
     /// Begins a hand-over to whoever is best. Answers whether one is under way.
     async fn begin_leaving(&mut self, core: &Core) -> bool {
         match self {
-            Self::Leased(leased) => leased.order(&Order::HandOver { to: None }).is_ok(),
+            Self::Leased(leased) => leased.order(core, &Order::HandOver { to: None }).is_ok(),
             Self::Clustered(_) => Clustered::begin_leaving(core).await,
         }
     }
@@ -350,7 +350,7 @@ impl Mode {
             return result;
         }
         match self {
-            Self::Leased(leased) => leased.order(order),
+            Self::Leased(leased) => leased.order(core, order),
             Self::Clustered(clustered) => clustered.order(core, order).await,
         }
     }

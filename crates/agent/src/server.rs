@@ -20,6 +20,10 @@ const DISK_WAIT_IS_HUNG: Millis = Millis(5_000);
 /// From the start of the process to its first answer; it listens before it loads.
 const START_IS_HUNG: Millis = Millis(30_000);
 
+/// A server that says nothing for no longer than this is not called busy for it: the machine may
+/// be slow, or the server has just been adopted.
+const BRIEFLY: Millis = Millis(2_500);
+
 /// How long an order to the server may take.
 const ORDER_DEADLINE: Duration = Duration::from_millis(700);
 
@@ -54,6 +58,8 @@ pub(crate) struct Server {
     /// A process of this node has run in this or a former life of the agent.
     pub(crate) has_run: bool,
     pub(crate) down_since: Option<Timestamp>,
+    /// Since when (wall clock) the living process is busy or hangs.
+    unanswering_since: Option<Timestamp>,
     pub(crate) last_exit: Option<Exit>,
     /// Until when writes are paused by this agent.
     paused_until: Option<Timestamp>,
@@ -80,6 +86,7 @@ impl Server {
             cluster: None,
             has_run,
             down_since: Some(clock::monotonic()),
+            unanswering_since: None,
             last_exit: None,
             paused_until: None,
         }
@@ -110,6 +117,7 @@ impl Server {
         self.answered_at = None;
         self.info = None;
         self.cluster = None;
+        self.unanswering_since = None;
         self.paused_until = None;
     }
 
@@ -132,15 +140,27 @@ impl Server {
         if matches!(self.answer, Answer::Ready | Answer::Loading | Answer::Busy) {
             self.answered_at = Some(now);
         }
-        if self.state() == ServerState::Hung {
+        let state = self.state();
+        if state == ServerState::Hung {
             self.down_since.get_or_insert(now);
         } else {
             self.down_since = None;
         }
+        if matches!(state, ServerState::Busy | ServerState::Hung) {
+            self.unanswering_since.get_or_insert_with(clock::wall);
+        } else {
+            self.unanswering_since = None;
+        }
     }
 
     async fn ask(&mut self, deadline: Duration) -> Answer {
-        let result = self.ask_or_fail(deadline).await;
+        let known = self.eyes.is_some();
+        let mut result = self.ask_or_fail(deadline).await;
+        if known && matches!(result, Err(NodeError::Closed { .. } | NodeError::Io { .. })) {
+            // A tenant may close every connection (`CLIENT KILL`): that says nothing of the server.
+            self.eyes = None;
+            result = self.ask_or_fail(deadline).await;
+        }
         match result {
             Ok(answer) => answer,
             Err(error) => {
@@ -232,6 +252,20 @@ impl Server {
         if now.since(answered_at) >= limit { ServerState::Hung } else { ServerState::Busy }
     }
 
+    /// The server has not answered just now, and not for long: what was known of it before is as
+    /// likely to hold.
+    pub(crate) fn is_briefly_silent(&self) -> bool {
+        let recently = |at| clock::monotonic().since(at) < BRIEFLY;
+        self.answer == Answer::Silent
+            && self.state() == ServerState::Busy
+            && self.answered_at.is_some_and(recently)
+    }
+
+    /// What its system user logs in with, at every server of the instance.
+    pub(crate) fn password(&self) -> &Secret {
+        &self.password
+    }
+
     /// Something that is not this node's server answers on its port.
     pub(crate) fn is_stranger(&self) -> bool {
         self.answer == Answer::Stranger
@@ -285,6 +319,7 @@ impl Server {
         let info = self.info.as_ref();
         ServerStatus {
             state: self.state(),
+            unanswering_since: self.unanswering_since,
             pid: self.supervisor.pid(),
             run_id: self.run_id(),
             engine_version: info.map(|info| info.engine_version.clone()),

@@ -116,6 +116,36 @@ async fn a_killed_primary_is_replaced_at_once_and_comes_back_as_replica() {
     assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
 }
 
+/// Its agent is stopped with it, so nobody on that side ends it: what waits in its sockets would be
+/// answered when both go on.
+#[tokio::test]
+async fn a_frozen_primary_is_killed_by_the_agent_of_its_successor() {
+    let world = formed().await;
+    let (old, new) = (4, 5);
+    world.tenant(old).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    world.tenant(old).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    // Its agent has seen whose replica it is.
+    world.wait("known", Duration::from_secs(5), |all| is_linked_replica(&all[new])).await;
+    let agent = world.nodes[old].agent.as_ref().expect("runs").id();
+    let stopped = std::process::Command::new("kill").args(["-STOP", &agent.to_string()]).status();
+    assert!(stopped.expect("kill").success());
+    let pid = world.signal_server(old, "-STOP");
+    world.wait("succeeded", Duration::from_secs(30), |all| owns_slots(&all[new])).await;
+    let until = Instant::now() + Duration::from_secs(8);
+    loop {
+        // Its parent is stopped and does not reap it.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat.is_empty() || stat.contains(") Z ") {
+            break;
+        }
+        assert!(Instant::now() < until, "{stat}\n{}", world.logs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let cont = std::process::Command::new("kill").args(["-CONT", &agent.to_string()]).status();
+    assert!(cont.expect("kill").success());
+    world.wait("back", Duration::from_secs(20), |all| is_linked_replica(&all[old])).await;
+}
+
 #[tokio::test]
 async fn a_cluster_killed_as_a_whole_comes_back_with_its_data() {
     let mut world = formed().await;

@@ -225,3 +225,83 @@ async fn older_and_misplaced_orders_are_refused_and_news_wakes_a_waiting_reader(
     let news = waiting.await.expect("no panic").expect("status");
     assert!(news.version > now.version && began.elapsed() < Duration::from_secs(5));
 }
+
+#[tokio::test]
+async fn a_lost_folder_that_is_put_back_is_used_again() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    world.start_all();
+    world.settled(START).await;
+    world.tenant(0).await.call(&["SET", "key", "value"]).await.expect("written");
+    let (folder, elsewhere) = (world.nodes[0].dir.join("volume"), world.nodes[0].dir.join("away"));
+    world.kill_agent(0);
+    world.signal_server(0, "-9");
+    std::fs::rename(&folder, &elsewhere).expect("moved");
+    world.start(0);
+    world
+        .wait("lost", START, |all| all[0].as_ref().is_some_and(|s| s.volume == VolumeState::Lost))
+        .await;
+    // Only a part of it: still lost, however long that takes.
+    std::fs::create_dir(&folder).expect("made");
+    std::fs::copy(elsewhere.join(".larder"), folder.join(".larder")).expect("copied");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let status = world.client(0).status().await.expect("answers");
+    assert_eq!(status.volume, VolumeState::Lost);
+    std::fs::remove_dir_all(&folder).expect("removed");
+    std::fs::rename(&elsewhere, &folder).expect("moved back");
+    world.settled(START).await;
+    let value = world.tenant(0).await.call(&["GET", "key"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"value"[..]));
+    let status = world.client(0).status().await.expect("answers");
+    assert!(events(&status).contains(&"volume-back"), "{:?}", events(&status));
+}
+
+#[tokio::test]
+async fn a_standalone_node_with_damaged_notes_leads_with_its_data() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    world.start_all();
+    world.settled(START).await;
+    world.tenant(0).await.call(&["SET", "key", "value"]).await.expect("written");
+    let notes = world.nodes[0].dir.join("state.json");
+    let before = world.client(0).status().await.expect("answers");
+    let last = before.events.last().expect("some").seq;
+    for damage in [Some("{\"born\": tr"), None] {
+        world.kill_agent(0);
+        world.signal_server(0, "-9");
+        match damage {
+            Some(text) => std::fs::write(&notes, text).expect("written"),
+            None => std::fs::remove_file(&notes).expect("removed"),
+        }
+        world.start(0);
+        world.settled(START).await;
+        let value = world.tenant(0).await.call(&["GET", "key"]).await.expect("read");
+        assert_eq!(value.as_bytes(), Some(&b"value"[..]));
+        let status = world.client(0).status().await.expect("answers");
+        let told = status.events.iter().find(|event| event.reason == "notes-recovered");
+        assert!(told.is_some_and(|event| event.seq > last), "{:?}", status.events);
+        assert_eq!(events(&status).contains(&"notes-unreadable"), damage.is_some());
+    }
+}
+
+#[tokio::test]
+async fn neither_adoption_nor_a_tenant_that_closes_all_connections_makes_a_server_look_busy() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    world.start_all();
+    world.settled(START).await;
+    for _ in 0..3 {
+        world.kill_agent(0);
+        world.start(0);
+        let until = Instant::now() + Duration::from_secs(2);
+        let mut answers = 0;
+        while Instant::now() < until {
+            let kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"];
+            world.tenant(0).await.call(&kill).await.expect("allowed");
+            // No answer yet is none that misleads.
+            if let Ok(status) = world.client(0).status().await {
+                answers += 1;
+                assert_eq!(leader(&[Some(status.clone())]), Some(0), "{status:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(answers > 0);
+    }
+}

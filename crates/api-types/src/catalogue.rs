@@ -56,6 +56,8 @@ pub struct ContainerClusterStatus {
     /// It answered when it was last asked.
     pub reachable: bool,
     pub workers: u32,
+    /// Names of what volumes can be made of; the first is the default.
+    pub storage_classes: Vec<String>,
     /// Memory that nodes may use in all.
     pub memory_bytes: u64,
     /// Memory that is promised to nodes.

@@ -39,6 +39,8 @@ pub struct Instance {
     pub chained: bool,
     pub read_from_replicas: bool,
     pub container_cluster: String,
+    /// What the nodes' volumes are made of.
+    pub storage_class: String,
     pub endpoints: Endpoints,
     pub nodes: Vec<Node>,
     pub conditions: Vec<Condition>,
@@ -156,6 +158,9 @@ pub struct CreateInstance {
     /// `local` (this machine) when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_cluster: Option<String>,
+    /// One of the container cluster's, as `status` lists them; its first when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
     /// 8 to 32 characters of three of: upper case, lower case, digit, special. Not needed with
     /// `dry_run`.
     #[serde(

@@ -22,6 +22,7 @@ pages! {
     "engine-unusable" "architecture-not-available" "memory-out-of-range" "shards-out-of-range"
     "replicas-out-of-range" "password-too-weak" "password-missing" "container-cluster-not-found"
     "container-cluster-unusable" "container-cluster-in-use"
+    "storage-class-not-found"
     "capacity-exceeded" "no-free-port" "disk-full" "not-found" "method-not-allowed"
     "request-too-large" "instance-busy" "instance-not-ready" "node-not-found"
     "no-eligible-replica" "data-loss-not-accepted" "generation-conflict" "operation-cancelled"

@@ -45,6 +45,7 @@ pub(crate) fn instance(row: &InstanceRow, catalogue_version: Option<String>) -> 
         chained: false,
         read_from_replicas: false,
         container_cluster: spec.container_cluster.clone(),
+        storage_class: spec.storage_class.clone(),
         endpoints: api::Endpoints {
             write: endpoint(EndpointKind::Write),
             read: endpoint(EndpointKind::Read),

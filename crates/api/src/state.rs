@@ -30,6 +30,8 @@ pub struct ContainerClusterInfo {
     /// It answered just now; otherwise `workers` is empty or old.
     pub reachable: bool,
     pub workers: Vec<Worker>,
+    /// Names of what volumes can be made of; the first is the default.
+    pub storage_classes: Vec<String>,
 }
 
 /// What is free: asked before anything of a new instance is written.

@@ -55,11 +55,11 @@ async fn every_method_of_the_client_is_understood() {
     let operation = client.instance_restart(ONE, &RestartInstance::default()).await.unwrap();
     assert_eq!(client.operation_get(&operation.id).await.unwrap().kind, "restart");
     assert_eq!(client.operation_cancel(&operation.id).await.unwrap().state, "cancelled");
-    assert_eq!(client.operation_list("default", Some("one")).await.unwrap().len(), 2);
+    assert_eq!(client.operation_list("default", Some("one"), 100).await.unwrap().len(), 2);
     client.instance_failover(ONE, &Default::default()).await.unwrap();
     client.instance_delete_permanently(ONE).await.unwrap();
-    assert!(client.event_list("default", Some("one")).await.unwrap().len() > 3);
-    let records = client.record_list(None, Some("admin"), Some("2020-01-01T00:00:00Z")).await;
+    assert!(client.event_list("default", Some("one"), 100).await.unwrap().len() > 3);
+    let records = client.record_list(None, Some("admin"), Some("2020-01-01T00:00:00Z"), 100).await;
     assert!(records.unwrap().iter().any(|record| record.action == "instance-restart"));
     assert_eq!(client.project_list().await.unwrap()[0].name, "default");
     client.engine_add("/opt/redis-server").await.unwrap();
@@ -105,7 +105,7 @@ async fn event_stream_hands_out_every_event_once() {
     let world = World::new().await;
     let client = client(&world).await;
     world.running("one", "standalone").await;
-    let listed = client.event_list("default", Some("one")).await.unwrap();
+    let listed = client.event_list("default", Some("one"), 100).await.unwrap();
     let mut stream = client.event_stream("default", Some("one"), Some(0)).await.unwrap();
     for event in &listed {
         assert_eq!(stream.next().await.unwrap(), *event);

@@ -72,6 +72,7 @@ async fn field_names_are_those_of_the_contract() {
         "chained",
         "read_from_replicas",
         "container_cluster",
+        "storage_class",
         "endpoints",
         "nodes",
         "conditions",
@@ -173,6 +174,11 @@ async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
             Code::ContainerClusterNotFound,
             "container_cluster",
         ),
+        (
+            with("a", "standalone", json!({"storage_class": "gold"})),
+            Code::StorageClassNotFound,
+            "storage_class",
+        ),
         (with("a", "standalone", json!({"project": "none"})), Code::NotFound, "project"),
         (with("a", "standalone", json!({"chained": true})), Code::InvalidRequest, "chained"),
         (with("a", "standalone", json!({"shards": "many"})), Code::InvalidRequest, "shards"),
@@ -206,7 +212,7 @@ async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
         .iter()
         .filter(|r| r["action"] == "instance-create" && r["outcome"] != "accepted")
         .collect();
-    assert_eq!(refused.len(), 15, "{refused:?}");
+    assert_eq!(refused.len(), 16, "{refused:?}");
 }
 
 #[tokio::test]

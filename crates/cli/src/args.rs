@@ -90,6 +90,14 @@ pub struct ProjectOption {
     pub project: Option<String>,
 }
 
+/// How much of a history to list.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct LimitOption {
+    /// At most this many, the newest [default: 100, as JSON all]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u32>,
+}
+
 /// Waiting for the operation that a command starts.
 #[derive(Args, Clone, Debug)]
 pub struct WaitOption {
@@ -212,6 +220,9 @@ pub struct CreateArgs {
     /// Where the nodes run [default: local]
     #[arg(long, value_name = "C")]
     pub container_cluster: Option<String>,
+    /// What the nodes' volumes are made of; `larder status` lists them [default: standard]
+    #[arg(long, value_name = "C")]
+    pub storage_class: Option<String>,
     /// What the instance is for
     #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
     pub description: String,
@@ -288,6 +299,8 @@ pub enum OperationCommand {
         /// Of this instance only
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
+        #[command(flatten)]
+        limit: LimitOption,
     },
     /// Show one operation
     Get {
@@ -321,6 +334,8 @@ pub enum EventCommand {
         /// Go on printing as things happen; as JSON one line per event
         #[arg(long)]
         follow: bool,
+        #[command(flatten)]
+        limit: LimitOption,
     },
 }
 
@@ -337,6 +352,8 @@ pub enum RecordCommand {
         /// From this time on: RFC 3339, a date (UTC), or how long ago (2h)
         #[arg(long, value_name = "T")]
         since: Option<String>,
+        #[command(flatten)]
+        limit: LimitOption,
         /// Comma-separated values with a header line
         #[arg(long)]
         csv: bool,

@@ -37,7 +37,8 @@ impl Environment {
             .or_else(|| get("HOME").map(|home| PathBuf::from(home).join(".config")));
         Self {
             server: get("LARDER_SERVER"),
-            token: get("LARDER_TOKEN").map(Secret::new),
+            // Files and command substitutions end with a newline, which no token has.
+            token: get("LARDER_TOKEN").map(|token| Secret::new(token.trim().to_owned())),
             project: get("LARDER_PROJECT"),
             config_file: get("LARDER_CONFIG")
                 .map(PathBuf::from)
@@ -140,7 +141,13 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn load(environment: Environment) -> Result<Self, CliError> {
-        let file = ConfigFile::load(environment.config_file.as_deref())?;
+        let file = match ConfigFile::load(environment.config_file.as_deref()) {
+            // Nothing of it would be used but a default project: it need not be readable.
+            Err(_) if environment.server.is_some() && environment.token.is_some() => {
+                ConfigFile::default()
+            }
+            file => file?,
+        };
         Ok(Self { environment, file })
     }
 
@@ -207,6 +214,21 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(ConfigFile::load(Some(&path)).unwrap(), file);
         assert!(!format!("{file:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn broken_file_does_no_harm_where_the_environment_says_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, "not json").unwrap();
+        let mut environment = Environment {
+            server: Some("http://a:1".into()),
+            config_file: Some(path),
+            ..Environment::default()
+        };
+        assert!(Context::load(environment.clone()).is_err());
+        environment.token = Some(Secret::new("t"));
+        assert_eq!(Context::load(environment).unwrap().server(), "http://a:1");
     }
 
     #[test]

@@ -73,6 +73,21 @@ impl Console {
         let _ = writeln!(self.stderr, "{text}");
     }
 
+    /// Why a command failed, to standard error. Who asked for JSON gets a refusal as the API's own
+    /// object, with its code and field, on one line.
+    pub(crate) fn say_error(&mut self, error: &CliError) {
+        if let Some(problem) = error.problem().filter(|_| self.is_json())
+            && let Ok(text) = serde_json::to_string(problem)
+        {
+            self.say(&text);
+            return;
+        }
+        self.say(&format!("error: {error}"));
+        if let Some(hint) = error.hint() {
+            self.say(hint);
+        }
+    }
+
     fn line(&mut self) -> Result<String, CliError> {
         let mut line = String::new();
         self.stdin

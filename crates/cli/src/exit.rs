@@ -74,6 +74,19 @@ impl CliError {
         }
     }
 
+    /// The server's own words, where the error is a refusal.
+    pub(crate) fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Client(error) => error.problem(),
+            Self::Operation(problem) => Some(problem),
+            Self::TimedOut { .. }
+            | Self::Usage(_)
+            | Self::NotConfirmed
+            | Self::Config { .. }
+            | Self::Io { .. } => None,
+        }
+    }
+
     /// What the user may do about it, where the sentence does not say so itself.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {

@@ -9,6 +9,7 @@ mod config;
 mod console;
 mod duration;
 mod exit;
+mod limit;
 mod progress;
 mod render;
 
@@ -16,8 +17,9 @@ use clap::{CommandFactory as _, Parser};
 
 pub use args::{
     ArchitectureArg, Commands, CreateArgs, EngineCommand, EventCommand, Format, Globals,
-    InstanceArgs, InstanceCommand, ListArgs, LoginArgs, OperationArgs, OperationCommand,
-    ProjectCommand, ProjectOption, RecordCommand, TokenCommand, UserCommand, WaitOption,
+    InstanceArgs, InstanceCommand, LimitOption, ListArgs, LoginArgs, OperationArgs,
+    OperationCommand, ProjectCommand, ProjectOption, RecordCommand, TokenCommand, UserCommand,
+    WaitOption,
 };
 pub use config::{DEFAULT_SERVER, Environment};
 pub use console::Console;
@@ -51,10 +53,7 @@ pub async fn run_with(command: Commands, environment: Environment, console: &mut
         Ok(()) => Exit::Done,
         Err(error) if exit::is_broken_pipe(&error) => Exit::Done,
         Err(error) => {
-            console.say(&format!("error: {error}"));
-            if let Some(hint) = error.hint() {
-                console.say(hint);
-            }
+            console.say_error(&error);
             error.exit()
         }
     }

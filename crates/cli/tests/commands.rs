@@ -160,6 +160,7 @@ fn instance(name: &str) -> Value {
         "engine": "redis-7.0", "engine_version": "7.0.15", "memory_bytes": 134_217_728,
         "shards": 1, "replicas": 2, "read_only_nodes": 1, "chained": false,
         "read_from_replicas": false, "container_cluster": "local",
+        "storage_class": "standard",
         "endpoints": { "write": { "host": "127.0.0.1", "port": 22000 },
                        "read": { "host": "127.0.0.1", "port": 22001 } },
         "nodes": [node("n-aaaaaaaaaaaa", "primary"), node("n-bbbbbbbbbbbb", "replica")],
@@ -380,6 +381,44 @@ async fn lists_as_json_are_bare_arrays_and_tables_fit_80_columns() {
         csv.lines().nth(1),
         Some("2026-11-22T13:12:17Z,'=admin,127.0.0.1,login,session,,accepted,\"{\"\"a\"\":1}\"")
     );
+}
+
+#[tokio::test]
+async fn histories_are_whole_as_json_and_short_as_a_table() {
+    let world = World::new().await;
+    for (line, asked) in [
+        ("event list -o json", "/events?project=default&limit=100000"),
+        ("event list", "/events?project=default&limit=100"),
+        ("event list -o json --limit 7", "/events?project=default&limit=7"),
+        ("operation list -o json", "/operations?project=default&limit=100000"),
+        ("operation list --limit 7", "/operations?project=default&limit=7"),
+        ("record list -o json", "/records?limit=100000"),
+        ("record list --csv", "/records?limit=100000"),
+        ("record list", "/records?limit=100"),
+    ] {
+        world.run(line, "").await;
+        assert_eq!(world.last("GET").0, format!("GET /api/v1{asked}"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn refusals_as_json_keep_their_code_and_field() {
+    let world = World::new().await;
+    let ran = world.run("instance get other -o json", "").await;
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, ""));
+    let problem: Value = serde_json::from_str(&ran.err).unwrap();
+    assert_eq!(problem["code"], "not-found");
+    assert!(problem.as_object().unwrap().contains_key("field"), "{problem}");
+}
+
+#[tokio::test]
+async fn dry_run_sends_the_password_that_it_was_given_and_needs_none() {
+    let world = World::new().await;
+    let line = "instance create one --engine e --architecture standalone --dry-run";
+    assert_eq!(world.run(&format!("{line} --password-stdin"), "weak\n").await.exit, Exit::Done);
+    assert_eq!(world.last("POST").1["password"], "weak");
+    assert_eq!(world.run(line, "").await.exit, Exit::Done);
+    assert_eq!(world.last("POST").1.get("password"), None);
 }
 
 #[tokio::test]

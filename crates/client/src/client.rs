@@ -207,13 +207,15 @@ impl Client {
         self.json(self.request(Method::GET, &["operations", id])).await
     }
 
-    /// The newest first; of all instances of the project, or of one.
+    /// The newest first, at most `limit`; of all instances of the project, or of one.
     pub async fn operation_list(
         &self,
         project: &str,
         instance: Option<&str>,
+        limit: u32,
     ) -> Result<Vec<Operation>, ClientError> {
         let request = self.request(Method::GET, &["operations"]).query(&[("project", project)]);
+        let request = request.query(&[("limit", limit)]);
         self.json(optional(request, "instance", instance)).await
     }
 
@@ -221,17 +223,19 @@ impl Client {
         self.json(self.request(Method::POST, &["operations", id, "cancel"])).await
     }
 
-    /// The newest events, oldest first.
+    /// The newest events, at most `limit`, oldest first.
     pub async fn event_list(
         &self,
         project: &str,
         instance: Option<&str>,
+        limit: u32,
     ) -> Result<Vec<Event>, ClientError> {
         let request = self.request(Method::GET, &["events"]).query(&[("project", project)]);
+        let request = request.query(&[("limit", limit)]);
         self.json(optional(request, "instance", instance)).await
     }
 
-    /// The newest records, oldest first.
+    /// The newest records, at most `limit`, oldest first.
     ///
     /// `since` is RFC 3339.
     pub async fn record_list(
@@ -239,8 +243,9 @@ impl Client {
         instance: Option<&str>,
         user: Option<&str>,
         since: Option<&str>,
+        limit: u32,
     ) -> Result<Vec<Record>, ClientError> {
-        let mut request = self.request(Method::GET, &["records"]);
+        let mut request = self.request(Method::GET, &["records"]).query(&[("limit", limit)]);
         request = optional(request, "instance", instance);
         request = optional(request, "user", user);
         self.json(optional(request, "since", since)).await

@@ -74,13 +74,10 @@ impl KubeCluster {
 
     /// Makes the node's volume when it is missing. A node that has had another one before is told
     /// so: it must not take an empty volume for a fresh start.
-    async fn ensure_volume(
-        &self,
-        instance: &InstanceId,
-        node: &NodeId,
-    ) -> Result<VolumeIds, ClusterError> {
-        let (place, key) = (&*self.place, volume_key(node));
-        let claim = objects::claim(&place.options, instance, node);
+    async fn ensure_volume(&self, config: &NodeConfig) -> Result<VolumeIds, ClusterError> {
+        let instance = &config.instance;
+        let (place, key) = (&*self.place, volume_key(&config.node));
+        let claim = objects::claim(&place.options, config);
         let claim = place.make::<PersistentVolumeClaim>(&claim).await?;
         let now = claim.uid.unwrap_or_default();
         let first = match place.noted(instance, &key).await? {
@@ -165,7 +162,7 @@ impl Cluster for KubeCluster {
         let address = Some(config.address.host.as_str());
         let service = objects::node_service(options, instance, node, address);
         place.apply::<Service>(&service).await?;
-        let volume = self.ensure_volume(instance, node).await?;
+        let volume = self.ensure_volume(config).await?;
         let secret = objects::secret(options, config, secrets, &volume).map_err(|error| {
             refused(Code::Internal, format!("node {node} cannot be written down: {error}"))
         })?;

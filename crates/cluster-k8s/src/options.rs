@@ -14,8 +14,10 @@ pub struct KubeOptions {
     pub owner: String,
     /// The image of an engine; `{engine}` stands for the engine's name.
     pub image: String,
-    /// `None`: the cluster's default class.
+    /// What a node's volume is made of that does not say; `None`: the cluster's default class.
     pub storage_class: Option<String>,
+    /// What volumes can be made of, as it was found at the binding; the default first.
+    pub storage_classes: Vec<String>,
     /// Size of each node's volume. Default 64 GiB.
     pub volume_size: ByteSize,
     pub expose: Expose,
@@ -37,6 +39,7 @@ impl KubeOptions {
             owner: owner.into(),
             image: "localhost/larder-{engine}:latest".to_owned(),
             storage_class: None,
+            storage_classes: Vec::new(),
             volume_size: ByteSize::gib(64),
             expose: Expose::ClusterIp,
             reach: Reach::PortForward,

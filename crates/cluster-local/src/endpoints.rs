@@ -1,6 +1,5 @@
 //! Endpoints: one relay process per instance, with one listener for each kind.
 
-use std::io;
 use std::path::PathBuf;
 
 use larder_cluster::{ClusterError, EndpointSpec};
@@ -12,7 +11,7 @@ use larder_model::{EndpointKind, InstanceId};
 use crate::nodes::{REMOVED, empty_folder, remove_folder, write};
 use crate::place::Place;
 use crate::ports::Owner;
-use crate::{error, fences};
+use crate::{error, fences, readable};
 
 impl Place {
     fn relay_file(&self, instance: &InstanceId) -> PathBuf {
@@ -24,14 +23,7 @@ impl Place {
     }
 
     fn read_relay(&self, instance: &InstanceId) -> Result<Option<RelayBoot>, ClusterError> {
-        let path = self.relay_file(instance);
-        match files::read_json(&path) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!(path = %path.display(), %error, "file cannot be understood");
-                Ok(None)
-            }
-            other => other.map_err(error::io("read", &path)),
-        }
+        readable::read(&self.relay_file(instance))
     }
 
     pub(crate) fn ensure_endpoint(
@@ -119,6 +111,13 @@ impl Place {
             let path = self.relay_removed(instance);
             files::write_text(&path, "").map_err(error::io("write", &path))?;
         }
+        self.dismiss_relay(instance)?;
+        self.finish_relay(instance).map(drop)
+    }
+
+    /// Wishes for the end of the relay's process, if the keeper has, or may have, one.
+    pub(crate) fn dismiss_relay(&self, instance: &InstanceId) -> Result<(), ClusterError> {
+        let relay_dir = self.data.relay(instance);
         let name = Self::relay_name(instance);
         if self.has_process(&name) {
             let present = self.wish(&name)?.unwrap_or_else(|| ProcessSpec {
@@ -132,7 +131,7 @@ impl Place {
             });
             self.set_wish(&ProcessSpec { removed: true, ..present })?;
         }
-        self.finish_relay(instance).map(drop)
+        Ok(())
     }
 
     /// Deletes what is left of a relay once the keeper has removed its process. Answers whether

@@ -6,7 +6,7 @@ use larder_cluster::ClusterError;
 use larder_keeper::files;
 use larder_model::agent::Fence;
 
-use crate::error;
+use crate::{error, readable};
 
 fn file(instance_dir: &Path) -> PathBuf {
     instance_dir.join("fence.json")
@@ -16,7 +16,8 @@ fn file(instance_dir: &Path) -> PathBuf {
 /// is obeyed. An instance without a folder has obeyed nothing yet.
 pub(crate) fn check(instance_dir: &Path, fence: Fence) -> Result<(), ClusterError> {
     let file = file(instance_dir);
-    let seen: Option<Fence> = files::read_json(&file).map_err(error::io("read", &file))?;
+    // Where it was lost, the agents' own memory of orders and the lock of `serve` have to do.
+    let seen: Option<Fence> = readable::read(&file)?;
     match seen {
         Some(seen) if fence < seen => Err(ClusterError::Stale { seen }),
         Some(seen) if fence == seen => Ok(()),

@@ -33,18 +33,24 @@ impl Place {
         fences::check(&dir, fence)?;
         // Removals that were asked for and are done by now.
         let nodes = self.observe_nodes(instance)?;
-        self.observe_relay(instance)?;
-        let has_relay = self.has_process(&Self::relay_name(instance));
-        if !nodes.is_empty() || has_relay {
+        let listeners = self.observe_relay(instance)?;
+        if !nodes.is_empty() || !listeners.is_empty() {
             // What nobody has asked to be removed is never deleted on the way.
             return Err(error::refused(
                 Code::InstanceBusy,
                 format!(
-                    "instance {instance} still has {} nodes{}: remove them first",
+                    "instance {instance} still has {} nodes and {} endpoints: remove them first",
                     nodes.len(),
-                    if has_relay { " and endpoints" } else { "" }
+                    listeners.len()
                 ),
             ));
+        }
+        if self.has_process(&Self::relay_name(instance)) {
+            // Its wish was lost, so that nobody sees it as an endpoint to be removed.
+            self.dismiss_relay(instance)?;
+            return Err(error::unreachable(format!(
+                "the relay of instance {instance} runs without a wish and is being removed"
+            )));
         }
         self.ports.release_all(instance)?;
         remove_folder(&dir)

@@ -16,6 +16,7 @@ mod nodes;
 mod options;
 mod place;
 mod ports;
+mod readable;
 
 pub use cluster::LocalCluster;
 pub use options::{EngineLookup, LocalOptions};

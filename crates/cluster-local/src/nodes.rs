@@ -12,7 +12,7 @@ use larder_model::{Address, BackendNode, ByteSize, Code, InstanceId, NodeId, Nod
 
 use crate::place::Place;
 use crate::ports::Owner;
-use crate::{error, fences};
+use crate::{error, fences, readable};
 
 /// Says that a folder is on its way out. Written first and deleted last, so that a removal that
 /// was cut short goes on.
@@ -56,14 +56,18 @@ impl NodeDir {
     /// The configuration that is there; one that cannot be understood counts as missing and is
     /// written anew.
     fn read_boot(&self) -> Result<Option<AgentBoot>, ClusterError> {
-        let path = self.boot();
-        match files::read_json(&path) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!(path = %path.display(), %error, "file cannot be understood");
-                Ok(None)
-            }
-            other => other.map_err(error::io("read", &path)),
-        }
+        readable::read(&self.boot())
+    }
+
+    /// Whether the secrets are there and can be used: an agent does not start with others.
+    fn has_secrets(&self) -> Result<bool, ClusterError> {
+        let secrets: Option<NodeSecrets> = readable::read(&self.secrets())?;
+        Ok(secrets.is_some_and(|secrets| {
+            let hash = secrets.default_password_sha256.expose();
+            !secrets.system_password.expose().is_empty()
+                && hash.len() == 64
+                && hash.bytes().all(|digit| digit.is_ascii_hexdigit())
+        }))
     }
 }
 
@@ -81,7 +85,7 @@ impl Place {
         refuse_when_leaving(&dir, node)?;
         let owner = Owner::Node(node.clone());
         let path = dir.address();
-        let present: Option<Address> = files::read_json(&path).map_err(error::io("read", &path))?;
+        let present: Option<Address> = readable::read(&path)?;
         if let Some(address) = present {
             self.ports.hold(address.port, instance, &owner)?;
             return Ok(address);
@@ -252,7 +256,7 @@ impl Place {
             let reserved = || files::read_json(&dir.address()).ok().flatten();
             let realised = !leaving
                 && boot.is_some()
-                && dir.secrets().exists()
+                && dir.has_secrets()?
                 && self.wish(&Self::agent_name(&node))?.is_some_and(|wish| !wish.removed);
             let shown = BackendNode {
                 worker: self.worker.clone(),

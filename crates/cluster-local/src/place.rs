@@ -8,9 +8,9 @@ use larder_keeper::{KeeperPaths, files, run_dir};
 use larder_model::local::{DataDir, ProcessSpec, RunDir};
 use larder_model::{InstanceId, NodeId, WorkerName};
 
-use crate::error;
 use crate::options::{EngineLookup, LocalOptions};
 use crate::ports::Ports;
+use crate::{error, readable};
 
 /// One machine with one data directory. All methods block.
 pub(crate) struct Place {
@@ -63,9 +63,11 @@ impl Place {
     }
 
     /// The wish for a process; `None` when there is none, also because the keeper has removed it.
+    /// One that cannot be understood counts as missing and is written anew.
     pub(crate) fn wish(&self, name: &str) -> Result<Option<ProcessSpec>, ClusterError> {
-        let path = self.keeper.desired(name);
-        files::read_json(&path).map_err(error::io("read", &path))
+        let wish: Option<ProcessSpec> = readable::read(&self.keeper.desired(name))?;
+        // The keeper does not obey the others either.
+        Ok(wish.filter(|wish| wish.name == name && !wish.argv.is_empty()))
     }
 
     /// Writes the wish for a process when it is not that already.

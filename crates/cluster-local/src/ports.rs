@@ -14,8 +14,8 @@ use larder_model::local::DataDir;
 use larder_model::{Code, EndpointKind, InstanceId, Millis, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::error;
 use crate::options::LocalOptions;
+use crate::{error, readable};
 
 /// What a port is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +137,8 @@ impl Ports {
     ) -> Result<(), ClusterError> {
         let _guard = self.lock();
         let path = self.path(port);
-        let file: Option<PortFile> = files::read_json(&path).map_err(error::io("read", &path))?;
+        // Damaged, it says of nobody that he has the port; who holds it has it in its own files.
+        let file: Option<PortFile> = readable::read(&path)?;
         match file {
             Some(file)
                 if file.instance == *instance

@@ -50,6 +50,7 @@ fn config(id: &str, address: Address, members: Vec<Member>, generation: u64) -> 
         bootstrap: true,
         initialized: false,
         members,
+        storage_class: None,
         election: ElectionPolicy::default(),
         generation,
     }

@@ -338,3 +338,20 @@ fn a_late_release_would_make_two_nodes_lead() {
         for_ms(&sim, 14_000)
     });
 }
+
+#[test]
+fn a_new_primary_that_loses_power_would_lead_without_what_it_was_handed() {
+    rule_matters(Rules { data_on_disk_first: false, ..Rules::ALL }, |seed, rules| {
+        let sim = usual(seed, 3);
+        sim.set_rules(rules);
+        sim.order(&node(0), &Order::HandOver { to: Some(node(1)) });
+        sim.step_while_not(3000, |sim| sim.primary("i-a") == Some(node(1)));
+        assert_eq!(sim.primary("i-a"), Some(node(1)), "seed {seed}");
+        // No replica has copied from it yet.
+        sim.step_until(sim.now() + 10 + (seed as i64 * 10) % 40);
+        sim.inject(Fault::CrashWorker { node: node(1), length: 300 });
+        for_ms(&sim, 10_000)?;
+        // What it acknowledged itself in these milliseconds may go, nothing older.
+        lost_at_most(&sim, 15)
+    });
+}

@@ -30,6 +30,10 @@ pub enum Action {
     /// Kill the process (SIGKILL) and wait until it is gone; fails when it is still there after a
     /// second.
     KillServer { reason: KillReason },
+    /// Make what the server has written of its data survive a power cut (fsync of its append-only
+    /// files). Best effort, at most a second, never a failure: a disk that takes longer must not
+    /// cost the shard its primary.
+    SyncData,
     /// Persist `data_epoch := epoch`, then `REPLICAOF NO ONE`. Done when the server says that it
     /// is a primary.
     Promote { epoch: u64 },
@@ -157,7 +161,10 @@ pub enum WhyNoPrimary {
     #[error("too many automatic failovers in a short time")]
     OnHold,
     /// Nobody may take it yet: waits for the former holder to start from its own file.
-    #[error("node {0}, the last primary, is waited for: it may have the newest data")]
+    #[error(
+        "node {0}, the last primary, is waited for: it may have the newest data; to go on without \
+         them choose a node: `larder instance failover INSTANCE --to NODE --accept-data-loss`"
+    )]
     WaitsForFormerHolder(NodeId),
     /// This node has nothing to lead with, or others have more.
     #[error("this node has no data to lead with, or others may have newer ones")]

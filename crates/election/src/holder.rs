@@ -193,6 +193,12 @@ fn take_over(c: &Context<'_>, known: &LeaseKnown) -> Decision {
     {
         actions.push(Action::FenceOldPrimary { old: old.member.clone(), epoch: record.epoch });
     }
+    // Rule "data on disk first": before the renewal, as it may take a while. The replicas are no
+    // candidates before they have synced in this epoch, so until then the own file has to have it
+    // all.
+    if first_time && c.rules.data_on_disk_first {
+        actions.push(Action::SyncData);
+    }
     // Rule "renew before promote": a release of this node that was never answered may still be on
     // its way; after this write it can no longer succeed.
     if c.rules.renew_before_promote {

@@ -16,6 +16,8 @@
 //! - Every call of the lease has a deadline of at most `fence_margin / 2`.
 //! - After [`Action::AcquireLease`] and [`Action::RenewLease`] succeeded, `renewed_at` is the
 //!   monotonic time at which that call was *sent*, never when it was answered.
+//! - [`Action::SyncData`] comes before the first promotion of an epoch: a restarted primary may lead
+//!   from its own file while no replica has synced with it, so that file lacks nothing older.
 //! - Before [`Action::Promote`] reaches the server, `data_epoch := epoch of the lease` is made
 //!   durable; [`sync_mark`] is asked after every sample and its answer kept durably, as is a
 //!   promise given to a holder. Monotonic times of another boot are worthless: a promise from

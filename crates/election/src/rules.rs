@@ -44,6 +44,10 @@ pub struct Rules {
     /// A write to the lease comes right before each promotion, so that no older write of this node
     /// (a release without an answer) can take effect after it.
     pub renew_before_promote: bool,
+    /// What a new primary has copied is on its disk before it takes writes. From then on its own
+    /// file counts as the newest, though an append-only file is behind by a second; without this
+    /// a power cut right after a hand-over would cost writes that every replica still holds.
+    pub data_on_disk_first: bool,
 }
 
 impl Rules {
@@ -67,6 +71,7 @@ impl Rules {
         failover_limit: true,
         equal_offsets: true,
         renew_before_promote: true,
+        data_on_disk_first: true,
     };
 }
 

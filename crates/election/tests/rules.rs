@@ -341,7 +341,7 @@ fn the_newest_lineage_leads_when_the_former_holder_lost_its_volume() {
 }
 
 #[test]
-fn the_new_holder_fences_the_old_primary_and_writes_the_lease_before_it_promotes() {
+fn the_new_holder_fences_the_old_primary_syncs_its_file_and_writes_the_lease_before_it_promotes() {
     let mut replica = local("b", Role::Replica, 9);
     replica.renewed_at = Some(NOW);
     let LeaseView::Known(mut known) = held_by("b", NOW) else { unreachable!() };
@@ -355,6 +355,7 @@ fn the_new_holder_fences_the_old_primary_and_writes_the_lease_before_it_promotes
             names.as_slice(),
             [
                 Action::FenceOldPrimary { epoch: 6, .. },
+                Action::SyncData,
                 Action::RenewLease { after_version: 7 },
                 Action::Promote { epoch: 6 },
                 Action::PublishRoute(_)

@@ -22,11 +22,16 @@ pub(crate) struct DesiredFolder {
 
 impl DesiredFolder {
     /// Reads what changed and answers every process that is wished for, by name. A file that
-    /// cannot be understood is reported once; the last good wish of that name stays in force.
+    /// cannot be understood is reported once; the last good wish of that name stays in force:
+    /// the one that was read before, else what `remembered` has of it.
     ///
     /// # Errors
     /// When the folder cannot be listed; nothing is known then.
-    pub(crate) fn read(&mut self, folder: &Path) -> io::Result<HashMap<String, Arc<ProcessSpec>>> {
+    pub(crate) fn read(
+        &mut self,
+        folder: &Path,
+        remembered: impl Fn(&str) -> Option<ProcessSpec>,
+    ) -> io::Result<HashMap<String, Arc<ProcessSpec>>> {
         let mut present = HashMap::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
@@ -47,8 +52,15 @@ impl DesiredFolder {
                     Ok(Some(spec)) => Some(Arc::new(spec)),
                     Ok(None) => continue,
                     Err(error) => {
-                        tracing::error!(name, %error, "desired process cannot be read, skipped");
-                        seen.and_then(|(_, spec)| spec)
+                        let last = seen.and_then(|(_, spec)| spec);
+                        let last = last.or_else(|| {
+                            remembered(name).filter(|spec| spec.name == name).map(Arc::new)
+                        });
+                        tracing::error!(
+                            path = %entry.path().display(), %error, kept = last.is_some(),
+                            "wish for a process cannot be read, its last good wish stays in force"
+                        );
+                        last
                     }
                 },
             };
@@ -94,14 +106,30 @@ mod tests {
         fs::write(dir.path().join("b.json"), "{").expect("write");
         fs::write(dir.path().join("c.json"), json("other", "sleep")).expect("write");
         fs::write(dir.path().join(".d.json.tmp"), "{").expect("write");
-        let read = folder.read(dir.path()).expect("list");
+        let forgetful = |_: &str| None;
+        let read = folder.read(dir.path(), forgetful).expect("list");
         assert_eq!(read.keys().collect::<Vec<_>>(), ["a"]);
 
         fs::write(dir.path().join("a.json"), "{ torn").expect("write");
-        let read = folder.read(dir.path()).expect("list");
+        let read = folder.read(dir.path(), forgetful).expect("list");
         assert_eq!(read["a"].argv, ["sleep"]);
 
         fs::remove_file(dir.path().join("a.json")).expect("remove");
-        assert!(folder.read(dir.path()).expect("list").is_empty());
+        assert!(folder.read(dir.path(), forgetful).expect("list").is_empty());
+    }
+
+    #[test]
+    fn a_file_that_was_never_good_falls_back_on_what_is_remembered() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        fs::write(dir.path().join("a.json"), "garbage").expect("write");
+        let spec: ProcessSpec = serde_json::from_str(&json("a", "sleep")).expect("spec");
+        let read = DesiredFolder::default()
+            .read(dir.path(), |name| (name == "a").then(|| spec.clone()))
+            .expect("list");
+        assert_eq!(read["a"].argv, ["sleep"]);
+        let other = ProcessSpec { name: "b".to_owned(), ..spec };
+        let read =
+            DesiredFolder::default().read(dir.path(), |_| Some(other.clone())).expect("list");
+        assert!(read.is_empty(), "the wish of another process was taken");
     }
 }

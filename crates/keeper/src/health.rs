@@ -32,12 +32,19 @@ pub(crate) enum Stuck {
     Silent,
 }
 
+impl Stuck {
+    /// The end of a sentence about the process.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Stopped => "was stopped",
+            Self::Silent => "did not answer pings",
+        }
+    }
+}
+
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stopped => "stopped",
-            Self::Silent => "does not answer pings",
-        })
+        f.write_str(self.what())
     }
 }
 

@@ -6,6 +6,7 @@
 //! it started survives the keeper. See `docs/design/0002-one-machine.md`.
 
 mod backoff;
+mod belongings;
 mod desired;
 mod error;
 mod fence;
@@ -20,9 +21,12 @@ mod run;
 pub mod run_dir;
 mod session;
 mod start;
+mod state;
 mod supervise;
 
+pub use belongings::Belongings;
 pub use error::KeeperError;
 pub use paths::KeeperPaths;
 pub use run::run;
-pub use start::{Start, ensure_running, is_running, running_pid};
+pub use start::{Beat, Start, beat, ensure_running, is_running, running_pid};
+pub use state::{Restarted, forget_ended, restarted};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use larder_model::local::{AgentBoot, Guard, ProcessMark};
 
-use crate::{files, process, session};
+use crate::{belongings, files, process, session};
 
 /// Every process of this machine by its arguments, for finding what an earlier keeper started.
 #[derive(Debug, Default)]
@@ -50,9 +50,14 @@ pub(crate) fn servers(guard: &Guard) -> io::Result<Vec<ProcessMark>> {
         Err(_) => Vec::new(),
     };
     let Some(folder) = guard.server_file.parent() else { return Ok(servers) };
-    let Some(binary) = server_binary(folder) else { return Ok(servers) };
+    let binary = server_binary(folder);
+    let runs = |pid| match &binary {
+        Some(binary) => runs_binary(pid, binary),
+        // The folder was deleted under the server, and its configuration with it.
+        None => belongings::is_server(pid),
+    };
     for pid in process::pids()? {
-        if runs_binary(pid, &binary)
+        if runs(pid)
             && belongs_to(pid, folder)
             && let Ok(Some(mark)) = process::mark_of(pid)
             && !servers.contains(&mark)

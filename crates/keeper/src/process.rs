@@ -86,6 +86,13 @@ pub fn arguments(pid: u32) -> Vec<String> {
     arguments
 }
 
+/// The parent of a process; `None` for one that is gone.
+pub fn parent(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 4, two after the name in brackets.
+    text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// All pids of this machine, except this process' own.
 pub fn pids() -> io::Result<impl Iterator<Item = u32>> {
     let own = std::process::id();

@@ -20,7 +20,8 @@ use crate::error::KeeperError;
 use crate::fence::{FenceThread, Fenced, Guards};
 use crate::paths::KeeperPaths;
 use crate::start::Lock;
-use crate::supervise::{StateFile, Supervisor};
+use crate::state::StateFile;
+use crate::supervise::Supervisor;
 use crate::{files, log_file, orphans, process, run_dir};
 
 /// Repairs what an event missed.
@@ -106,6 +107,7 @@ impl Keeper {
                     if !lock.is_in_place(&self.data) {
                         return Err(KeeperError::DataReplaced { data: self.data.clone() });
                     }
+                    lock.beat();
                     self.ensure_run_dir();
                     if !fence.is_alive() {
                         tracing::error!("the thread that watches leases has died, starting another");
@@ -135,7 +137,12 @@ impl Keeper {
     }
 
     fn read_wishes(&mut self, machine: Option<&Arc<orphans::Running>>) {
-        let wishes = match self.folder.read(&self.paths.desired_dir()) {
+        let paths = &self.paths;
+        let remembered = |name: &str| {
+            let state: Option<StateFile> = files::read_json(&paths.state(name)).ok()?;
+            state?.spec
+        };
+        let wishes = match self.folder.read(&paths.desired_dir(), remembered) {
             Ok(wishes) => wishes,
             Err(error) => {
                 tracing::error!(%error, "desired processes cannot be listed");
@@ -174,8 +181,15 @@ impl Keeper {
     }
 
     fn set_guards(&self, wishes: &HashMap<String, Arc<ProcessSpec>>) {
+        // A process whose wish vanished is kept, and so is the guard over its server.
+        let unwished = self.supervised.iter().filter(|(name, supervised)| {
+            !wishes.contains_key(*name) && !supervised.task.is_finished()
+        });
+        let unwished: Vec<_> =
+            unwished.map(|(_, supervised)| Arc::clone(&supervised.wish.borrow())).collect();
         let guards = wishes
             .values()
+            .chain(&unwished)
             .filter(|spec| !spec.removed)
             .filter_map(|spec| {
                 let guard = spec.guard.clone()?;

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use larder_model::local::ProcessMark;
 use rustix::fs::{FlockOperation, flock};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::error::KeeperError;
 use crate::paths::KeeperPaths;
-use crate::{files, log_file, session};
+use crate::{files, log_file, process, session};
 
 /// A keeper has its lock within milliseconds; this is for a machine that is very busy.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -104,6 +104,36 @@ pub fn running_pid(data: &Path) -> Result<Option<u32>, KeeperError> {
     Ok(mark.map(|mark| mark.pid))
 }
 
+/// A sign of life: another one whenever the keeper's loop has turned, which it does every few
+/// seconds. Says nothing by itself; two looks are compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// Who holds the lock.
+    pub keeper: ProcessMark,
+    turned_at: Option<SystemTime>,
+}
+
+impl Beat {
+    /// A sign of life of `keeper` at a time.
+    pub fn new(keeper: ProcessMark, turned_at: Option<SystemTime>) -> Self {
+        Self { keeper, turned_at }
+    }
+}
+
+/// The keeper's last sign of life; `None` when none runs, or when it has just been started.
+///
+/// # Errors
+/// As [`is_running`].
+pub fn beat(data: &Path) -> Result<Option<Beat>, KeeperError> {
+    if !is_running(data)? {
+        return Ok(None);
+    }
+    let path = KeeperPaths::new(data).lock();
+    let mark: Option<ProcessMark> = files::read_json(&path).unwrap_or_default();
+    let turned_at = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
+    Ok(mark.filter(process::is_alive).map(|keeper| Beat::new(keeper, turned_at)))
+}
+
 /// The keeper's lock, held until it is dropped or the process ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -137,7 +167,7 @@ impl Lock {
                 Err(error) => return Err(KeeperError::io("lock", &path)(error.into())),
             }
         }
-        let mark = crate::process::mark_of(std::process::id())
+        let mark = process::mark_of(std::process::id())
             .map_err(KeeperError::io("read", Path::new("/proc")))?;
         // For people and `running_pid`; the lock itself does not need it, nor does a full disk
         // keep the keeper from working.
@@ -146,6 +176,13 @@ impl Lock {
             tracing::warn!(%error, "own mark cannot be written");
         }
         Ok(Self { file })
+    }
+
+    /// Shows that the keeper's loop turns; see [`beat`].
+    pub(crate) fn beat(&self) {
+        if let Err(error) = self.file.set_modified(SystemTime::now()) {
+            tracing::debug!(%error, "no sign of life can be left at the lock");
+        }
     }
 
     /// Whether the locked file is still the one at its path. When not, somebody removed or

@@ -2,17 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use larder_model::local::{ProcessMark, ProcessSpec};
+use larder_model::Timestamp;
+use larder_model::local::ProcessSpec;
 use rustix::process::Signal;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backoff::Backoff;
 use crate::paths::KeeperPaths;
 use crate::process::{self, AsyncHandle, Handle};
+use crate::state::{LastEnd, StateFile};
 use crate::{fence, files, health, log_file, orphans, session};
 
 /// A process whose command line changed has this long to end by itself.
@@ -23,15 +24,6 @@ const KILL_DEADLINE: Duration = Duration::from_secs(5);
 const TICKS_PER_SECOND: u64 = 100;
 /// From this wait on a process is plainly failing, and somebody should look.
 const FAILING: Duration = Duration::from_millis(800);
-
-/// `keeper/state/<name>.json`: the mark, and what it was started with, to notice a change of the
-/// command line that happened while no keeper ran.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StateFile {
-    #[serde(flatten)]
-    pub(crate) mark: ProcessMark,
-    pub(crate) argv: Vec<String>,
-}
 
 /// A living process.
 #[derive(Debug)]
@@ -47,6 +39,9 @@ pub(crate) struct Supervisor {
     name: String,
     wish: watch::Receiver<Arc<ProcessSpec>>,
     backoff: Backoff,
+    /// How often it was started again, and why last.
+    restarts: u64,
+    last_end: Option<LastEnd>,
 }
 
 impl Supervisor {
@@ -55,7 +50,7 @@ impl Supervisor {
         name: String,
         wish: watch::Receiver<Arc<ProcessSpec>>,
     ) -> Self {
-        Self { paths, name, wish, backoff: Backoff::default() }
+        Self { paths, name, wish, backoff: Backoff::default(), restarts: 0, last_end: None }
     }
 
     /// Runs until the process was removed, or the sender of wishes is gone (the keeper ends, the
@@ -110,11 +105,14 @@ impl Supervisor {
                     if changed.is_err() {
                         return;
                     }
+                    // The next keeper may have nothing else to go by.
+                    self.write_mark(&process);
                     running = Some(process);
                 }
                 stuck = health::until_stuck(pid, spec.ping_socket.as_deref()) => {
                     tracing::warn!(name = self.name, pid, reason = %stuck, "process killed");
                     if kill(&process).await {
+                        self.note_end(format!("it was killed, because it {}", stuck.what()));
                         not_before = Instant::now();
                     } else {
                         running = Some(process);
@@ -126,16 +124,33 @@ impl Supervisor {
 
     /// The process of an earlier keeper: by its mark, else by its command line, because a keeper
     /// can be killed between starting a process and writing its mark.
-    fn adopt(&self, machine: Option<&orphans::Running>) -> Option<Running> {
+    fn adopt(&mut self, machine: Option<&orphans::Running>) -> Option<Running> {
         let path = self.paths.state(&self.name);
         let state: Option<StateFile> = files::read_json(&path).unwrap_or_else(|error| {
             tracing::warn!(name = self.name, %error, "mark cannot be read");
             None
         });
         let spec = Arc::clone(&self.wish.borrow());
+        if let Some(state) = &state {
+            self.restarts = state.restarts;
+            self.last_end.clone_from(&state.last_end);
+        }
+        // With the machine everything ends; that is no news of one process.
+        let had_died = state.as_ref().is_some_and(|state| {
+            process::boot_id().is_ok_and(|boot| boot == state.mark.boot_id)
+                && !process::is_alive(&state.mark)
+        });
         let (mark, argv) = match state.filter(|state| process::is_alive(&state.mark)) {
             Some(state) => (state.mark, state.argv),
-            None => (machine?.find(&spec.argv)?, spec.argv.clone()),
+            None => match machine.and_then(|machine| machine.find(&spec.argv)) {
+                Some(mark) => (mark, spec.argv.clone()),
+                None => {
+                    if had_died && !spec.removed {
+                        self.note_end("it had ended while no keeper ran".to_owned());
+                    }
+                    return None;
+                }
+            },
         };
         let handle = Handle::open(&mark).and_then(|h| h.map(Handle::into_async).transpose());
         match handle {
@@ -179,15 +194,28 @@ impl Supervisor {
     /// A mark that cannot be written (full disk) does not keep the process from running: the next
     /// keeper finds it by its command line.
     fn write_mark(&self, running: &Running) {
-        let state = StateFile { mark: running.handle.mark().clone(), argv: running.argv.clone() };
+        let state = StateFile {
+            mark: running.handle.mark().clone(),
+            argv: running.argv.clone(),
+            spec: Some((**self.wish.borrow()).clone()),
+            restarts: self.restarts,
+            last_end: self.last_end.clone(),
+        };
         if let Err(error) = files::write_json_volatile(&self.paths.state(&self.name), &state) {
             tracing::warn!(name = self.name, %error, "mark cannot be written");
         }
     }
 
+    /// Remembers why the next start is one more; the next mark tells it to who wants to know.
+    fn note_end(&mut self, how: String) {
+        self.restarts += 1;
+        self.last_end = Some(LastEnd { at: now(), how });
+    }
+
     /// Takes note of an end; answers how long to wait before the next start.
     fn ended(&mut self, process: &Running, status: &str) -> Duration {
-        let mark = process.handle.mark();
+        let mark = process.handle.mark().clone();
+        self.note_end(in_words(status));
         let started = Duration::from_millis(mark.start_ticks * (1000 / TICKS_PER_SECOND));
         let life = fence::since_boot().saturating_sub(started);
         let wait = self.backoff.ended_after(life);
@@ -263,6 +291,19 @@ impl Supervisor {
             _ => files::remove_if_exists(&desired),
         }
     }
+}
+
+fn in_words(status: &str) -> String {
+    match status.strip_prefix("signal ") {
+        Some(number) => format!("it was killed by signal {number}"),
+        None if status == "unknown" => "it had ended".to_owned(),
+        None => format!("it had ended with {status}"),
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Asks a process to end, and makes it end.

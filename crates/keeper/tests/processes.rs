@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use larder_keeper::{KeeperPaths, Start, ensure_running, files, is_running, process, running_pid};
+use larder_keeper::{
+    Belongings, KeeperPaths, Start, beat, ensure_running, files, is_running, process, restarted,
+    running_pid,
+};
 use larder_linklog::LinkLog;
 use larder_model::lease::{LeaseHolder, LeaseRecord};
 use larder_model::local::{Guard, LeaseGuard, ProcessMark, ProcessSpec};
@@ -454,4 +457,84 @@ fn a_keeper_whose_folder_was_replaced_leaves() {
     std::fs::remove_file(world.paths().lock()).expect("remove");
     let mut keeper = world.keeper.take().expect("a keeper runs");
     eventually("it leaves", || keeper.try_wait().expect("wait").is_some());
+}
+
+#[test]
+fn the_next_keeper_goes_on_with_a_process_whose_wish_is_damaged() {
+    let mut world = World::new();
+    world.wish(&world.sleeper("p"));
+    let before = world.started("p");
+    world.kill_keeper();
+    std::fs::write(world.paths().desired("p"), "garbage").expect("damage");
+    world.start_keeper();
+    process::kill(&before).expect("kill");
+    eventually("another has taken its place", || world.living("p").is_some_and(|m| m != before));
+}
+
+#[test]
+fn a_restart_and_its_cause_are_on_record() {
+    let mut world = World::new();
+    world.wish(&world.sleeper("p"));
+    let first = world.started("p");
+    assert!(restarted(world.data()).expect("read").is_empty());
+    process::kill(&first).expect("kill");
+    eventually("it is noted", || restarted(world.data()).expect("read").len() == 1);
+    let seen = restarted(world.data()).expect("read").remove(0);
+    assert_eq!((seen.name.as_str(), seen.restarts), ("p", 1));
+    assert_eq!(seen.how, "it was killed by signal 9");
+
+    world.kill_keeper();
+    let second = world.living("p").expect("it outlives the keeper");
+    process::kill(&second).expect("kill");
+    eventually("it is gone", || is_dead(second.pid));
+    world.start_keeper();
+    eventually("it is noted", || restarted(world.data()).expect("read")[0].restarts == 2);
+}
+
+#[test]
+fn a_keeper_that_turns_leaves_signs_of_life_and_a_stopped_one_none() {
+    let world = World::new();
+    let first = beat(world.data()).expect("lock").expect("a keeper");
+    eventually("a sign of life", || {
+        beat(world.data()).expect("lock").is_some_and(|b| b != first && b.keeper == first.keeper)
+    });
+}
+
+#[test]
+fn everything_is_found_though_its_folders_and_files_are_gone() {
+    let mut world = World::new();
+    world.wish(&world.sleeper("p"));
+    let process = world.started("p");
+    let server = world.server("instances/i-1/nodes/n-9", true);
+    let volume = world.data().join("instances/i-1/nodes/n-9/volume");
+    eventually("the server is up", || volume.join("server.sock").exists());
+    // A person's shell in the same folder is not ours.
+    let mut shell = Command::new("sleep").arg("60").current_dir(&volume).spawn().expect("spawn");
+    std::fs::remove_dir_all(world.data().join("instances")).expect("remove");
+    std::fs::remove_file(world.paths().desired("p")).expect("remove");
+    std::fs::write(world.paths().lock(), "garbage").expect("damage");
+    let found = Belongings::find(world.data()).expect("find");
+    shell.kill().expect("kill");
+    shell.wait().expect("reap");
+    let pids = |marks: &[ProcessMark]| marks.iter().map(|mark| mark.pid).collect::<Vec<_>>();
+    assert_eq!(pids(&found.servers), [server]);
+    assert_eq!(pids(&found.supervised), [process.pid]);
+    assert_eq!(pids(&found.keepers), [world.keeper.as_ref().expect("it runs").id()]);
+}
+
+#[test]
+fn a_server_whose_folder_was_deleted_is_removed_with_its_agent() {
+    let mut world = World::new();
+    let node = "instances/i-1/nodes/n-9";
+    let server = world.server(node, true);
+    let server_file = world.data().join(node).join("server.json");
+    let guard = Guard { node: NodeId::new("n-9").expect("id"), server_file, lease: None };
+    let spec = ProcessSpec { guard: Some(guard), ..world.sleeper("agent-n-9") };
+    world.wish(&spec);
+    world.started("agent-n-9");
+    let socket = world.data().join(node).join("volume/server.sock");
+    eventually("the server is up", || socket.exists());
+    std::fs::remove_dir_all(world.data().join("instances")).expect("remove");
+    world.wish(&ProcessSpec { removed: true, ..spec });
+    eventually("the server is gone", || is_dead(server));
 }

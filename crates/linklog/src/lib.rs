@@ -1,18 +1,24 @@
 //! A value in a folder, changed by compare-and-set through hard links.
 //!
 //! Many processes may read and write; any of them may be stopped at any instruction without
-//! holding up the others, and a renewal works on a full disk. The format and its reasons are in
-//! `docs/design/0001-leases-as-links.md`.
+//! holding up the others. A renewal works on a full disk, and so does a new content as long as
+//! there are spares. The format and its reasons are in `docs/design/0001-leases-as-links.md`.
 
+mod content;
+mod folder;
+#[cfg(test)]
+mod interleaving;
+mod spare;
+mod step;
 mod watch;
 
 pub use watch::{Watch, notify};
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How many of the newest versions stay in the folder: the current one, and one for readers that
 /// have listed the folder and not opened the file yet.
@@ -21,7 +27,7 @@ const KEPT: usize = 2;
 /// A temporary file of this age has nobody who is still at it: writing takes milliseconds.
 const LEFTOVER: Duration = Duration::from_secs(600);
 
-/// Reading gives up when the newest version was replaced this often between listing and opening.
+/// Reading gives up when the newest version was replaced this often while it was read.
 const READ_ATTEMPTS: usize = 16;
 
 /// The newest version of the value.
@@ -73,7 +79,8 @@ impl LinkLog {
     /// # Errors
     /// When the folder cannot be listed. A missing folder is not an error.
     pub fn newest(&self) -> io::Result<Option<u64>> {
-        Ok(self.versions()?.last().copied())
+        step::point();
+        Ok(folder::list(&self.dir)?.newest())
     }
 
     /// The newest version with its content.
@@ -81,19 +88,39 @@ impl LinkLog {
     /// # Errors
     /// When the folder cannot be read, or changes faster than it can be read.
     pub fn read(&self) -> io::Result<Option<Entry>> {
+        let mut newest = self.newest()?;
         for _ in 0..READ_ATTEMPTS {
-            let Some(seq) = self.newest()? else { return Ok(None) };
-            match fs::read(self.version_path(seq)) {
-                Ok(bytes) => return Ok(Some(Entry { seq, bytes })),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+            let Some(seq) = newest else { return Ok(None) };
+            step::point();
+            let read = step::read(&folder::version(&self.dir, seq));
+            // A newer one by now? Then the name may have been taken off the file that was read,
+            // and the file may have been written anew.
+            newest = self.newest()?;
+            match read {
+                Ok(file) if newest == Some(seq) => {
+                    return Ok(Some(Entry { seq, bytes: content::value(file) }));
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(_) | Err(_) => {}
             }
         }
         Err(io::Error::new(io::ErrorKind::WouldBlock, "the link log changes too fast to be read"))
     }
 
+    /// Makes sure that contents can be written while the disk is full, for writers to call when
+    /// they begin and now and then. What is needed for that is used up slowly: most of it comes
+    /// back when old versions go. Syncs files, so it may take long; safe to be called by
+    /// many at once, and to be interrupted.
+    ///
+    /// # Errors
+    /// When there is no room for it, or the folder cannot be written.
+    pub fn reserve(&self) -> io::Result<()> {
+        spare::fill_up(&self.dir)
+    }
+
     /// Writes a new content, provided that the newest version is `after` (`None`: nothing was
-    /// written yet). Durable once it returns.
+    /// written yet). Durable once it returns. On a full disk it needs a spare, see
+    /// [`LinkLog::reserve`].
     ///
     /// # Errors
     /// [`AppendError::Conflict`] when another version is there already.
@@ -117,21 +144,35 @@ impl LinkLog {
         durable: bool,
     ) -> Result<u64, AppendError> {
         let seq = after.map_or(0, |seq| seq + 1);
-        let temporary = self.dir.join(format!("t.{:016x}", random_u64().map_err(|e| self.io(e))?));
-        let result = self
-            .write_temporary(&temporary, bytes, durable)
-            .map_err(|e| self.io(e))
-            .and_then(|()| {
-                self.link(&temporary, seq)?;
-                if durable { self.sync_dir().map_err(|e| self.io(e)) } else { Ok(()) }
-            });
-        // The name is of no use any more whatever happened.
-        let _ = fs::remove_file(&temporary);
+        let (own, is_spare) = self.prepare(bytes, durable).map_err(|e| self.io(e))?;
+        let result = self.link(&own, seq).and_then(|()| {
+            step::point();
+            if durable { spare::sync_dir(&self.dir).map_err(|e| self.io(e)) } else { Ok(()) }
+        });
+        // A spare that has become no version serves the next one. Else the name is of no use any
+        // more, whatever happened.
+        let unused = is_spare && matches!(result, Err(AppendError::Conflict));
+        if !(unused && spare::give_back(&self.dir, &own)) {
+            step::point();
+            let _ = fs::remove_file(&own);
+        }
         result?;
         notify(&self.dir);
         self.clean(seq);
-        self.sweep();
         Ok(seq)
+    }
+
+    /// Writes the content to a file of its own; answers its name, and whether it was a spare.
+    fn prepare(&self, bytes: &[u8], durable: bool) -> io::Result<(PathBuf, bool)> {
+        let padded = content::padded(bytes);
+        let own = folder::temporary(&self.dir)?;
+        let Err(error) = spare::write_new(&own, &padded, durable) else { return Ok((own, false)) };
+        step::point();
+        let _ = fs::remove_file(&own);
+        if !spare::is_full(&error) {
+            return Err(error);
+        }
+        Ok((spare::take(&self.dir, &padded)?.ok_or(error)?, true))
     }
 
     /// Writes the same content again under the next number, provided that `seq` is the newest.
@@ -141,7 +182,7 @@ impl LinkLog {
     /// # Errors
     /// [`AppendError::Conflict`] when another version is there already.
     pub fn renew(&self, seq: u64) -> Result<u64, AppendError> {
-        match self.link(&self.version_path(seq), seq + 1) {
+        match self.link(&folder::version(&self.dir, seq), seq + 1) {
             Ok(()) => {
                 self.clean(seq + 1);
                 Ok(seq + 1)
@@ -166,7 +207,8 @@ impl LinkLog {
     /// `link` is the compare-and-set; the listing after it unmasks a writer that was stopped
     /// between reading and linking for so long that its number was cleaned up.
     fn link(&self, from: &Path, seq: u64) -> Result<(), AppendError> {
-        let path = self.version_path(seq);
+        let path = folder::version(&self.dir, seq);
+        step::point();
         match fs::hard_link(from, &path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -177,61 +219,39 @@ impl LinkLog {
         if self.newest().map_err(|e| self.io(e))? == Some(seq) {
             return Ok(());
         }
-        fs::remove_file(&path).map_err(|e| self.io(e))?;
-        Err(AppendError::Conflict)
-    }
-
-    fn write_temporary(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(bytes)?;
-        if durable { file.sync_all() } else { Ok(()) }
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
-    }
-
-    /// Removes old versions. Best effort: what is left over goes with the next version.
-    fn clean(&self, newest: u64) {
-        let Ok(versions) = self.versions() else { return };
-        let old = versions.iter().filter(|seq| **seq < newest).rev().skip(KEPT - 1);
-        for seq in old {
-            let _ = fs::remove_file(self.version_path(*seq));
+        step::point();
+        match fs::remove_file(&path) {
+            // Gone: whoever cleans up old versions was faster.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io(error)),
+            _ => Err(AppendError::Conflict),
         }
     }
 
-    /// Removes temporary files of writers that were killed. One that was only stopped fails when
-    /// it goes on, as it would have anyway.
-    fn sweep(&self) {
-        let Ok(listing) = fs::read_dir(&self.dir) else { return };
-        for entry in listing.flatten() {
-            let is_temporary = entry.file_name().as_encoded_bytes().starts_with(b"t.");
-            let age = entry.metadata().and_then(|meta| meta.modified()).map(|at| at.elapsed());
-            if is_temporary && matches!(age, Ok(Ok(age)) if age > LEFTOVER) {
-                let _ = fs::remove_file(entry.path());
+    /// Removes what is old: versions, and temporary files of writers that were killed. Best effort:
+    /// what is left over goes with the next version.
+    fn clean(&self, newest: u64) {
+        step::point();
+        let Ok(listing) = folder::list(&self.dir) else { return };
+        let mut spares = listing.spares.len();
+        let old = listing.versions.iter().filter(|seq| **seq < newest).rev().skip(KEPT - 1);
+        for seq in old {
+            let path = folder::version(&self.dir, *seq);
+            if spares < spare::SPARES && spare::give_back(&self.dir, &path) {
+                spares += 1;
+            } else {
+                step::point();
+                let _ = fs::remove_file(path);
             }
         }
-    }
-
-    /// All version numbers, rising.
-    fn versions(&self) -> io::Result<Vec<u64>> {
-        let listing = match fs::read_dir(&self.dir) {
-            Ok(listing) => listing,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut versions = Vec::with_capacity(KEPT + 2);
-        for entry in listing {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("v."));
-            versions.extend(number.and_then(|number| number.parse::<u64>().ok()));
+        for temporary in &listing.temporaries {
+            // Not to be made a spare: its writer may only be stopped, and go on writing into it.
+            // Once the name is gone that writer's link fails.
+            step::point();
+            if age(temporary).is_some_and(|age| age > step::leftover_age()) {
+                step::point();
+                let _ = fs::remove_file(temporary);
+            }
         }
-        versions.sort_unstable();
-        Ok(versions)
-    }
-
-    fn version_path(&self, seq: u64) -> PathBuf {
-        self.dir.join(format!("v.{seq:020}"))
     }
 
     fn io(&self, source: io::Error) -> AppendError {
@@ -239,11 +259,14 @@ impl LinkLog {
     }
 }
 
-fn random_u64() -> io::Result<u64> {
-    let mut bytes = [0_u8; 8];
-    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(u64::from_ne_bytes(bytes))
+/// How long ago a file's names or content changed last: a spare's content may be old when a writer
+/// takes it.
+fn age(path: &Path) -> Option<Duration> {
+    let changed = u64::try_from(fs::metadata(path).ok()?.ctime()).ok()?;
+    SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(changed)).ok()
 }
 
+#[cfg(test)]
+mod full_disk_tests;
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@ pub struct Watch {
 impl Watch {
     /// Registers a watcher in `dir`. Wants a tokio runtime with IO.
     pub(crate) fn new(dir: &Path) -> io::Result<Self> {
-        let name = format!("{PREFIX}{:016x}", crate::random_u64()?);
+        let name = format!("{PREFIX}{:016x}", crate::folder::random_u64()?);
         let short = ShortDir::open(dir)?;
         let socket = UnixDatagram::bind(short.path(&name))?;
         Ok(Self { socket, path: dir.join(name) })

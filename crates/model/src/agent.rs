@@ -36,6 +36,10 @@ pub struct NodeConfig {
     /// All nodes of the instance, this one included, sorted by id.
     pub members: Vec<Member>,
     pub election: ElectionPolicy,
+    /// What its volume is made of; `None` is the container cluster's default. Of no concern to
+    /// the agent itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
     /// Spec generation this was rendered from.
     pub generation: u64,
 }
@@ -160,6 +164,9 @@ pub struct AgentStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
     pub state: ServerState,
+    /// Wall clock since when a living server is `Busy` or `Hung`; `None` in every other state.
+    #[serde(default)]
+    pub unanswering_since: Option<Timestamp>,
     pub pid: Option<u32>,
     /// The server's own run id (`INFO server`), new with every start.
     pub run_id: Option<String>,

@@ -20,12 +20,17 @@ pub enum OperationKind {
         node: Option<NodeId>,
         run_ids: BTreeMap<NodeId, String>,
     },
-    /// Planned or forced change of a shard's primary. `from` is the primary when it began.
+    /// Planned or forced change of a shard's primary. `from` is the primary when it began, or the
+    /// last one that is known of.
     Failover {
         shard: u32,
         to: Option<NodeId>,
         accept_data_loss: bool,
         from: Option<NodeId>,
+        /// The work has begun, and nobody led the shard then: no hand-over is under way that could
+        /// be disturbed. `from` is empty when nobody knows who led last.
+        #[serde(default)]
+        without_primary: bool,
     },
 }
 

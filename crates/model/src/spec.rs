@@ -47,6 +47,16 @@ pub struct InstanceSpec {
     pub replicas: u32,
     /// Name of the container cluster where the nodes run: `local` is this machine.
     pub container_cluster: String,
+    /// Name of a storage class of that container cluster: what the nodes' volumes are made of.
+    #[serde(default = "standard_storage_class")]
+    pub storage_class: String,
+}
+
+/// The one storage class of this machine, and the class of specs that name none.
+pub const STANDARD_STORAGE_CLASS: &str = "standard";
+
+fn standard_storage_class() -> String {
+    STANDARD_STORAGE_CLASS.to_owned()
 }
 
 impl InstanceSpec {
@@ -195,6 +205,7 @@ mod tests {
             shards,
             replicas,
             container_cluster: "local".into(),
+            storage_class: standard_storage_class(),
         }
     }
 

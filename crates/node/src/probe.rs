@@ -20,6 +20,8 @@ use crate::info::{Flavour, InfoText};
 
 /// `--version` answers at once; a cold disk may need a moment to load the binary.
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
+/// Copying a binary into its place takes less.
+const BUSY_DEADLINE: Duration = Duration::from_secs(2);
 /// An empty server answers within a tenth of a second.
 const LIFE_DEADLINE: Duration = Duration::from_secs(10);
 /// Paths of unix sockets end at 107 bytes.
@@ -138,14 +140,27 @@ impl Subject<'_> {
         command
     }
 
+    /// A file that is just being put in place by an upgrade is busy for a moment.
+    async fn spawn(&self, mut command: Command) -> Result<Child, Refusal> {
+        let deadline = Instant::now() + BUSY_DEADLINE;
+        loop {
+            match command.spawn() {
+                Ok(child) => return Ok(child),
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::ExecutableFileBusy
+                        && Instant::now() < deadline =>
+                {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => return Err(self.unusable(format!("it cannot be started: {error}"))),
+            }
+        }
+    }
+
     async fn version_line(&self, folder: &Path) -> Result<VersionLine, Refusal> {
-        let child = self
-            .command(folder)
-            .arg("--version")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| self.unusable(format!("it cannot be started: {error}")))?;
+        let mut command = self.command(folder);
+        command.arg("--version").stdout(Stdio::piped()).stderr(Stdio::null());
+        let child = self.spawn(command).await?;
         let mut group = Group::new(child);
         let mut output = Vec::new();
         if let Some(stdout) = group.child.stdout.take() {
@@ -172,16 +187,15 @@ impl Subject<'_> {
         let output = File::create(&log).map_err(|error| self.unusable(error))?;
         let errors = output.try_clone().map_err(|error| self.unusable(error))?;
         let socket = folder.join("s");
-        let child = self
-            .command(folder)
+        let mut command = self.command(folder);
+        command
             .args(["--port", "0", "--unixsocketperm", "700", "--unixsocket"])
             .arg(&socket)
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
             .arg(folder)
             .stdout(output)
-            .stderr(errors)
-            .spawn()
-            .map_err(|error| self.unusable(format!("it cannot be started: {error}")))?;
+            .stderr(errors);
+        let child = self.spawn(command).await?;
         let mut group = Group::new(child);
         let questions = self.ask(&mut group, &socket, said);
         let result = timeout(LIFE_DEADLINE, questions).await;

@@ -1,11 +1,10 @@
 //! Failover on request: coordinated and without loss while the primary lives; by a person's word
 //! when it is dead and something may be lost.
 
-use larder_model::agent::ClusterFailoverMode;
+use larder_model::agent::{ClusterFailoverMode, ServerState, VolumeState};
 use larder_model::plan::{OperationReport, Step, Wait};
-use larder_model::{Code, Millis, NodeId, NodeRecord, OperationKind, Refusal};
+use larder_model::{Code, Millis, NodeId, NodeRecord, OperationKind, Refusal, Timestamp};
 
-use crate::cluster_repair;
 use crate::draft::Draft;
 use crate::heal::coordinated_change;
 use crate::op_steps::{self, Phase};
@@ -13,37 +12,52 @@ use crate::view::View;
 
 /// For so long a silent agent is waited for before a wish is judged without it.
 const PATIENCE: Millis = Millis::secs(10);
+/// So long after a person's word no hand-over that it began is still under way: one takes
+/// `hand_over_timeout` at most, and who comes after a successor that died is settled within
+/// `own_file_after` (see `ElectionPolicy`).
+const HAND_OVER: Millis = Millis::secs(15);
 
-/// What was asked for; `from` is the primary when the work began.
+/// What was asked for; `from` is the primary when the work began, `without_primary` that it had
+/// begun without one.
 pub(crate) struct Wish<'w> {
     pub(crate) shard: u32,
     pub(crate) to: Option<&'w NodeId>,
     pub(crate) accept_data_loss: bool,
     pub(crate) from: Option<&'w NodeId>,
+    pub(crate) without_primary: bool,
+    pub(crate) asked_at: Timestamp,
+}
+
+impl Wish<'_> {
+    fn has_begun(&self) -> bool {
+        self.from.is_some() || self.without_primary
+    }
 }
 
 pub(crate) fn advance(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> OperationReport {
-    if let Some(from) = wish.from {
-        let changed = has_changed(view, wish, from);
-        let done = changed && is_settled(view, wish.shard);
-        if changed && !done {
-            draft.wait(Wait::Effect { what: format!("shard {} is in sync again", wish.shard) });
-        } else if !changed {
-            go_on(view, draft, wish, from);
-        }
-        return op_steps::report(phases(view, wish, changed), done, draft);
+    if !wish.has_begun() {
+        return match begin(view, draft, wish) {
+            Ok(()) => op_steps::report(phases(view, wish, false), false, draft),
+            Err(refusal) => op_steps::failed(phases(view, wish, false), refusal),
+        };
     }
-    match begin(view, draft, wish) {
-        Ok(()) => op_steps::report(phases(view, wish, false), false, draft),
-        Err(refusal) => op_steps::failed(phases(view, wish, false), refusal),
+    let changed = has_changed(view, wish);
+    let done = changed && is_settled(view, wish.shard);
+    if changed && !done {
+        end_stuck(view, draft, wish);
+        draft.wait(Wait::Effect { what: format!("shard {} is in sync again", wish.shard) });
+    } else if !changed && let Err(refusal) = go_on(view, draft, wish) {
+        return op_steps::failed(phases(view, wish, changed), refusal);
     }
+    op_steps::report(phases(view, wish, changed), done, draft)
 }
 
 /// The wanted change has happened: the chosen node leads, or any other than before.
-fn has_changed(view: &View<'_>, wish: &Wish<'_>, from: &NodeId) -> bool {
-    view.primary(wish.shard).is_some_and(|primary| match wish.to {
-        Some(to) => primary.id == *to,
-        None => primary.id != *from,
+fn has_changed(view: &View<'_>, wish: &Wish<'_>) -> bool {
+    view.primary(wish.shard).is_some_and(|primary| match (wish.to, wish.from) {
+        (Some(to), _) => primary.id == *to,
+        (None, Some(from)) => primary.id != *from,
+        (None, None) => true,
     })
 }
 
@@ -80,6 +94,10 @@ fn begin(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), 
         draft.wait(Wait::AgentSilent { node: record.id.clone(), unknown_for });
         return Ok(());
     }
+    if let Some(old) = view.last_primary(shard).filter(|old| view.is_pausing(&old.id)) {
+        draft.wait(Wait::Effect { what: format!("the server of node {} answers again", old.id) });
+        return Ok(());
+    }
     match view.primary(shard) {
         Some(primary) => {
             if to.is_some_and(|to| to.id == primary.id) {
@@ -87,15 +105,13 @@ fn begin(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), 
             }
             match to {
                 Some(to) if !view.is_linked(to) => {
-                    if view.agent(&to.id).is_none() {
-                        return Err(not_eligible(&to.id, "nothing is heard of it"));
-                    }
-                    if !wish.accept_data_loss {
+                    if view.agent(&to.id).is_some() && !wish.accept_data_loss {
                         return Err(not_eligible(
                             &to.id,
                             "it is not in sync with the primary; wait until its link is up",
                         ));
                     }
+                    may_lead(view, to)?;
                 }
                 None if view.successor(shard).is_none() => {
                     return Err(Refusal::new(
@@ -105,7 +121,8 @@ fn begin(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), 
                 }
                 _ => {}
             }
-            note(draft, wish, primary.id.clone(), "it is the primary now");
+            let reason = format!("from node {}: it is the primary now", primary.id);
+            note(draft, wish, Some(primary.id.clone()), false, reason);
         }
         None => {
             if !wish.accept_data_loss {
@@ -117,32 +134,54 @@ fn begin(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), 
                     ),
                 ));
             }
-            let Some(heir) = to.or_else(|| survivor(view, shard)) else {
+            let Some(heir) = to.or_else(|| survivor(view, shard, None)) else {
                 return Err(Refusal::new(
                     Code::NoEligibleReplica,
-                    format!("no node of shard {shard} can be reached"),
+                    format!("no node of shard {shard} with data answers"),
                 ));
             };
-            if view.agent(&heir.id).is_none() {
-                return Err(not_eligible(&heir.id, "nothing is heard of it"));
-            }
-            match last_primary(view, shard, heir) {
-                Some(old) => note(draft, wish, old.id.clone(), "it was the last primary"),
-                None => draft.wait(Wait::Election { shard }),
-            }
+            may_lead(view, heir)?;
+            let old = view.last_primary(shard).filter(|old| old.id != heir.id);
+            let reason = match old {
+                Some(old) => format!("from node {}: it was the last primary", old.id),
+                None => "nobody leads, and nobody says who led last".to_owned(),
+            };
+            note(draft, wish, old.map(|old| old.id.clone()), true, reason);
         }
     }
     Ok(())
 }
 
-fn note(draft: &mut Draft<'_>, wish: &Wish<'_>, from: NodeId, reason: &str) {
+fn note(
+    draft: &mut Draft<'_>,
+    wish: &Wish<'_>,
+    from: Option<NodeId>,
+    without_primary: bool,
+    reason: String,
+) {
     let kind = OperationKind::Failover {
         shard: wish.shard,
         to: wish.to.cloned(),
         accept_data_loss: wish.accept_data_loss,
-        from: Some(from.clone()),
+        from,
+        without_primary,
     };
-    draft.step(Step::UpdateOperation { kind }, format!("from node {from}: {reason}"));
+    draft.step(Step::UpdateOperation { kind }, reason);
+}
+
+/// Whether a person's word could make the node lead: it is heard of, its server is not the one
+/// that hangs, and it has data. No word of a person makes an empty node hold data.
+fn may_lead(view: &View<'_>, record: &NodeRecord) -> Result<(), Refusal> {
+    let Some(status) = view.agent(&record.id) else {
+        return Err(not_eligible(&record.id, "nothing is heard of it"));
+    };
+    if status.volume == VolumeState::Lost {
+        return Err(not_eligible(&record.id, "this node has no data to lead with"));
+    }
+    if view.is_stuck(&record.id) {
+        return Err(not_eligible(&record.id, "its server does not answer"));
+    }
+    Ok(())
 }
 
 fn chosen<'a>(view: &View<'a>, shard: u32, to: &NodeId) -> Result<&'a NodeRecord, Refusal> {
@@ -163,35 +202,23 @@ fn not_eligible(node: &NodeId, why: &str) -> Refusal {
         .field("to")
 }
 
-/// The reachable node with most of the data, for a change that a person answers for.
-fn survivor<'a>(view: &View<'a>, shard: u32) -> Option<&'a NodeRecord> {
+/// The answering node with most of the data, `except` one, for a change that a person answers for.
+fn survivor<'a>(view: &View<'a>, shard: u32, except: Option<&NodeId>) -> Option<&'a NodeRecord> {
     view.wanted_of(shard)
-        .filter(|record| view.serves(&record.id))
+        .filter(|record| except != Some(&record.id))
+        .filter(|record| view.server(&record.id) == Some(ServerState::Serving))
+        .filter(|record| may_lead(view, record).is_ok())
         .max_by(|a, b| (view.offset(&a.id), &b.id).cmp(&(view.offset(&b.id), &a.id)))
 }
 
-/// Who led the shard last: by the lease, by the replica's own memory, or whoever is not `heir`.
-fn last_primary<'a>(view: &View<'a>, shard: u32, heir: &NodeRecord) -> Option<&'a NodeRecord> {
-    if view.is_cluster() {
-        let old = cluster_repair::former_primary(view, heir);
-        return old.or_else(|| view.all_of(shard).find(|record| record.id != heir.id));
-    }
-    let holder = view
-        .all_of(shard)
-        .filter_map(|record| view.agent(&record.id)?.lease.as_ref())
-        .filter_map(|lease| Some((lease.epoch, lease.holder.as_ref()?)))
-        .max()
-        .and_then(|(_, holder)| view.record(holder));
-    holder
-        .filter(|record| record.id != heir.id)
-        .or_else(|| view.all_of(shard).find(|record| record.id != heir.id))
-}
-
 /// Orders the change until it is seen.
-fn go_on(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>, from: &NodeId) {
+///
+/// # Errors
+/// When the chosen node can never do it.
+fn go_on(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), Refusal> {
     let shard = wish.shard;
     if draft.disturbs(view.all_of(shard).map(|record| &record.id)) {
-        return;
+        return Ok(());
     }
     let to = wish.to.and_then(|to| view.wanted_of(shard).find(|record| record.id == *to));
     if let Some(primary) = view.primary(shard) {
@@ -200,6 +227,7 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>, from: &NodeId)
                 coordinated_change(view, draft, primary, to, "a failover was asked for");
             }
             Some(to) if wish.accept_data_loss && view.agent(&to.id).is_some() => {
+                may_lead(view, to)?;
                 draft.step(by_a_persons_word(view, to), "a person accepts the loss of data");
             }
             Some(to) => draft.wait(Wait::ReplicaSyncing { node: to.id.clone() }),
@@ -207,16 +235,41 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>, from: &NodeId)
                 draft.wait(Wait::Effect { what: format!("a replica of shard {shard} is in sync") })
             }
         }
-        return;
+        return Ok(());
     }
-    // Nobody leads just now. In the middle of a hand-over the old primary is alive: wait.
-    let old_is_gone = view.record(from).is_none_or(|record| !view.serves(&record.id));
-    let heir = to.or_else(|| survivor(view, shard)).filter(|r| view.agent(&r.id).is_some());
+    let heir = to
+        .or_else(|| survivor(view, shard, wish.from))
+        .filter(|heir| view.agent(&heir.id).is_some() && wish.from != Some(&heir.id));
     match heir {
-        Some(heir) if wish.accept_data_loss && old_is_gone && heir.id != *from => {
+        Some(heir) if wish.accept_data_loss && !is_handing_over(view, wish) => {
+            may_lead(view, heir)?;
             draft.step(by_a_persons_word(view, heir), "a person accepts the loss of data");
         }
         _ => draft.wait(Wait::Election { shard }),
+    }
+    Ok(())
+}
+
+/// Nobody leads just now because a hand-over that this operation began is under way, or may be:
+/// the old primary lives, and answers or has done so a moment ago.
+fn is_handing_over(view: &View<'_>, wish: &Wish<'_>) -> bool {
+    let Some(from) = wish.from.filter(|_| !wish.without_primary) else { return false };
+    view.serves(from) && !view.is_stuck(from) && view.now.since(wish.asked_at) < HAND_OVER
+}
+
+/// The old primary's server hangs while another node leads. An agent with a lease sees to that
+/// itself; a server of a cluster would be in its endless script for ever.
+fn end_stuck(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) {
+    let Some(from) = wish.from.filter(|_| wish.accept_data_loss) else { return };
+    let Some(run_id) = view.agent(from).and_then(|status| status.server.run_id.clone()) else {
+        return;
+    };
+    let shard = view.all_of(wish.shard).map(|record| &record.id);
+    if view.is_stuck(from) && !draft.disturbs(shard) {
+        draft.step(
+            Step::RestartServer { node: from.clone(), run_id },
+            "its server does not answer, and another node leads now",
+        );
     }
 }
 
@@ -230,7 +283,7 @@ fn by_a_persons_word(view: &View<'_>, to: &NodeRecord) -> Step {
 }
 
 fn phases(view: &View<'_>, wish: &Wish<'_>, changed: bool) -> Vec<Phase> {
-    let begun = wish.from.is_some();
+    let begun = wish.has_begun();
     let leads = match view.primary(wish.shard) {
         Some(primary) => format!("node {} is the primary", primary.id),
         None => "no primary".to_owned(),

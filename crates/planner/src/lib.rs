@@ -120,16 +120,17 @@ fn decide(
         OperationKind::Restart { node, run_ids } => {
             Some(restart::advance(view, draft, node.as_ref(), run_ids))
         }
-        OperationKind::Failover { shard, to, accept_data_loss, from } => Some(failover::advance(
-            view,
-            draft,
-            &failover::Wish {
+        OperationKind::Failover { shard, to, accept_data_loss, from, without_primary } => {
+            let wish = failover::Wish {
                 shard: *shard,
                 to: to.as_ref(),
                 accept_data_loss: *accept_data_loss,
                 from: from.as_ref(),
-            },
-        )),
+                without_primary: *without_primary,
+                asked_at: operation.created_at,
+            };
+            Some(failover::advance(view, draft, &wish))
+        }
     }
 }
 

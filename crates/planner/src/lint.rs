@@ -225,7 +225,9 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 view.operation().map(|operation| &operation.kind),
                 Some(OperationKind::Restart { .. })
             );
-            rule("restarts-are-asked-for", asked);
+            // A person who accepts the loss of data does not wait for a server that hangs.
+            let in_the_way = loss_is_accepted(view) && view.is_stuck(node);
+            rule("restarts-are-asked-for", asked || in_the_way);
             let replicated = record.is_some_and(|record| {
                 view.is_primary(record) && view.linked_of(record.shard).next().is_some()
             });

@@ -1,9 +1,9 @@
 //! Restart on request: one node of the instance at a time, replicas before their primary, and a
-//! primary only after a replica has taken over from it.
+//! primary only after a replica has taken over from it. A server that hangs comes before all
+//! others: it keeps them from being well, and cannot hand over.
 
 use std::collections::BTreeMap;
 
-use larder_model::agent::ServerState;
 use larder_model::plan::{OperationReport, Step, Wait};
 use larder_model::{Code, NodeId, NodeRecord, OperationKind, Refusal};
 
@@ -85,10 +85,14 @@ fn has_new_server(view: &View<'_>, record: &NodeRecord, old: &str) -> bool {
 /// The servers that are still the old ones, replicas first. One is restarted, and only while
 /// everybody else of its shard is well.
 fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, String>) {
-    // A new server that is not in its part yet is the one being restarted.
+    // A new server that is not in its part yet is the one being restarted. With a primary that hangs
+    // it never would be.
     for record in &view.wanted {
         let Some(old) = run_ids.get(&record.id) else { continue };
-        if has_new_server(view, record, old) && !view.is_well(record) {
+        if has_new_server(view, record, old)
+            && !view.is_well(record)
+            && !is_held_up(view, record.shard, run_ids)
+        {
             draft.wait(Wait::Effect { what: format!("node {} is back in its part", record.id) });
             return;
         }
@@ -99,7 +103,10 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, Stri
         .filter_map(|record| Some((*record, run_ids.get(&record.id)?)))
         .filter(|(record, old)| !has_new_server(view, record, old))
         .collect();
-    pending.sort_by_key(|(record, _)| (view.is_primary(record), record.shard, record.id.clone()));
+    pending.sort_by_key(|(record, _)| {
+        let answers = !view.is_stuck(&record.id);
+        (answers, view.is_primary(record), record.shard, record.id.clone())
+    });
     let Some(&(record, run_id)) = pending.first() else { return };
     if view.agent(&record.id).is_none() {
         draft.wait(Wait::AgentSilent {
@@ -113,12 +120,8 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, Stri
         draft.wait(Wait::ServerDown { node: record.id.clone() });
         return;
     }
-    let ailing = view.all_of(record.shard).find(|other| {
-        other.id != record.id
-            && !view.leaving.iter().any(|l| l.id == other.id)
-            && !view.is_well(other)
-    });
-    if let Some(ailing) = ailing {
+    let stuck = view.is_stuck(&record.id);
+    if let Some(ailing) = ailing(view, record, stuck) {
         draft.wait(Wait::Effect {
             what: format!("node {} is well, before node {} is restarted", ailing.id, record.id),
         });
@@ -135,15 +138,36 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, run_ids: &BTreeMap<NodeId, Stri
         return;
     }
     let in_its_part = view.is_well(record);
-    let stuck = matches!(view.server(&record.id), Some(ServerState::Hung | ServerState::Busy));
     if in_its_part || stuck {
-        draft.step(
-            Step::RestartServer { node: record.id.clone(), run_id: run_id.clone() },
-            "a restart was asked for",
-        );
+        let reason = if stuck {
+            "a restart was asked for, and it does not answer"
+        } else {
+            "a restart was asked for"
+        };
+        draft.step(Step::RestartServer { node: record.id.clone(), run_id: run_id.clone() }, reason);
     } else {
         draft.wait(Wait::Effect { what: format!("node {} is well", record.id) });
     }
+}
+
+/// The shard's primary hangs, and is to be restarted.
+fn is_held_up(view: &View<'_>, shard: u32, run_ids: &BTreeMap<NodeId, String>) -> bool {
+    view.last_primary(shard).is_some_and(|last| {
+        view.is_stuck(&last.id)
+            && run_ids.get(&last.id).is_some_and(|old| !has_new_server(view, last, old))
+    })
+}
+
+/// Another node of the shard whose trouble the restart has to wait for. Not for what comes of the
+/// node's own trouble: nobody is in sync with a primary that hangs.
+fn ailing<'a>(view: &View<'a>, record: &NodeRecord, stuck: bool) -> Option<&'a NodeRecord> {
+    let leads = || view.last_primary(record.shard).is_some_and(|last| last.id == record.id);
+    if stuck && leads() {
+        return None;
+    }
+    view.wanted_of(record.shard).find(|other| {
+        other.id != record.id && !view.is_well(other) && !(stuck && view.is_stuck(&other.id))
+    })
 }
 
 fn phases(view: &View<'_>, run_ids: &BTreeMap<NodeId, String>, begun: bool) -> Vec<Phase> {

@@ -12,6 +12,12 @@ use larder_model::{
     Worker, WorkerState,
 };
 
+use crate::cluster_repair;
+
+/// A server that has not answered for so long is not merely in a long command. The servers' own
+/// measure: scripts that take longer are answered for with `BUSY` (`lua-time-limit`, redis.conf).
+pub(crate) const STUCK_AFTER: Millis = Millis::secs(5);
+
 pub(crate) struct View<'a> {
     pub(crate) desired: &'a Desired,
     pub(crate) observed: &'a Observed,
@@ -126,6 +132,21 @@ impl<'a> View<'a> {
         matches!(self.server(node), Some(ServerState::Serving | ServerState::Busy))
     }
 
+    /// The server lives and has not answered for longer than any command that is not a fault:
+    /// an endless script, or a process that is stopped. Not said how long: long enough.
+    pub(crate) fn is_stuck(&self, node: &NodeId) -> bool {
+        let Some(status) = self.agent(node) else { return false };
+        let unanswering = matches!(status.server.state, ServerState::Busy | ServerState::Hung);
+        let since = status.server.unanswering_since;
+        unanswering && since.is_none_or(|since| self.now.since(since) >= STUCK_AFTER)
+    }
+
+    /// The server lives and does not answer just now; it may well do so in a moment.
+    pub(crate) fn is_pausing(&self, node: &NodeId) -> bool {
+        matches!(self.server(node), Some(ServerState::Busy | ServerState::Hung))
+            && !self.is_stuck(node)
+    }
+
     /// The server's process is seen to be gone, or never came up.
     pub(crate) fn is_down(&self, node: &NodeId) -> bool {
         matches!(self.server(node), Some(ServerState::Dead | ServerState::Absent))
@@ -178,13 +199,25 @@ impl<'a> View<'a> {
             && self.is_down(node)
     }
 
+    /// A past and an empty volume, and nobody who fills it: the server is held back, or was started
+    /// as the replica of a primary that is gone as well.
+    fn has_no_copy(&self, node: &NodeId) -> bool {
+        let fills_nothing =
+            |view: &ReplicationView| view.role == Role::Replica && !view.link_up && !view.syncing;
+        self.volume_is_lost(node)
+            || self.agent(node).is_some_and(|status| {
+                status.volume == VolumeState::Lost
+                    && status.replication.as_ref().is_some_and(fills_nothing)
+            })
+    }
+
     /// Every copy of the shard is seen to be gone: nothing that anybody could bring back.
     pub(crate) fn data_is_lost(&self, shard: u32) -> bool {
         let mut nodes = self.all_of(shard).peekable();
         self.desired.initialized
             && nodes.peek().is_some()
             && nodes.all(|record| {
-                self.volume_is_lost(&record.id)
+                self.has_no_copy(&record.id)
                     || (self.worker_is_lost(record) && self.agent(&record.id).is_none())
             })
     }
@@ -224,6 +257,24 @@ impl<'a> View<'a> {
                 .max_by(|(a, a_node), (b, b_node)| (a, &b_node.id).cmp(&(b, &a_node.id)))
                 .map(|(_, record)| record)
         }
+    }
+
+    /// Who leads the shard or led it last, whether it serves or not: the primary, else by the
+    /// lease of the newest epoch, or by the memory of those who copied from it. Never a guess.
+    pub(crate) fn last_primary(&self, shard: u32) -> Option<&'a NodeRecord> {
+        if let Some(primary) = self.primary(shard) {
+            return Some(primary);
+        }
+        if self.is_cluster() {
+            return self
+                .all_of(shard)
+                .filter(|record| self.serves(&record.id))
+                .find_map(|record| cluster_repair::former_primary(self, record));
+        }
+        self.all_of(shard)
+            .filter_map(|record| self.agent(&record.id)?.lease.as_ref())
+            .max_by_key(|lease| (lease.epoch, lease.holder.as_ref()))
+            .and_then(|lease| self.record(lease.holder.as_ref()?))
     }
 
     /// A replica that serves and copies from the shard's primary without a gap.

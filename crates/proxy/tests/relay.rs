@@ -470,3 +470,14 @@ async fn a_folder_without_a_file_is_refused_with_its_name() {
     assert!(error.to_string().contains("not a relay's file"), "{error}");
     assert!(larder_proxy::run(Path::new("/no/such/folder")).await.is_err());
 }
+
+#[tokio::test]
+async fn a_status_socket_that_was_removed_is_back_within_seconds() {
+    let relay = Fixture::start(&[EndpointKind::Write], Vec::new());
+    relay.status_until("it is up", |s| s.listeners.len() == 1).await;
+    let socket = RunDir(relay.boot.run_dir.clone()).relay_socket(&relay.boot.instance);
+    for _ in 0..2 {
+        std::fs::remove_file(&socket).unwrap();
+        relay.status_until("it is back", |s| s.listeners.len() == 1).await;
+    }
+}

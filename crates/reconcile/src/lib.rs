@@ -10,6 +10,7 @@ mod clusters;
 mod driver;
 mod execute;
 mod observe;
+mod pace;
 mod statuses;
 mod strays;
 mod tick;

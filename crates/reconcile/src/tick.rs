@@ -5,16 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use larder_cluster::Agents;
-use larder_model::plan::{OperationOutcome, Plan, Step};
+use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
 use larder_model::{
-    Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId, Operation,
-    OperationState, Severity, Timestamp,
+    Code, Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId,
+    Operation, OperationKind, OperationState, OperationStep, Refusal, Severity, StepState,
+    Timestamp,
 };
 
 use crate::book::{Book, BookError};
 use crate::clusters::Clusters;
 use crate::execute::{Executor, Outcome};
 use crate::observe::{Seen, correct_places, observe};
+use crate::pace::Pace;
 use crate::statuses::Statuses;
 use crate::view::{Figures, digest, observation};
 
@@ -60,8 +62,8 @@ struct Memory {
     last_written: Option<Written>,
     node_events: HashMap<NodeId, u64>,
     backend_seen_at: Option<Timestamp>,
-    /// Step failures already told as events, so that a retry does not tell them again.
-    told: BTreeSet<String>,
+    /// When which order was given.
+    pace: Pace,
     last_steps: Vec<Step>,
 }
 
@@ -138,8 +140,9 @@ impl Reconciler {
         let repeated = self.memory_of(instance, |memory| {
             !steps.is_empty() && std::mem::replace(&mut memory.last_steps, steps.clone()) == steps
         });
+        let operation = desired.operation.as_ref().map(|operation| &operation.id);
+        let due = self.memory_of(instance, |memory| memory.pace.due(&plan.steps, operation, now));
         if plan.steps.is_empty() {
-            self.memory_of(instance, |memory| memory.told.clear());
             if ends_operation(&plan) {
                 // Without the operation there may be something to do again.
                 return Ok(TickOutcome::Acted);
@@ -158,7 +161,11 @@ impl Reconciler {
             controller_epoch: self.controller_epoch,
             now,
         };
-        let outcomes = executor.execute(&plan.steps).await;
+        if due.is_empty() {
+            // Given a moment ago; what comes of it is not seen yet.
+            return Ok(TickOutcome::Repeated);
+        }
+        let outcomes = executor.execute(&due).await;
         self.judge(&desired, outcomes, repeated, now).await
     }
 
@@ -230,7 +237,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Looks at how the steps went. A refusal ends a creation; anything else is tried again.
+    /// Looks at how the steps went. A refusal ends a creation, and a failover to a node that has no
+    /// data; anything else is tried again.
     async fn judge(
         &self,
         desired: &Desired,
@@ -251,6 +259,7 @@ impl Reconciler {
                     self.with_memory(|all| all.remove(instance));
                     return Ok(TickOutcome::Gone);
                 }
+                self.memory_of(instance, |memory| memory.pace.taken(&step.step, now));
                 continue;
             };
             result = TickOutcome::Failed;
@@ -265,9 +274,19 @@ impl Reconciler {
             }
             tracing::info!(%instance, step = %step.step, %error, "step not taken");
             let Some(refusal) = error.refusal().cloned() else { continue };
+            if let Some(operation) = desired.operation.as_ref().filter(|o| never(o, step, &refusal))
+            {
+                let refusal = named(&step.step, refusal);
+                let (steps, failed) = (stopped_at(operation, &refusal), OperationState::Failed);
+                self.book.operation_report(&operation.id, &steps, failed, Some(&refusal)).await?;
+                return Ok(TickOutcome::Acted);
+            }
             let text = format!("{}: {refusal}", step.step);
-            let told = self.memory_of(instance, |memory| !memory.told.insert(text.clone()));
-            if !told {
+            let may_pass = !error.is_from_cluster();
+            let tell = self.memory_of(instance, |memory| {
+                memory.pace.refused(&step.step, &text, may_pass, now)
+            });
+            if tell {
                 let told = event(desired, now, Severity::Warning, "step-refused", text);
                 self.book.events_append(&[told]).await?;
             }
@@ -284,9 +303,6 @@ impl Reconciler {
                 self.book.operation_report(&operation.id, &steps, failed, Some(&refusal)).await?;
                 return Ok(TickOutcome::Acted);
             }
-        }
-        if result != TickOutcome::Failed {
-            self.memory_of(instance, |memory| memory.told.clear());
         }
         Ok(result)
     }
@@ -361,6 +377,34 @@ fn event(
         reason: reason.to_owned(),
         message,
     }
+}
+
+/// A node that has no data to lead with says so: ordering it again changes nothing.
+fn never(operation: &Operation, planned: &PlannedStep, refusal: &Refusal) -> bool {
+    matches!(operation.kind, OperationKind::Failover { .. })
+        && matches!(planned.step, Step::TakeLease { .. })
+        && refusal.code == Code::NoEligibleReplica
+}
+
+/// The refusal with the node that it speaks of.
+fn named(step: &Step, refusal: Refusal) -> Refusal {
+    match step.node() {
+        Some(node) => {
+            let detail = format!("node {node} cannot take over: {}", refusal.detail);
+            Refusal { detail, ..refusal }
+        }
+        None => refusal,
+    }
+}
+
+/// The operation's steps, the one at work being the one that failed.
+fn stopped_at(operation: &Operation, refusal: &Refusal) -> Vec<OperationStep> {
+    let mut steps = operation.steps.clone();
+    if let Some(step) = steps.iter_mut().find(|step| step.state != StepState::Succeeded) {
+        step.state = StepState::Failed;
+        step.message.clone_from(&refusal.detail);
+    }
+    steps
 }
 
 /// The operation that holds the instance has got there, or never will.

@@ -1,4 +1,5 @@
-//! The event log: append-only, numbered in the order of the commits, without gaps.
+//! The event log: append-only, numbered in the order of the commits. Old events go
+//! ([`Store::prune`]); numbers are never given out again.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +18,7 @@ use crate::{Result, Store, column};
 pub(crate) const COUNTER: &str = "event";
 /// Rows in one answer unless the filter says otherwise, and never more than [`LIMIT_MAX`].
 const LIMIT_DEFAULT: u32 = 100;
-const LIMIT_MAX: u32 = 10_000;
+const LIMIT_MAX: u32 = 100_000;
 
 /// An event as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +36,10 @@ pub struct EventRow {
 pub struct EventFilter {
     /// Only events with a higher number.
     pub after: Option<u64>,
+    /// Of this project, and of the installation itself (a keeper that hangs).
     pub project: Option<ProjectName>,
     pub instance: Option<InstanceId>,
-    /// At most this many; 100 unless set, never more than 10,000.
+    /// At most this many; 100 unless set, never more than 100,000.
     pub limit: Option<u32>,
     /// Newest first; otherwise oldest first, as a follower reads.
     pub newest_first: bool,
@@ -101,10 +103,12 @@ impl Store {
     /// Reads events.
     pub async fn event_list(&self, filter: &EventFilter) -> Result<Vec<EventRow>> {
         const OLDEST_FIRST: &str = "SELECT * FROM events
-             WHERE seq > $1 AND ($2 IS NULL OR project = $2) AND ($3 IS NULL OR instance = $3)
+             WHERE seq > $1 AND ($2 IS NULL OR project = $2 OR instance IS NULL)
+               AND ($3 IS NULL OR instance = $3)
              ORDER BY seq LIMIT $4";
         const NEWEST_FIRST: &str = "SELECT * FROM events
-             WHERE seq > $1 AND ($2 IS NULL OR project = $2) AND ($3 IS NULL OR instance = $3)
+             WHERE seq > $1 AND ($2 IS NULL OR project = $2 OR instance IS NULL)
+               AND ($3 IS NULL OR instance = $3)
              ORDER BY seq DESC LIMIT $4";
         let doing = "listing events";
         let mut tx = self.read(doing).await?;

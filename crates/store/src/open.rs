@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use larder_model::Timestamp;
 
-use crate::column::{self, big};
+use crate::column;
 use crate::error::Doing;
 use crate::seal::Key;
 use crate::{Inner, Result, Store, StoreError, clock, keyfile};
@@ -102,20 +102,27 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the lease of the controller: its epoch rises by one and rides on every order from
-    /// now on, so that agents refuse what a former controller still says. Once per start.
+    /// Takes the lease of the controller: its epoch rises and rides on every order from now on, so
+    /// that agents refuse what a former controller still says. Once per start.
+    ///
+    /// At least the seconds since 1970: a database restored from a backup does not know the epochs
+    /// that were taken after the backup, and the agents keep those. A clock that was set back
+    /// cannot make it run backwards.
     pub async fn controller_epoch_take(&self) -> Result<u64> {
+        self.controller_epoch_take_at(clock::now()).await
+    }
+
+    async fn controller_epoch_take_at(&self, Timestamp(now): Timestamp) -> Result<u64> {
         let mut tx = self.write("taking the controller's lease").await?;
-        let Timestamp(now) = clock::now();
         let doing = tx.doing();
         let row = sqlx::query(
             "INSERT INTO leases (name, epoch, taken_at) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE
-             SET epoch = leases.epoch + 1, taken_at = excluded.taken_at
+             SET epoch = MAX(leases.epoch + 1, excluded.epoch), taken_at = excluded.taken_at
              RETURNING epoch",
         )
         .bind(CONTROLLER_LEASE)
-        .bind(big(1))
+        .bind((now / 1000).max(1))
         .bind(now)
         .fetch_one(tx.conn())
         .await
@@ -275,6 +282,27 @@ mod tests {
         }
         store.setting_set("big", "z").await.expect("room again");
         store.controller_epoch_take().await.expect("the writer is well");
+    }
+
+    #[tokio::test]
+    async fn a_restored_database_takes_a_newer_epoch_than_all_before_and_no_clock_sets_it_back() {
+        let (_folder, backup) = new_store().await;
+        let start = 1_800_000_000;
+        let take = async |store: &Store, second: u64| {
+            let now = Timestamp(i64::try_from(second * 1000).expect("small"));
+            store.controller_epoch_take_at(now).await.expect("take")
+        };
+        assert_eq!(take(&backup, start).await, start);
+        // The database went on after the backup, with a start every minute, and was lost.
+        let (_other, lost) = new_store().await;
+        let mut newest = 0;
+        for minute in 0..10 {
+            newest = take(&lost, start + 60 * minute).await;
+        }
+        assert!(take(&backup, start + 601).await > newest);
+        let newest = take(&backup, start + 601).await;
+        assert_eq!(newest, start + 602, "two starts within a second");
+        assert_eq!(take(&backup, 0).await, newest + 1, "the clock was set back");
     }
 
     #[tokio::test]

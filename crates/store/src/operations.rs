@@ -17,7 +17,7 @@ use crate::{Result, Store, StoreError, clock, column, events, instances, records
 const COUNTER: &str = "operation";
 /// Rows in one answer unless the filter says otherwise, and never more than [`LIMIT_MAX`].
 const LIMIT_DEFAULT: u32 = 100;
-const LIMIT_MAX: u32 = 10_000;
+const LIMIT_MAX: u32 = 100_000;
 
 /// Which operations to read. Everything unset: the newest 100.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct OperationFilter {
     /// Name or id of an instance, also of one that is gone.
     pub instance: Option<String>,
     pub state: Option<OperationState>,
-    /// At most this many; 100 unless set, never more than 10,000.
+    /// At most this many; 100 unless set, never more than 100,000.
     pub limit: Option<u32>,
 }
 

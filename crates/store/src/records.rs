@@ -57,7 +57,8 @@ impl fmt::Display for RecordOutcome {
 /// A record as the store keeps it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordRow {
-    /// Counts from 1 without gaps: a missing number is a removed record.
+    /// Counts from 1 without gaps; old ones go from the beginning ([`Store::prune`]). A number
+    /// missing in the middle is a removed record.
     pub number: u64,
     pub record: Record,
 }

@@ -38,16 +38,28 @@ impl SmallDisk {
 
     /// Fills what is left, except `spare` bytes, with one file; removing it makes room again.
     ///
+    /// In pieces, because who else writes takes room meanwhile, and a piece that does not fit is
+    /// given back whole.
+    ///
     /// # Errors
     /// The file cannot be written for another reason than a full disk.
     pub fn fill(&self, spare: u64) -> Result<PathBuf> {
+        const PAGE: u64 = 4096;
         let path = self.path().join("filler");
-        let stat = rustix::fs::statvfs(self.path())?;
-        let size = (stat.f_bavail * stat.f_frsize).saturating_sub(spare);
         let file = std::fs::File::create(&path)?;
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
-            Ok(()) | Err(rustix::io::Errno::NOSPC) => Ok(path),
-            Err(error) => Err(error).context("filling the disk"),
+        let (mut length, mut piece) = (0, 256 * PAGE);
+        loop {
+            let stat = rustix::fs::statvfs(self.path())?;
+            let room = (stat.f_bavail * stat.f_frsize).saturating_sub(spare).min(piece);
+            if room == 0 {
+                return Ok(path);
+            }
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), length, room) {
+                Ok(()) => length += room,
+                Err(rustix::io::Errno::NOSPC) if piece > PAGE => piece /= 2,
+                Err(rustix::io::Errno::NOSPC) => return Ok(path),
+                Err(error) => return Err(error).context("filling the disk"),
+            }
         }
     }
 }

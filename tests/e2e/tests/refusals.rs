@@ -325,3 +325,25 @@ async fn commands_end_with_the_code_that_scripts_rely_on() -> Result<()> {
     ensure!(larder.run(&["instance", "list"]).await?.code == 4);
     larder.finish().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_is_no_cluster_is_not_bound_and_says_why() -> Result<()> {
+    let larder = Larder::started().await?;
+    let file = larder.data().join("kubeconfig");
+    for (text, said) in [
+        ("no: kubeconfig", "container-cluster-unusable"),
+        (
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\nclusters: [{name: a, cluster: {server: 'https://127.0.0.1:1'}}]\ncontexts: [{name: a, context: {cluster: a, user: a}}]\nusers: [{name: a, user: {token: t}}]\n",
+            "container-cluster-unusable",
+        ),
+    ] {
+        std::fs::write(&file, text)?;
+        let path = file.to_string_lossy().into_owned();
+        let output =
+            larder.run(&["container-cluster", "bind", "east", "--kubeconfig", &path]).await?;
+        ensure!(output.code == 1 && output.stderr.contains(said), "{output:?}");
+    }
+    let all = larder.json(&["container-cluster", "list"]).await?;
+    ensure!(all.as_array().is_some_and(|all| all.len() == 1), "{all}");
+    larder.finish().await
+}

@@ -201,6 +201,35 @@ async fn volume_lost_without_a_copy_is_shown_as_lost_and_never_empty() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volume_that_was_moved_away_and_put_back_serves_again_by_itself() -> Result<()> {
+    let larder = Larder::started().await?;
+    larder.expect_faults();
+    larder.expect_log("volume");
+    let instance = larder.create("one", &["--architecture", "standalone"]).await?;
+    let write = instance.endpoint("write")?.clone();
+    ensure!(connect(&write).await?.call(&["SET", "k", "v"]).await?.is_ok());
+    let node = instance.nodes[0].clone();
+    let volume = larder.volume(&instance, &node.id);
+    let away = volume.with_extension("away");
+    larder
+        .kill_node(&instance, &node, || std::fs::rename(&volume, &away).context("moving it away"))
+        .await?;
+    larder
+        .wait_for("one", "the node is shown as lost", SOON, |i| {
+            i.nodes.iter().any(|n| n.state == "lost")
+        })
+        .await?;
+    std::fs::rename(&away, &volume).context("putting the volume back")?;
+    let shown = larder.wait_for("one", "it runs again", SOON, |i| i.state == "running").await?;
+    ensure!(!shown.conditions.iter().any(|c| c.kind == "data-lost"), "{:?}", shown.conditions);
+    let value = connect(&write).await?.call(&["GET", "k"]).await?;
+    ensure!(value == Reply::Bulk(b"v".to_vec()), "{value:?}");
+    larder.cli(&["instance", "delete", "one", "--permanent", "--yes", "--wait"]).await?;
+    check_tidy(&larder).await?;
+    larder.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleted_instance_leaves_nothing() -> Result<()> {
     let larder = Larder::started().await?;
     let kept = larder.create("kept", &["--architecture", "standalone"]).await?;

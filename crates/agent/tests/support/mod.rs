@@ -119,6 +119,7 @@ impl World {
                 bootstrap: first,
                 initialized: false,
                 members: members.to_vec(),
+                storage_class: None,
                 election: ElectionPolicy::default(),
                 generation: 1,
             },
@@ -232,6 +233,10 @@ impl World {
 
     pub(crate) fn route(&self) -> Option<Route> {
         newest(&self.folder.path().join("route"))
+    }
+
+    pub(crate) fn lease_dir(&self) -> PathBuf {
+        self.folder.path().join("lease")
     }
 
     pub(crate) fn lease(&self) -> Option<LeaseRecord> {

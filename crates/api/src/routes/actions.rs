@@ -63,6 +63,7 @@ pub(crate) async fn failover(
         to: to.map(|record| record.id),
         accept_data_loss: asked.accept_data_loss,
         from: None,
+        without_primary: false,
     };
     let detail = json!({
         "shard": shard,

@@ -10,7 +10,7 @@ use larder_api_types::{CreateInstance, Operation, PlanView, Problem};
 use larder_model::local::NodeSecrets;
 use larder_model::{
     Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, Observed, OperationKind,
-    Refusal, Secret, check_password,
+    Refusal, STANDARD_STORAGE_CLASS, Secret, check_password,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -26,7 +26,7 @@ use crate::error::ApiError;
 use crate::ids::RandomIds;
 use crate::permission::{Action, Object};
 use crate::render;
-use crate::state::ApiState;
+use crate::state::{ApiState, ContainerClusterInfo};
 
 const MEMORY: ByteSize = ByteSize::mib(128);
 const CLUSTER_SHARDS: u32 = 3;
@@ -64,7 +64,8 @@ pub(crate) async fn create(
     let object = Object::Instance { project, name: named };
     caller.ask(Action::InstanceCreate, &object)?;
     let password = new.password.clone();
-    let spec = spec(new)?;
+    let storage_class = new.storage_class.clone();
+    let mut spec = spec(new)?;
     if let Some(password) = &password {
         check_password(password.expose())?;
     } else if !params.dry_run {
@@ -72,7 +73,7 @@ pub(crate) async fn create(
             ApiError::new(Code::PasswordMissing, "an instance needs a password").field("password")
         );
     }
-    check_surroundings(&state, &spec).await?;
+    check_surroundings(&state, &mut spec, storage_class).await?;
     if params.dry_run {
         return dry_run::plan(&state, spec).await.map(|plan| Json(plan).into_response());
     }
@@ -98,6 +99,7 @@ fn detail(spec: &InstanceSpec) -> serde_json::Value {
         "shards": spec.shards,
         "replicas": spec.replicas,
         "container_cluster": spec.container_cluster,
+        "storage_class": spec.storage_class,
     })
 }
 
@@ -131,6 +133,8 @@ fn spec(new: CreateInstance) -> Result<InstanceSpec, ApiError> {
         shards,
         replicas,
         container_cluster: new.container_cluster.unwrap_or_else(|| CONTAINER_CLUSTER.to_owned()),
+        // What it is in truth the container cluster says.
+        storage_class: STANDARD_STORAGE_CLASS.to_owned(),
     };
     spec.check().map_err(|mut refusal| {
         // The field's name in the request.
@@ -181,9 +185,14 @@ fn replicas(
     }
 }
 
-/// Checks what depends on the installation. The store checks again, in its transaction, what two
-/// requests could take from each other.
-async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(), ApiError> {
+/// Checks what depends on the installation, and fills in the storage class: the one asked for, or
+/// the container cluster's first. The store checks again, in its transaction, what two requests
+/// could take from each other.
+async fn check_surroundings(
+    state: &ApiState,
+    spec: &mut InstanceSpec,
+    storage_class: Option<String>,
+) -> Result<(), ApiError> {
     if !state.store().project_exists(&spec.project).await? {
         return Err(ApiError::new(
             Code::NotFound,
@@ -225,6 +234,7 @@ async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(),
             )
             .field("container_cluster"));
         };
+        spec.storage_class = self::storage_class(cluster, storage_class)?;
         // What cannot be looked at just now is not known to be full.
         if cluster.reachable {
             let desired = dry_run::desired(state, spec.clone(), now());
@@ -240,6 +250,25 @@ async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(),
             Code::Timeout,
             format!("container cluster `{}` did not say what is free", spec.container_cluster),
         )),
+    }
+}
+
+/// What the volumes are made of: as asked for, or the container cluster's first.
+fn storage_class(cluster: &ContainerClusterInfo, asked: Option<String>) -> Result<String, Refusal> {
+    let refuse = |detail| Refusal::new(Code::StorageClassNotFound, detail).field("storage_class");
+    let (name, all) = (&cluster.name, &cluster.storage_classes);
+    match asked {
+        Some(asked) if all.contains(&asked) => Ok(asked),
+        Some(asked) => Err(refuse(format!(
+            "container cluster `{name}` has no storage class `{asked}`: use one of {}",
+            all.join(", ")
+        ))),
+        None => all.first().cloned().ok_or_else(|| {
+            refuse(format!(
+                "no storage class of container cluster `{name}` is known: bind it again with \
+                 `larder container-cluster rebind`"
+            ))
+        }),
     }
 }
 
@@ -283,6 +312,24 @@ mod tests {
             assert_eq!((spec.shards, spec.replicas), (shards, replicas), "{architecture}");
             assert_eq!(spec.memory, ByteSize::mib(128));
             assert_eq!(spec.container_cluster, "local");
+        }
+    }
+
+    #[test]
+    fn volumes_are_of_the_clusters_first_class_unless_another_is_asked_for() {
+        let east = |classes: &[&str]| ContainerClusterInfo {
+            name: "east".into(),
+            reachable: true,
+            workers: Vec::new(),
+            storage_classes: classes.iter().map(|class| (*class).to_owned()).collect(),
+        };
+        let two = east(&["fast", "slow"]);
+        assert_eq!(storage_class(&two, None).unwrap(), "fast");
+        assert_eq!(storage_class(&two, Some("slow".into())).unwrap(), "slow");
+        for (cluster, asked) in [(&two, Some("standard".to_owned())), (&east(&[]), None)] {
+            let refusal = storage_class(cluster, asked).unwrap_err();
+            assert_eq!(refusal.code, Code::StorageClassNotFound);
+            assert_eq!(refusal.field.as_deref(), Some("storage_class"));
         }
     }
 

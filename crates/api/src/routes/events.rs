@@ -26,7 +26,7 @@ pub(crate) struct ListParams {
     instance: Option<String>,
     /// Only events with a higher number.
     after: Option<u64>,
-    /// At most this many, the newest; 100 when left out.
+    /// At most this many, the newest; 100 when left out, never more than 100000.
     limit: Option<u32>,
 }
 

@@ -63,6 +63,7 @@ pub(crate) async fn status(
                 reachable: cluster.reachable,
                 workers: u32::try_from(cluster.workers.len()).unwrap_or(u32::MAX),
                 memory_bytes: cluster.workers.iter().map(|w| w.allocatable.bytes()).sum(),
+                storage_classes: cluster.storage_classes,
                 requested_memory_bytes: cluster.workers.iter().map(|w| w.requested.bytes()).sum(),
             })
             .collect(),

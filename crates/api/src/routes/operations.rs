@@ -25,7 +25,7 @@ pub(crate) struct ListParams {
     project: Option<String>,
     /// Name or id of an instance, also of one that is no more.
     instance: Option<String>,
-    /// At most this many; 100 when left out.
+    /// At most this many, the newest; 100 when left out, never more than 100000.
     limit: Option<u32>,
 }
 

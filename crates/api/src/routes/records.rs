@@ -27,7 +27,7 @@ pub(crate) struct ListParams {
     user: Option<String>,
     /// RFC 3339.
     since: Option<String>,
-    /// At most this many, the newest; 1000 when left out.
+    /// At most this many, the newest; 1000 when left out, never more than 100000.
     limit: Option<u32>,
 }
 

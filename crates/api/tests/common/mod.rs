@@ -65,6 +65,7 @@ impl Capacity for FakeCapacity {
                 allocatable: ByteSize::gib(8),
                 requested: ByteSize::mib(256),
             }],
+            storage_classes: vec!["standard".into()],
         }]
     }
 

@@ -7,6 +7,7 @@ use crate::config::Context;
 use crate::console::Console;
 use crate::duration;
 use crate::exit::CliError;
+use crate::limit::Limit;
 use crate::render;
 
 pub(crate) async fn run(
@@ -14,17 +15,20 @@ pub(crate) async fn run(
     context: &Context,
     console: &mut Console,
 ) -> Result<(), CliError> {
-    let EventCommand::List { project, instance, follow } = command;
+    let EventCommand::List { project, instance, follow, limit } = command;
     let client = context.client()?;
     let project = context.project(project.project.as_deref());
     let instance = instance.as_deref();
-    let events = client.event_list(&project, instance).await?;
+    let limit = Limit::of(limit, console);
+    let events = client.event_list(&project, instance, limit.rows).await?;
     if !follow {
         return if console.is_json() {
             console.json(&events)
         } else {
             let text = render::events(console, &events);
-            console.data(&text)
+            console.data(&text)?;
+            limit.say_if_cut(console, events.len());
+            Ok(())
         };
     }
     if !console.is_json() {
@@ -55,18 +59,23 @@ pub(crate) async fn run_records(
     context: &Context,
     console: &mut Console,
 ) -> Result<(), CliError> {
-    let RecordCommand::List { instance, user, since, csv } = command;
+    let RecordCommand::List { instance, user, since, limit, csv } = command;
     let since = since.map(|text| since_time(&text, Timestamp::now())).transpose()?;
     let client = context.client()?;
-    let records =
-        client.record_list(instance.as_deref(), user.as_deref(), since.as_deref()).await?;
+    // A table is for looking at; what goes on to other programs is whole.
+    let limit = if csv { Limit::whole(limit) } else { Limit::of(limit, console) };
+    let records = client
+        .record_list(instance.as_deref(), user.as_deref(), since.as_deref(), limit.rows)
+        .await?;
     if csv {
         console.data(&render::records_csv(&records))
     } else if console.is_json() {
         console.json(&records)
     } else {
         let text = render::records(console, &records);
-        console.data(&text)
+        console.data(&text)?;
+        limit.say_if_cut(console, records.len());
+        Ok(())
     }
 }
 

@@ -100,15 +100,15 @@ async fn create(
         replicas: args.replicas,
         read_only_nodes: args.read_only_nodes,
         container_cluster: args.container_cluster,
+        storage_class: args.storage_class,
         password: None,
     };
-    if args.dry_run {
-        let plan = client.instance_dry_run(&new).await?;
-        return print_plan(console, &plan);
-    }
     let mut shown = None;
     new.password = if args.password_stdin {
         Some(console.password_from_stdin()?)
+    } else if args.dry_run {
+        // A look ahead needs none; one that is given is checked like the rest.
+        None
     } else if args.generate_password {
         let password = generate_password()?;
         shown = Some(password.clone());
@@ -117,6 +117,10 @@ async fn create(
         // Where nobody can be asked the server says that one is missing.
         console.ask_new_password()?
     };
+    if args.dry_run {
+        let plan = client.instance_dry_run(&new).await?;
+        return print_plan(console, &plan);
+    }
     let operation = client.instance_create(&new).await?;
     if let Some(password) = shown.as_ref().filter(|_| !console.is_json()) {
         // Before any waiting: it exists only here.

@@ -7,6 +7,7 @@ use crate::args::{OperationArgs, OperationCommand};
 use crate::config::Context;
 use crate::console::Console;
 use crate::exit::CliError;
+use crate::limit::Limit;
 use crate::render;
 
 /// For ever, as far as a person is concerned, and small enough to add to a clock.
@@ -20,13 +21,17 @@ pub(crate) async fn run(
     let client = context.client()?;
     let project = context.project(args.project.project.as_deref());
     match args.command {
-        OperationCommand::List { instance } => {
-            let operations = client.operation_list(&project, instance.as_deref()).await?;
+        OperationCommand::List { instance, limit } => {
+            let limit = Limit::of(limit, console);
+            let operations =
+                client.operation_list(&project, instance.as_deref(), limit.rows).await?;
             if console.is_json() {
                 console.json(&operations)
             } else {
                 let text = render::operations(console, &operations);
-                console.data(&text)
+                console.data(&text)?;
+                limit.say_if_cut(console, operations.len());
+                Ok(())
             }
         }
         OperationCommand::Get { id } => {

@@ -139,6 +139,7 @@ pub(crate) fn status(console: &Console, server: &str, one: &Status) -> String {
                 ByteSize(cluster.memory_bytes)
             ),
         );
+        line("Storage", format!("{}: {}", cluster.name, cluster.storage_classes.join(", ")));
     }
     finish(head)
 }

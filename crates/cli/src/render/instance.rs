@@ -104,6 +104,7 @@ pub(crate) fn instance(console: &Console, one: &Instance) -> String {
     line("Memory", format!("{} per node", ByteSize(one.memory_bytes)));
     line("Nodes", shape(one));
     line("Runs on", one.container_cluster.clone());
+    line("Storage", one.storage_class.clone());
     line("Generation", format!("{} (observed {})", one.generation, one.observed_generation));
     line("Created", time(&one.created_at));
     line("Observed", time_or_none(one.observed_at.as_ref()));

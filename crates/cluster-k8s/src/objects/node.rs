@@ -91,20 +91,20 @@ pub(crate) fn secret(
 
 /// The node's volume. Made when it is missing and never applied: it is deleted with the node
 /// alone, and what an administrator has made of it stays.
-pub(crate) fn claim(options: &KubeOptions, instance: &InstanceId, node: &NodeId) -> Value {
+pub(crate) fn claim(options: &KubeOptions, config: &NodeConfig) -> Value {
     let mut claim = json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {
-            "name": node_name(node),
-            "labels": node_labels(options, instance, node),
+            "name": node_name(&config.node),
+            "labels": node_labels(options, &config.instance, &config.node),
         },
         "spec": {
             "accessModes": ["ReadWriteOnce"],
             "resources": { "requests": { "storage": options.volume_size.bytes().to_string() } },
         },
     });
-    if let Some(class) = &options.storage_class {
+    if let Some(class) = config.storage_class.as_ref().or(options.storage_class.as_ref()) {
         claim["spec"]["storageClassName"] = json!(class);
     }
     claim

@@ -58,6 +58,7 @@ fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
         bootstrap: true,
         initialized: false,
         members,
+        storage_class: None,
         election: ElectionPolicy::default(),
         generation: 7,
     }
@@ -98,7 +99,7 @@ fn objects_are_of_the_kinds_that_they_say() {
     };
     typed::<apps::v1::StatefulSet>(&stateful_set(&options, &wish));
     typed::<core::v1::Service>(&node_service(&options, &id, &one, None));
-    typed::<core::v1::PersistentVolumeClaim>(&claim(&options, &id, &one));
+    typed::<core::v1::PersistentVolumeClaim>(&claim(&options, &wish));
     typed::<core::v1::Secret>(&secret(&options, &wish, &secrets, &volume()).expect("secret"));
     typed::<core::v1::ServiceAccount>(&service_account(&options, &id));
     typed::<rbac::v1::Role>(&role(&options, &id, &members()));
@@ -125,7 +126,7 @@ fn a_node_of_a_leased_shard() {
         "node_service",
         pretty(&node_service(&options, &instance(), &node("n-1"), Some("10.0.0.1")))
     );
-    insta::assert_snapshot!("claim", pretty(&claim(&options, &instance(), &node("n-1"))));
+    insta::assert_snapshot!("claim", pretty(&claim(&options, &wish)));
 }
 
 #[test]
@@ -179,8 +180,10 @@ fn a_cluster_node_gets_no_token_and_a_lone_one_is_not_killed_in_a_hurry() {
 #[test]
 fn a_storage_class_is_named_only_when_one_was_chosen() {
     let mut options = options();
-    let (id, one) = (instance(), node("n-1"));
-    assert!(claim(&options, &id, &one)["spec"].get("storageClassName").is_none());
+    let mut wish = config(NodeMode::Leased, members());
+    assert!(claim(&options, &wish)["spec"].get("storageClassName").is_none());
     options.storage_class = Some("fast".to_owned());
-    assert_eq!(claim(&options, &id, &one)["spec"]["storageClassName"], json!("fast"));
+    assert_eq!(claim(&options, &wish)["spec"]["storageClassName"], json!("fast"));
+    wish.storage_class = Some("faster".to_owned());
+    assert_eq!(claim(&options, &wish)["spec"]["storageClassName"], json!("faster"));
 }

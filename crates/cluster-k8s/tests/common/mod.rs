@@ -31,15 +31,16 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    pub(crate) async fn from_environment() -> Option<Self> {
-        let path = std::env::var_os("LARDER_TEST_KUBECONFIG")?;
+    pub(crate) async fn from_environment() -> Self {
+        let path = std::env::var_os("LARDER_TEST_KUBECONFIG");
+        let path = path.expect("LARDER_TEST_KUBECONFIG is not set: `make test-kubernetes` sets it");
         let _ = rustls::crypto::ring::default_provider().install_default();
         let text = Secret::new(std::fs::read_to_string(path).expect("kubeconfig"));
         let credentials = Credentials::Kubeconfig { text, context: None };
         let client = connect(&credentials).await.expect("client");
         let image = std::env::var("LARDER_TEST_IMAGE");
         let image = image.unwrap_or_else(|_| "localhost/larder-{engine}:testbed".to_owned());
-        Some(Self { credentials, client, image })
+        Self { credentials, client, image }
     }
 
     /// An empty namespace with nothing of former subjects on the workers.

@@ -92,17 +92,34 @@ impl Subject for Local {
     }
 }
 
-/// Whatever names the data directory in its arguments: marks are not enough, because a keeper
-/// may be killed before it has written one.
+/// Whatever names the data directory in its arguments, or works below it, as servers do, which
+/// overwrite their arguments. Marks are not enough, because a keeper may be killed before it has
+/// written one. Again until nothing is left: what dies last may have started something meanwhile.
 fn kill_all_of(data: &Path) {
-    let data = data.display().to_string();
+    // The system names a process's folder without links.
+    let real = &data.canonicalize().unwrap_or_else(|_| data.to_owned());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while kill_once(data, real) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether there was anything to kill.
+fn kill_once(data: &Path, real: &Path) -> bool {
+    let name = data.display().to_string();
+    let mut found = false;
     for pid in process::pids().expect("proc") {
-        if process::arguments(pid).iter().any(|argument| argument.contains(&data))
+        let named = process::arguments(pid).iter().any(|argument| argument.contains(&name));
+        let works_there = std::fs::read_link(format!("/proc/{pid}/cwd"))
+            .is_ok_and(|folder| folder.starts_with(real));
+        if (named || works_there)
             && let Ok(Some(mark)) = process::mark_of(pid)
         {
+            found = true;
             let _ = process::kill(&mark);
         }
     }
+    found
 }
 
 fn open(options: &LocalOptions) -> LocalCluster {

@@ -47,6 +47,7 @@ pub(super) fn config(
         bootstrap: true,
         initialized: false,
         members: vec![member],
+        storage_class: None,
         election: ElectionPolicy::default(),
         generation,
     })

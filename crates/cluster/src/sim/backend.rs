@@ -195,6 +195,7 @@ impl World {
         let t = self.t;
         let server = ServerStatus {
             state: self.server_state(node),
+            unanswering_since: None,
             pid: None,
             run_id: self.run_id_of(node),
             engine_version: Some("7.0.15".to_owned()),

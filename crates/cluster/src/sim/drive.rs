@@ -527,6 +527,10 @@ impl World {
                 self.kill_process(node, false);
                 Done::Yes
             }
+            Action::SyncData => {
+                self.with_process(node, |p| p.durable = p.log.len());
+                Done::Yes
+            }
             Action::Promote { epoch } => {
                 if !serving {
                     return Done::No;

@@ -181,6 +181,7 @@ impl Sim {
                 bootstrap: i == 0,
                 initialized: false,
                 members: members.clone(),
+                storage_class: None,
                 election: policy,
                 generation: 1,
             };

@@ -540,11 +540,6 @@ impl World {
                 node: node.clone(),
             });
         }
-        let last_led = self
-            .shards
-            .get(&key)
-            .and_then(|s| s.lease.value.as_ref())
-            .and_then(|(record, _)| record.previous.as_ref().map(|p| p.epoch));
         // Cut off until a moment ago it could not know of others; the lease alone is no quorum.
         let was_cut =
             self.isolated.iter().any(|(name, until)| *name == found.worker && *until + 1000 > t);
@@ -555,12 +550,9 @@ impl World {
                 continue;
             };
             let quiet = 3000;
-            // A server that restarted is no candidate, whatever it has; nor is one that never
-            // synced with the last primary: that one's own file is the only one with its writes,
-            // though a power cut may have cost it older ones.
-            let same_run = other.agent.memory.synced.as_ref().is_some_and(|mark| {
-                mark.run_id == copy.run_id && last_led.is_none_or(|epoch| mark.epoch >= epoch)
-            });
+            // A server that restarted is no candidate, whatever it has.
+            let same_run =
+                (other.agent.memory.synced.as_ref()).is_some_and(|mark| mark.run_id == copy.run_id);
             let well = same_run
                 && other.well_since + quiet <= t
                 && copy.started_at + quiet <= t

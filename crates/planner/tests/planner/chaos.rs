@@ -86,6 +86,7 @@ fn hold(world: &mut World, chosen: Option<(u8, u8, bool, bool)>) {
             to: flag.then_some(node.clone()),
             accept_data_loss: node.as_str() > "n3",
             from: begun.then(|| NodeId::new("n1").expect("a valid id")),
+            without_primary: begun && flag,
         }),
         2 => world.desired.operation = None,
         _ => world.delete(),

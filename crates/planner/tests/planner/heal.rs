@@ -108,6 +108,21 @@ fn a_primary_that_lost_its_volume_never_starts_empty_by_itself() {
 }
 
 #[test]
+fn a_lost_volume_that_was_put_back_is_lost_no_more() {
+    let mut world = World::running(Architecture::Standalone, 1, 1, &["w1"]);
+    world.node("n1").state = ServerState::Dead;
+    world.node("n1").volume = VolumeState::Lost;
+    assert!(world.round().waits.contains(&Wait::DataLost { shard: 0 }));
+    world.node("n1").volume = VolumeState::Data;
+    let plan = world.round();
+    assert!(!plan.waits.contains(&Wait::DataLost { shard: 0 }), "{plan}");
+    assert!(!plan.report.conditions.iter().any(|c| c.kind == "data-lost"), "{plan}");
+    world.node("n1").state = ServerState::Serving;
+    world.settle();
+    assert_eq!(world.plan().report.state, InstanceState::Running);
+}
+
+#[test]
 fn a_replica_whose_volume_is_gone_waits_while_nobody_serves() {
     let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
     world.frozen = true;
@@ -118,6 +133,22 @@ fn a_replica_whose_volume_is_gone_waits_while_nobody_serves() {
     let plan = world.plan();
     assert!(plan.steps.is_empty(), "{plan}");
     assert!(!plan.report.conditions.iter().any(|c| c.kind == "data-lost"), "n1 has its file");
+}
+
+#[test]
+fn an_empty_server_that_waits_for_a_lost_primary_is_no_copy() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+    world.frozen = true;
+    for node in ["n1", "n2"] {
+        world.node(node).volume = VolumeState::Lost;
+    }
+    world.node("n1").state = ServerState::Dead;
+    world.node("n2").link_up = false;
+    let plan = world.plan();
+    assert!(plan.waits.contains(&Wait::DataLost { shard: 0 }), "{plan}");
+    world.node("n2").link_up = true;
+    let plan = world.plan();
+    assert!(!plan.waits.contains(&Wait::DataLost { shard: 0 }), "it copies from somebody: {plan}");
 }
 
 /// Pain 24: a dead host.

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use larder_model::agent::{Role, ServerState};
+use larder_model::agent::{Role, ServerState, VolumeState};
 use larder_model::plan::{OperationOutcome, Plan, Step, Wait};
-use larder_model::{Architecture, Code, InstanceState, NodeId, Observation, OperationKind};
+use larder_model::{
+    Architecture, Code, InstanceState, Millis, NodeId, Observation, OperationKind, Timestamp,
+};
 
 use crate::world::World;
 
@@ -17,7 +19,13 @@ fn restart(node: Option<&str>) -> OperationKind {
 }
 
 fn failover(shard: u32, to: Option<&str>, accept_data_loss: bool) -> OperationKind {
-    OperationKind::Failover { shard, to: to.map(id), accept_data_loss, from: None }
+    OperationKind::Failover {
+        shard,
+        to: to.map(id),
+        accept_data_loss,
+        from: None,
+        without_primary: false,
+    }
 }
 
 fn restarted(plans: &[Plan]) -> Vec<String> {
@@ -188,6 +196,86 @@ fn a_person_may_accept_the_loss_of_data_when_the_primary_is_dead() {
 }
 
 #[test]
+fn no_word_of_a_person_makes_a_node_without_data_lead() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 3, &["w1"]);
+    world.frozen = true;
+    world.vacate();
+    for name in ["n1", "n2", "n3"] {
+        world.node(name).volume = VolumeState::Lost;
+    }
+    world.begin(failover(0, Some("n2"), true));
+    let plans = world.settle();
+    let ordered = plans.iter().any(|p| p.steps.iter().any(|s| s.step.node().is_some()));
+    assert!(!ordered && world.desired.operation.is_none());
+    let refusal = world.failure.expect("it fails");
+    assert_eq!(refusal.code, Code::NoEligibleReplica);
+    assert!(refusal.detail.contains("no data to lead with"), "{refusal}");
+}
+
+/// A command that takes a second is no reason to kill a primary that could hand over.
+#[test]
+fn a_primary_that_pauses_for_a_moment_is_neither_killed_nor_overthrown() {
+    for kind in [restart(None), failover(0, Some("n2"), true)] {
+        let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
+        world.begin(kind);
+        world.pass();
+        world.hang("n1");
+        let since = world.now;
+        while world.now.since(since) < Millis(4_900) {
+            let plan = world.round();
+            let harmless = |step: &Step| matches!(step, Step::UpdateOperation { .. });
+            assert!(plan.steps.iter().all(|planned| harmless(&planned.step)), "{plan}");
+        }
+        world.node("n1").stuck = None;
+        world.node("n1").state = ServerState::Serving;
+        let plans = world.settle();
+        let handed_over = |plan: &Plan| {
+            plan.steps.iter().any(|planned| matches!(planned.step, Step::HandOver { .. }))
+        };
+        assert!(plans.iter().any(handed_over) && world.desired.operation.is_none());
+    }
+}
+
+/// Found on a real machine: the replica was restarted first, and could not copy from a primary
+/// that had begun to hang meanwhile.
+#[test]
+fn a_primary_that_hangs_in_the_middle_of_a_restart_is_restarted_next() {
+    for (architecture, shards) in [(Architecture::ReadWrite, 1), (Architecture::Cluster, 3)] {
+        let mut world = World::running(architecture, shards, 2, &["w1"]);
+        let primary = world.primary(0).expect("it runs").to_string();
+        world.begin(restart(None));
+        while world.nodes.values().all(|sim| sim.run == 1) {
+            world.pass();
+        }
+        world.frozen = true;
+        world.hang(&primary);
+        let now = world.now;
+        for sim in world.nodes.values_mut().filter(|sim| sim.state == ServerState::Loading) {
+            sim.state = ServerState::Serving;
+        }
+        world.now = now + Millis::secs(5);
+        let plans: Vec<Plan> = (0..2).map(|_| world.round()).collect();
+        assert_eq!(restarted(&plans), [primary]);
+        world.frozen = false;
+        world.settle();
+        assert!(world.desired.operation.is_none() && world.failure.is_none());
+    }
+}
+
+#[test]
+fn a_primary_that_hangs_in_the_middle_of_a_failover_is_waited_for_no_longer_than_it_may_take() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 3, &["w1"]);
+    world.begin(failover(0, Some("n3"), true));
+    world.pass();
+    world.hang("n1");
+    while world.desired.operation.is_some() {
+        assert!(world.now.since(Timestamp(1_000_000)) < Millis::secs(30), "{}", world.plan());
+        world.pass();
+    }
+    assert_eq!((world.primary(0), world.failure.clone()), (Some(id("n3")), None));
+}
+
+#[test]
 fn nobody_takes_a_lease_in_the_middle_of_a_hand_over() {
     let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1"]);
     let old = world.primary(0).expect("it runs");
@@ -196,6 +284,7 @@ fn nobody_takes_a_lease_in_the_middle_of_a_hand_over() {
         to: Some(id("n2")),
         accept_data_loss: true,
         from: Some(old),
+        without_primary: false,
     });
     // Demoted and alive, nobody leads for a moment.
     let mut observed = world.observe();

@@ -12,6 +12,8 @@
 //! freeze | thaw            nothing moves by itself, or does again
 //! wait SECONDS             time passes
 //! kill | start | silence | hear NODE…      server dies, starts; agent is cut off, heard again
+//! hang NODE…              the server lives and answers nothing
+//! vacate                   the lease has no holder
 //! wipe NODE…               the server is dead and its volume gone
 //! unlink NODE…             the replica's link is down
 //! vanish NODE…             the container cluster holds the node no longer
@@ -110,6 +112,7 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
         "wait" => world.now = now + Millis::secs(rest[0].parse().expect("seconds")),
         "backend" => world.backend_unknown = rest[0] == "unknown",
         "delete" => world.delete(),
+        "vacate" => world.vacate(),
         "give-up" => world.desired.operation = None,
         "worker" => {
             let state = match rest[1] {
@@ -138,11 +141,16 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
                 .map(|node| NodeId::new(*node).expect("a valid id")),
             accept_data_loss: rest.contains(&"accept-data-loss"),
             from: None,
+            without_primary: false,
         }),
         _ => {
             for node in rest {
                 if name == "vanish" {
                     world.vanish(&NodeId::new(*node).expect("a valid id"));
+                    continue;
+                }
+                if name == "hang" {
+                    world.hang(node);
                     continue;
                 }
                 let sim = world.node(node);

@@ -48,6 +48,8 @@ pub(crate) struct SimNode {
     /// Since when nothing can be heard of the agent.
     pub(crate) silent: Option<Timestamp>,
     pub(crate) link_up: bool,
+    /// Since when the living server does not answer.
+    pub(crate) stuck: Option<Timestamp>,
     /// The id on the cluster bus.
     pub(crate) id: String,
     pub(crate) knows: BTreeSet<String>,
@@ -118,6 +120,7 @@ impl World {
             shards,
             replicas,
             container_cluster: "local".into(),
+            storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
         };
         let mut world = Self {
             desired: Desired {
@@ -363,6 +366,7 @@ impl World {
                 let name = node.to_string();
                 self.told(node, |sim| {
                     if run_of(&name, sim.run) == *run_id {
+                        sim.stuck = None;
                         sim.run += 1;
                         sim.state = ServerState::Loading;
                         sim.link_up = false;
@@ -439,6 +443,7 @@ impl World {
                 run: 0,
                 silent: None,
                 link_up: false,
+                stuck: None,
                 knows: [id.clone()].into(),
                 id,
                 slots: SlotSet::default(),
@@ -476,12 +481,30 @@ impl World {
         }
     }
 
-    /// `id` becomes the lease's holder.
+    /// `id` becomes the lease's holder. A former one that hangs is killed by it.
     fn lead(&mut self, id: &NodeId) {
         if self.holder.as_ref() != Some(id) {
             self.lease_epoch += 1;
-            self.holder = Some(id.clone());
+            let old = self.holder.replace(id.clone());
+            if let Some(sim) = old.and_then(|old| self.nodes.get_mut(&old))
+                && sim.stuck.take().is_some()
+            {
+                sim.state = ServerState::Absent;
+            }
         }
+    }
+
+    /// The holder has let go of the lease, and nobody says any more who it was.
+    pub(crate) fn vacate(&mut self) {
+        self.holder = None;
+    }
+
+    /// The server is in an endless script: it lives and answers nothing.
+    pub(crate) fn hang(&mut self, name: &str) {
+        let now = self.now;
+        let sim = self.node(name);
+        sim.state = ServerState::Busy;
+        sim.stuck = Some(now);
     }
 
     fn majority(&self) -> bool {
@@ -555,7 +578,9 @@ impl World {
     fn elect(&mut self) {
         let holder_serves =
             self.holder.as_ref().and_then(|id| self.nodes.get(id)).is_some_and(|sim| {
-                sim.state == ServerState::Serving && sim.volume == VolumeState::Data
+                // A server that hangs keeps its lease: its agent renews it.
+                let answers = sim.state == ServerState::Serving || sim.stuck.is_some();
+                answers && sim.volume == VolumeState::Data
             });
         if !holder_serves {
             let alone = self.desired.spec.replicas == 1;
@@ -717,6 +742,7 @@ impl World {
             at: self.now,
             server: ServerStatus {
                 state: sim.state,
+                unanswering_since: sim.stuck,
                 pid: Some(4711),
                 run_id: (sim.run > 0).then(|| run_of(id.as_str(), sim.run)),
                 engine_version: Some("7.0.15".into()),

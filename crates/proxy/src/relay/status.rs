@@ -18,9 +18,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use larder_model::InstanceId;
 use larder_model::local::{RelayListenerStatus, RelayStatus, RunDir};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::health::Health;
 use super::listener::ListenerState;
@@ -28,6 +28,8 @@ use super::view::View;
 
 /// Pause before another attempt to make the socket.
 const BIND_PAUSE: Duration = Duration::from_secs(1);
+/// How often the socket's file is looked after.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A client that takes longer to send its request is cut off.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// Status connections at a time.
@@ -84,25 +86,25 @@ impl StatusSource {
 /// cannot be made is tried again.
 pub(crate) async fn serve_status(run_dir: PathBuf, source: Arc<StatusSource>) {
     let path = RunDir(run_dir).relay_socket(&source.instance);
-    let (listener, _guard) = loop {
-        match bind(&path) {
-            Ok(bound) => break bound,
-            Err(error) => {
-                tracing::warn!(socket = %path.display(), %error, "status socket cannot be made");
-                sleep(BIND_PAUSE).await;
-            }
-        }
-    };
+    let (mut listener, mut file) = make(&path).await;
     let permits = Arc::new(Semaphore::new(MOST_CLIENTS));
     let mut tasks = JoinSet::new();
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &permits) => accepted,
             Some(_) = tasks.join_next() => continue,
+            _ = look.tick() => {
+                if !file.is_in_place() {
+                    tracing::warn!(socket = %path.display(), "status socket vanished, making it anew");
+                    (listener, file) = make(&path).await;
+                }
+                continue;
+            }
         };
         match accepted {
-            Ok((stream, _)) if is_friend(&stream) => {
+            Ok((stream, permit)) if is_friend(&stream) => {
                 let source = Arc::clone(&source);
                 tasks.spawn(async move {
                     converse(stream, source).await;
@@ -112,6 +114,29 @@ pub(crate) async fn serve_status(run_dir: PathBuf, source: Arc<StatusSource>) {
             Ok(_) => tracing::warn!(socket = %path.display(), "another user was turned away"),
             Err(error) => {
                 tracing::warn!(socket = %path.display(), %error, "accept failed");
+                sleep(BIND_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The next client and its place among the [`MOST_CLIENTS`]. Cancel-safe.
+async fn accept(
+    listener: &UnixListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+/// Makes the socket, however often it takes. Cancel-safe.
+async fn make(path: &Path) -> (UnixListener, SocketFile) {
+    loop {
+        match bind(path) {
+            Ok(bound) => return bound,
+            Err(error) => {
+                tracing::warn!(socket = %path.display(), %error, "status socket cannot be made");
                 sleep(BIND_PAUSE).await;
             }
         }
@@ -140,9 +165,16 @@ struct SocketFile {
     inode: u64,
 }
 
+impl SocketFile {
+    /// Cleaners of temporary folders remove what has been there for long.
+    fn is_in_place(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if std::fs::metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+        if self.is_in_place() {
             std::fs::remove_file(&self.path).ok();
         }
     }

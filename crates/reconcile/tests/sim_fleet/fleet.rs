@@ -78,6 +78,7 @@ impl Fleet {
                 shards,
                 replicas,
                 container_cluster: "local".to_owned(),
+                storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
             },
             generation: 1,
             created_at: self.now(),

@@ -24,7 +24,13 @@ use fleet::{Broken, Fleet, Run, no_limit_of_failovers};
 const HEALED_WITHIN: i64 = 60_000;
 
 fn failover() -> OperationKind {
-    OperationKind::Failover { shard: 0, to: None, accept_data_loss: false, from: None }
+    OperationKind::Failover {
+        shard: 0,
+        to: None,
+        accept_data_loss: false,
+        from: None,
+        without_primary: false,
+    }
 }
 
 fn restart() -> OperationKind {

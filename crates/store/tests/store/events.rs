@@ -49,7 +49,9 @@ async fn events_are_numbered_in_order_and_read_from_where_one_stopped() {
     let of_one = EventFilter { instance: about, ..EventFilter::default() };
     assert_eq!(messages(of_one).await.len(), 2);
     let of_project = EventFilter { project: "default".parse().ok(), ..EventFilter::default() };
-    assert_eq!(messages(of_project).await.len(), 2);
+    assert_eq!(messages(of_project).await.len(), 3, "the installation's events are everybody's");
+    let of_another = EventFilter { project: "other".parse().ok(), ..EventFilter::default() };
+    assert_eq!(messages(of_another).await, [(3, "b".to_owned())]);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod nodes;
 mod opening;
 mod operations;
 mod people;
+mod retention;
 mod rows;
 mod secrets;
 mod support;

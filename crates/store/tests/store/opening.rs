@@ -87,9 +87,10 @@ async fn what_is_not_a_database_is_reported_as_damaged() {
 async fn epochs_rise_with_every_start() {
     let folder = Folder::new();
     let store = folder.store().await;
-    assert_eq!(store.controller_epoch_take().await.expect("take"), 1);
-    assert_eq!(store.controller_epoch_take().await.expect("take"), 2);
+    let first = store.controller_epoch_take().await.expect("take");
+    let second = store.controller_epoch_take().await.expect("take");
+    assert!(second > first, "{first}, {second}");
     store.close().await;
     let store = folder.open().await.expect("open");
-    assert_eq!(store.controller_epoch_take().await.expect("take"), 3);
+    assert!(store.controller_epoch_take().await.expect("take") > second);
 }

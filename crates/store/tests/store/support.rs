@@ -94,6 +94,7 @@ pub(crate) fn spec(n: u32, name: &str) -> InstanceSpec {
         shards: 1,
         replicas: 1,
         container_cluster: "local".into(),
+        storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
     }
 }
 
