@@ -8,12 +8,15 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 DATA ?= larder-data
 LISTEN ?= 127.0.0.1:7300
+WORKERS ?= 3
+ZONES ?= 1
 ENGINES := $(CURDIR)/target/engines
 # Engines that tests use, unpacked below target/engines by scripts/engines.sh.
 export LARDER_TEST_ENGINES := $(ENGINES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench deny fmt clean
+.PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench deny fmt clean \
+	testbed-setup testbed-build testbed-up testbed-down testbed-check testbed-smoke
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +63,24 @@ chaos: engines ## 50 random kills of serve during random operations, long form
 
 bench: build ## Measure the figures of docs/measurements.md
 	cargo run --locked --release -p larder-e2e --bin figures -- target/release/larder
+
+testbed-setup: ## Install what the test bed needs and is missing: containerd, runc, CNI plugins, Go (says what)
+	@scripts/testbed-setup.sh
+
+testbed-build: testbed-setup ## Build the test bed's program into its cache (once per version, minutes)
+	@scripts/testbed.sh build
+
+testbed-up: testbed-setup ## Start a real Kubernetes here (WORKERS=3 ZONES=1); kubeconfig at target/testbed/kubeconfig
+	@scripts/testbed.sh up --workers $(WORKERS) --zones $(ZONES)
+
+testbed-down: ## End it; nothing stays on the machine but its logs
+	@scripts/testbed.sh down
+
+testbed-check: testbed-setup ## Formatting, vet and unit tests of the test bed
+	@scripts/testbed-check.sh
+
+testbed-smoke: testbed-setup ## Check every promise of the test bed on one of its own (three minutes)
+	@testbed/smoke.sh
 
 deny: setup ## Licences and advisories of dependencies (installs cargo-deny when missing)
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
