@@ -10,7 +10,7 @@ const FIRST: Millis = Millis::secs(1);
 /// The longest pause while the order is accepted: a coordinated failover is over by then.
 const LONGEST: Millis = Millis::secs(5);
 /// The longest pause while it is refused.
-const LONGEST_REFUSED: Millis = Millis::secs(30);
+const LONGEST_REFUSED: Millis = Millis::secs(10);
 
 /// The orders given for one instance.
 #[derive(Debug, Default)]
