@@ -295,9 +295,12 @@ impl Clustered {
 
     /// Too many failovers: the replicas stay what they are, this server comes back.
     async fn hold_shard(&mut self, core: &mut Core) {
-        let message = "the shard has failed over too often: no further failover until the window \
-                       has passed, the server starts again at once";
-        core.memory.event(Severity::Critical, "failover-on-hold", message.to_owned());
+        let message = format!(
+            "the shard has failed over too often: no further failover by itself within {} s of the \
+             first one, the server starts again at once; `larder instance failover` works meanwhile",
+            core.config.election.failover_window.0 / 1000
+        );
+        core.memory.event(Severity::Critical, "failover-on-hold", message);
         let request = FailOverRequest {
             mode: ClusterFailoverMode::Force,
             failovers: core.memory.get().failovers.clone(),
@@ -478,7 +481,10 @@ impl Clustered {
             return Some(problem(ProblemCode::VolumeLost, message));
         }
         on_hold(core).then(|| {
-            let message = "the shard has failed over too often; waiting".to_owned();
+            let message =
+                "the shard has failed over often: the next failover by itself is on hold \
+                           for a while; `larder instance failover` works"
+                    .to_owned();
             problem(ProblemCode::FailoverOnHold, message)
         })
     }

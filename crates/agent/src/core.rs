@@ -222,11 +222,13 @@ impl Core {
             let name = file.strip_prefix(self.volume.path()).unwrap_or(&file);
             format!(" ({} is missing)", name.display())
         });
-        format!(
-            "the data of this node are gone{missing} from {}; it will not lead before it has \
-             copied them from another node",
-            self.volume.path().display()
-        )
+        let next = if self.config.members.len() < 2 {
+            "put the folder back, or delete the instance: nothing is started empty"
+        } else {
+            "it will not lead before it has copied them from another node"
+        };
+        let path = self.volume.path().display();
+        format!("the data of this node are gone{missing} from {path}; {next}")
     }
 
     /// What to say when the volume is another node's. Nothing in it is touched then.
@@ -704,6 +706,10 @@ impl Core {
             let message = match (&self.memory.get().unusable, self.foreign_volume()) {
                 (_, Some(message)) => message,
                 (Some(unusable), None) => self.unusable_data(&unusable.words),
+                (None, None) if self.config.members.len() < 2 => {
+                    "the data are gone; put the volume folder back, or delete the instance"
+                        .to_owned()
+                }
                 (None, None) => "the data are gone; the node starts again when it can copy from \
                                  another one"
                     .to_owned(),
