@@ -15,12 +15,13 @@ use larder_model::agent::{
 use larder_model::{
     Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
 };
-use larder_node::{Connection, NodeError};
+use larder_node::NodeError;
 
 use crate::command::FailOverRequest;
 use crate::core::{Core, SAMPLE, problem};
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
+use crate::render::NO_FAILOVER;
 use crate::{clock, fence};
 
 /// A vote that is not through by then will not come soon: voters refuse a shard that has changed
@@ -31,8 +32,6 @@ const FORCE_TIME: Millis = Millis(1_000);
 const COORDINATED: Millis = Millis(5_000);
 /// A replica that is silent for this long in the middle of its failover is given up for another.
 const SILENT_REPLICA: Millis = Millis(1_500);
-/// A former primary that does not answer within this is taken for frozen.
-const FORMER_ANSWERS: Duration = Duration::from_secs(1);
 /// How often the replicas are looked at during a failover.
 const LOOK: Millis = Millis(60);
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
@@ -64,7 +63,7 @@ pub(crate) struct Clustered {
     failover: Option<Failover>,
     /// The dead server may be started again.
     released: bool,
-    /// Run id of the server that was told whether it may fail over, and what it was told.
+    /// Run id of the server that this agent told whether it may fail over, and what it was told.
     hold_applied: Option<(String, bool)>,
     /// A failover was ordered here: the server is watched closely, so that its new part is known
     /// (and what its own death would mean) as soon as it has it.
@@ -74,8 +73,8 @@ pub(crate) struct Clustered {
     changes: Changes,
     /// Replication id of the server while it was a primary: who has it has synced with it.
     led_as: Option<String>,
-    /// Run id of the server that has copied all its primary has.
-    copied: Option<String>,
+    /// Run id of the server that was ordered to take over with what it has, whatever that is.
+    appointed: Option<String>,
 }
 
 /// Which servers have won and lost the shard lately. A coordinated failover that cannot get its
@@ -188,6 +187,7 @@ impl Clustered {
         if let Some(primary) = primary
             && let Some(former) = self.changes.seen(primary, &id, clock::monotonic())
             && let Some(former) = view.nodes.iter().find(|node| node.id == former)
+            && !in_agreement(self.coordinated_at, clock::monotonic())
         {
             fence_silent(core, &former.address);
         }
@@ -203,39 +203,57 @@ impl Clustered {
             });
             core.memory.save();
         }
-        let synced = core.server.replication().is_some_and(|r| r.link_up && !r.syncing);
-        // A replica that copies onto a lost volume has slots to lead with only in its name.
-        if is_replica && synced {
-            self.copied = core.server.run_id();
+        self.note_copy(core, owns, is_replica);
+        self.apply_hold(core).await;
+    }
+
+    /// A server that began without the shard's data has them once it has copied them. To be a
+    /// primary proves nothing: an empty replica that has won an election is one as well.
+    fn note_copy(&self, core: &mut Core, owns: bool, is_replica: bool) {
+        let Some(run_id) = core.server.run_id() else { return };
+        let synced = is_replica
+            && core
+                .server
+                .replication()
+                .is_some_and(|view| view.role == Role::Replica && view.link_up && !view.syncing);
+        // A new node gets slots by order alone: what it has is then the shard's data.
+        let by_order = core.memory.get().blank || self.appointed.as_ref() == Some(&run_id);
+        if (synced || (owns && by_order)) && core.memory.lacks_copy(Some(&run_id)) {
+            core.memory.change(|memory| memory.copied = Some(run_id.clone()));
+            core.memory.save();
         }
-        if (!is_replica || synced) && core.server.is_copy_on_disk() {
+        if !core.server.is_copy_on_disk() {
+            return;
+        }
+        let proven = synced || (owns && !core.memory.lacks_copy(Some(&run_id)));
+        if proven {
             core.volume_rebuilt();
-            if is_replica
-                && core.volume.has_aside()
-                && let Err(error) = core.volume.drop_aside()
-            {
-                tracing::warn!(%error, "data kept aside not removed");
+            if core.memory.get().blank {
+                core.memory.change(|memory| memory.blank = false);
+                core.memory.save();
             }
         }
-        self.apply_hold(core).await;
+        if synced
+            && core.volume.has_aside()
+            && let Err(error) = core.volume.drop_aside()
+        {
+            tracing::warn!(%error, "data kept aside not removed");
+        }
     }
 
     async fn apply_hold(&mut self, core: &mut Core) {
         let Some(run_id) = core.server.run_id() else { return };
-        let empty = core.memory.get().rebuilding && self.copied.as_ref() != Some(&run_id);
-        let hold = on_hold(core) || empty;
-        let applied = match &self.hold_applied {
-            Some((run, applied)) if *run == run_id => *applied,
-            // A fresh server has the default.
-            _ => false,
-        };
-        if applied == hold {
+        let hold = on_hold(core) || core.memory.lacks_copy(Some(&run_id));
+        // What a server was told by a former agent, or at its start, is not known here: each is
+        // told once.
+        let wanted = Some((run_id, hold));
+        if self.hold_applied == wanted {
             return;
         }
         let value = if hold { "yes" } else { "no" };
         let Ok(hands) = core.server.hands().await else { return };
-        match hands.config_set("cluster-replica-no-failover", value).await {
-            Ok(()) => self.hold_applied = Some((run_id, hold)),
+        match hands.config_set(NO_FAILOVER, value).await {
+            Ok(()) => self.hold_applied = wanted,
             Err(error) => tracing::warn!(%error, "failover hold not set"),
         }
     }
@@ -305,9 +323,12 @@ impl Clustered {
 
     /// Too many failovers: the replicas stay what they are, this server comes back.
     async fn hold_shard(&mut self, core: &mut Core) {
-        let message = "the shard has failed over too often: no further failover until the window \
-                       has passed, the server starts again at once";
-        core.memory.event(Severity::Critical, "failover-on-hold", message.to_owned());
+        let message = format!(
+            "the shard has failed over too often: no further failover by itself within {} s of the \
+             first one, the server starts again at once; `larder instance failover` works meanwhile",
+            core.config.election.failover_window.0 / 1000
+        );
+        core.memory.event(Severity::Critical, "failover-on-hold", message);
         let request = FailOverRequest {
             mode: ClusterFailoverMode::Force,
             failovers: core.memory.get().failovers.clone(),
@@ -402,6 +423,7 @@ impl Clustered {
             self.apply_hold(core).await;
             return Ok(());
         }
+        self.coordinated_at = None;
         self.attentive_until = Some(clock::monotonic() + ATTENTION);
         fail_over(core, request.mode).await
     }
@@ -447,6 +469,9 @@ impl Clustered {
                         return Ok(());
                     }
                     self.coordinated_at = Some(now);
+                } else {
+                    self.coordinated_at = None;
+                    self.appointed = core.server.run_id();
                 }
                 self.attentive_until = Some(clock::monotonic() + ATTENTION);
                 fail_over(core, *mode).await
@@ -484,7 +509,10 @@ impl Clustered {
             return Some(problem(ProblemCode::VolumeLost, message));
         }
         on_hold(core).then(|| {
-            let message = "the shard has failed over too often; waiting".to_owned();
+            let message =
+                "the shard has failed over often: the next failover by itself is on hold \
+                           for a while; `larder instance failover` works"
+                    .to_owned();
             problem(ProblemCode::FailoverOnHold, message)
         })
     }
@@ -543,26 +571,18 @@ async fn tell(core: &Core, node: &NodeId, mode: ClusterFailoverMode) {
     }
 }
 
-/// The server at `address`, whose slots this node's server has taken over, may be frozen: when it
-/// thaws it would answer the writes that wait in its sockets before it hears of its successor. One
-/// that does not answer is killed, as far as it is of this machine; one that does has heard.
+/// A change now is the one that was ordered, which the former primary has taken part in: it knows
+/// of its successor, and if it says nothing it is busy becoming its replica.
+fn in_agreement(coordinated_at: Option<Timestamp>, now: Timestamp) -> bool {
+    coordinated_at.is_some_and(|at| now.since(at) < COORDINATED)
+}
+
+/// The server at `address`, whose slots this node's server has taken over, may be frozen.
 fn fence_silent(core: &Core, address: &Address) {
     let Some(member) = core.shard_peers().find(|member| member.address == *address) else { return };
-    let (member, dir) = (member.clone(), core.dir.clone());
     let password = core.server.password().clone();
     // Beside the loop: this node leads already.
-    tokio::spawn(async move {
-        let asked = async {
-            let user = crate::render::SYSTEM_USER;
-            let mut connection =
-                Connection::login(&member.address, user, &password, FORMER_ANSWERS).await?;
-            connection.info().await
-        };
-        if let Err(error @ NodeError::Timeout { .. }) = asked.await {
-            tracing::warn!(node = %member.node, %error, "former primary does not answer");
-            fence::kill_server_of(&dir, &member.node);
-        }
-    });
+    tokio::spawn(fence::kill_when_hung(core.dir.clone(), member.clone(), password));
 }
 
 /// The answering node is a primary that owns slots, and in its eyes the dead one has none left.
@@ -641,7 +661,8 @@ fn start_empty(core: &mut Core) -> Result<(), Refusal> {
         return Ok(());
     }
     // Remains of the node's own data are for a person to look at until there is a copy again.
-    let remains = if core.volume.has_marker() { core.volume.move_aside() } else { Ok(()) };
+    let remains =
+        if core.volume.has_marker() { core.volume.move_aside().map(drop) } else { Ok(()) };
     remains.and_then(|()| core.volume.clear()).and_then(|()| core.forget_cluster_file()).map_err(
         |error| {
             let text = format!("clearing the remains of the lost volume: {error}");
@@ -652,6 +673,8 @@ fn start_empty(core: &mut Core) -> Result<(), Refusal> {
         memory.born = false;
         memory.files_seen = false;
         memory.rebuilding = false;
+        memory.blank = true;
+        memory.copied = None;
         memory.unusable = None;
         memory.owned_slots = false;
         memory.cluster_id = None;
@@ -737,6 +760,14 @@ mod tests {
         changes.seen("a", "c", Timestamp(2_000));
         assert!(changes.too_soon(NODE_TIMEOUT, Timestamp(3_000)), "`a` was replaced a moment ago");
         assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(11_001)));
+    }
+
+    #[test]
+    fn a_change_that_was_ordered_in_agreement_fences_nobody_and_a_later_one_does() {
+        let ordered = Some(Timestamp(1_000));
+        assert!(in_agreement(ordered, Timestamp(1_400)));
+        assert!(!in_agreement(ordered, Timestamp(6_000)), "the primary has taken its clients back");
+        assert!(!in_agreement(None, Timestamp(1_400)));
     }
 
     #[test]

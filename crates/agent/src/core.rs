@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::boot::{Boot, NodeDir, read_json};
 use crate::command::Command;
-use crate::engine::Engine;
+use crate::engine::{Engine, fingerprint};
 use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
@@ -38,7 +38,14 @@ pub(crate) struct Core {
     secrets: NodeSecrets,
     pub(crate) config: NodeConfig,
     boot_changed_at: Option<SystemTime>,
-    engine: Result<Engine, String>,
+    pub(crate) engine: Result<Engine, String>,
+    /// Of the binary that `engine` speaks of.
+    engine_binary: Option<String>,
+    /// Whether a server of a former agent runs could not be found out: as long as that is so, the
+    /// volume is not judged by its files, which a living server changes.
+    adoption_failed: bool,
+    /// Another node of the shard has said that it has data to copy.
+    pub(crate) peer_has_data: bool,
     pub(crate) memory: Memory,
     pub(crate) server: Server,
     pub(crate) volume: Volume,
@@ -87,13 +94,16 @@ impl Core {
             });
             memory.save();
         }
+        let engine_binary = fingerprint(&boot.server_binary);
         let engine = Engine::probe(&boot.server_binary).await;
         let config = match &memory.get().config {
             Some(config) if config.generation > boot.config.generation => config.clone(),
             _ => boot.config.clone(),
         };
         let volume = Volume::new(boot.volume.clone(), config.node.clone(), config.instance.clone());
-        match server.supervisor.adopt() {
+        let adopted = server.supervisor.adopt();
+        let adoption_failed = adopted.is_err();
+        match adopted {
             Ok(true) => {
                 server.began(true);
                 let pid = server.supervisor.pid();
@@ -133,6 +143,9 @@ impl Core {
             secrets,
             config,
             engine,
+            engine_binary,
+            adoption_failed,
+            peer_has_data: false,
             memory,
             server,
             volume,
@@ -195,6 +208,9 @@ impl Core {
         let leased = self.config.mode == NodeMode::Leased;
         let had_data = memory.data_epoch > 0 || memory.synced.is_some();
         let valueless = !memory.born || (leased && !had_data);
+        if self.adoption_failed && memory.born {
+            return VolumeState::Data;
+        }
         let had_files = memory.files_seen || memory.data_epoch > 0 || memory.cluster_id.is_some();
         match self.volume.find() {
             // The marker alone is no data: a server would start empty, and look like one with data.
@@ -207,19 +223,23 @@ impl Core {
 
     /// Notes the loss of the volume, once, and its return.
     pub(crate) fn check_volume(&mut self) -> VolumeState {
+        if self.adoption_failed {
+            match self.server.supervisor.adopt() {
+                Ok(true) => {
+                    self.server.began(true);
+                    self.adoption_failed = false;
+                }
+                Ok(false) => self.adoption_failed = false,
+                Err(_) => return self.volume_state(),
+            }
+        }
         self.volume_put_back();
         let state = self.volume_state();
         if state == VolumeState::Lost && !self.memory.get().rebuilding {
-            let missing = self.volume.missing_data().filter(|_| self.volume.has_marker());
-            let message = format!(
-                "the data of this node are gone{} from {}; it will not lead before it has copied \
-                 them from another node",
-                missing.map_or_else(String::new, |file| {
-                    let name = file.strip_prefix(self.volume.path()).unwrap_or(&file);
-                    format!(" ({} is missing)", name.display())
-                }),
-                self.volume.path().display()
-            );
+            let message = match self.foreign_volume() {
+                Some(message) => message,
+                None => self.lost_data(),
+            };
             self.memory.event(Severity::Critical, "volume-lost", message);
             self.memory.change(|memory| {
                 memory.rebuilding = true;
@@ -232,25 +252,29 @@ impl Core {
         state
     }
 
-    /// A lost volume whose folder somebody has put back: the node's marker is there, which a server
-    /// that started without it never writes, and the data. What it was before counts again; other
-    /// nodes judge it by its old lineage.
-    fn volume_put_back(&mut self) {
-        let lost = self.memory.get().rebuilding && self.server.supervisor.running().is_none();
-        // A copy that is still under way would be taken for the whole.
-        let changed = self.memory.get().unusable.as_ref().map(|unusable| unusable.changed);
-        if !lost || self.volume.find() != Found::Own || !self.volume.is_back(changed) {
-            return;
-        }
-        self.memory.change(|memory| {
-            memory.rebuilding = false;
-            memory.unusable = None;
+    fn lost_data(&self) -> String {
+        let missing = self.volume.missing_data().filter(|_| self.volume.has_marker());
+        let missing = missing.map_or_else(String::new, |file| {
+            let name = file.strip_prefix(self.volume.path()).unwrap_or(&file);
+            format!(" ({} is missing)", name.display())
         });
-        self.start_now();
+        let next = if self.config.members.len() < 2 {
+            "put the folder back, or delete the instance: nothing is started empty"
+        } else {
+            "it will not lead before it has copied them from another node"
+        };
         let path = self.volume.path().display();
-        let message = format!("the data of this node are back in {path}, and are used again");
-        self.memory.event(Severity::Warning, "volume-back", message);
-        self.memory.save();
+        format!("the data of this node are gone{missing} from {path}; {next}")
+    }
+
+    /// What to say when the volume is another node's. Nothing in it is touched then.
+    fn foreign_volume(&self) -> Option<String> {
+        let owner = self.volume.other_owner()?;
+        let path = self.volume.path().display();
+        Some(format!(
+            "the volume in {path} is node {owner}'s by its file .larder, as if two mounts were \
+             swapped; nothing in it is touched and no server started: put this node's own there"
+        ))
     }
 
     /// The lineage of data whose notes are gone: the node's own file of notes was damaged or
@@ -322,6 +346,16 @@ impl Core {
         self.server.supervisor.forget_deaths();
     }
 
+    /// Why the server does not start, as far as it is known.
+    pub(crate) fn set_start_problem(&mut self, problem: Option<Problem>) {
+        self.start_problem = problem;
+    }
+
+    /// The server binary as it lies there now.
+    pub(crate) fn present_binary(&self) -> Option<String> {
+        fingerprint(&self.boot.server_binary)
+    }
+
     /// Starts the server; with `upstream` as a replica of that address. Answers whether it runs.
     pub(crate) async fn start_server(&mut self, upstream: Option<&Address>) -> bool {
         if self.server.supervisor.running().is_some() {
@@ -338,7 +372,9 @@ impl Core {
                     None => " with its own cluster file".to_owned(),
                 };
                 let message = format!("the server was started{role} (process {pid})");
-                if !self.is_old_news() {
+                if self.is_old_news() {
+                    self.failures.untold_start = Some(message);
+                } else {
                     self.memory.event(Severity::Info, "server-started", message);
                 }
                 true
@@ -362,6 +398,9 @@ impl Core {
     async fn try_start(&mut self, upstream: Option<&Address>) -> Result<u32, Problem> {
         let engine = self.engine().await?;
         let state = self.check_volume();
+        if let Some(message) = self.foreign_volume() {
+            return Err(problem(ProblemCode::VolumeLost, message));
+        }
         if state == VolumeState::Lost && upstream.is_none() && !self.copies_by_cluster_file() {
             return Err(problem(ProblemCode::VolumeLost, "the volume of this node is gone".into()));
         }
@@ -391,13 +430,22 @@ impl Core {
         };
         self.volume.create().map_err(|e| io("making the volume", &e))?;
         if state == VolumeState::Lost && self.volume.has_marker() {
+            let remains = self.volume.has_server_data();
             self.volume.move_aside().map_err(|e| io("keeping the remains aside", &e))?;
+            if remains {
+                self.note_moved_aside();
+            }
         }
         if state != VolumeState::Lost {
             self.volume.write_marker().map_err(|e| io("marking the volume", &e))?;
         }
+        let clustered = self.config.mode == NodeMode::Clustered;
         if !self.memory.get().born {
-            self.memory.change(|memory| memory.born = true);
+            let blank = clustered && self.volume.missing_data().is_some();
+            self.memory.change(|memory| {
+                memory.born = true;
+                memory.blank = blank;
+            });
             self.memory.save();
         }
         let users = self.dir.users();
@@ -408,13 +456,12 @@ impl Core {
             .map_err(|e| io("writing the server's configuration", &e))?;
         files::write_if_different(&users, render::users(&self.secrets, engine).as_bytes())
             .map_err(|e| io("writing the server's users", &e))?;
-        if self.config.mode == NodeMode::Clustered {
+        if clustered {
             self.announce_anew().map_err(|e| io("restoring nodes.conf", &e))?;
         }
         let mut args = vec![self.dir.server_config().to_string_lossy().into_owned()];
-        if let Some(address) = upstream {
-            args.extend(["--replicaof".into(), address.host.clone(), address.port.to_string()]);
-        }
+        let lacks_copy = clustered && self.memory.lacks_copy(None);
+        args.extend(render::start_arguments(upstream, lacks_copy));
         let (binary, folder) = (self.boot.server_binary.clone(), self.volume.path().to_owned());
         self.server
             .supervisor
@@ -428,8 +475,10 @@ impl Core {
         if !is_executable(&binary) {
             return Err(missing(format!("the server binary {} is missing", binary.display())));
         }
-        if self.engine.is_err() {
+        let present = fingerprint(&binary);
+        if self.engine.is_err() || present != self.engine_binary {
             self.engine = Engine::probe(&binary).await;
+            self.engine_binary = present;
         }
         match &self.engine {
             Ok(engine) => Ok(*engine),
@@ -638,8 +687,9 @@ impl Core {
 
     /// A server that serves has made its append-only file, so from now on there is one to miss.
     fn note_files(&mut self) {
-        self.loads();
+        self.serves();
         self.keep_cluster_file();
+        self.drop_old_unreadable();
         let seen = self.memory.get().files_seen || self.memory.get().rebuilding;
         if !seen && self.volume.missing_data().is_none() {
             self.memory.change(|memory| memory.files_seen = true);
@@ -693,15 +743,17 @@ impl Core {
             return Some(start.clone());
         }
         if self.memory.get().rebuilding && self.server.state() != ServerState::Serving {
-            let why = match &self.memory.get().unusable {
-                Some(unusable) => format!(
-                    "the server cannot load the files in {}: {}",
-                    self.volume.path().display(),
-                    unusable.words
-                ),
-                None => "the data are gone".to_owned(),
+            let message = match (&self.memory.get().unusable, self.foreign_volume()) {
+                (_, Some(message)) => message,
+                (Some(unusable), None) => self.unusable_data(&unusable.words),
+                (None, None) if self.config.members.len() < 2 => {
+                    "the data are gone; put the volume folder back, or delete the instance"
+                        .to_owned()
+                }
+                (None, None) => "the data are gone; the node starts again when it can copy from \
+                                 another one"
+                    .to_owned(),
             };
-            let message = format!("{why}; the node starts again when it can copy from another one");
             return Some(problem(ProblemCode::VolumeLost, message));
         }
         if concern.is_some() {

@@ -35,10 +35,13 @@ const UNKNOWN_COMMAND: [&str; 2] = ["unknown command '", "' reading the append o
 const CLUSTER_FILE: &str = "corrupted cluster config file";
 
 /// With these the file may be as good as it ever was.
-const NOT_THE_FILE: [&str; 5] = [
+const NOT_THE_FILE: [&str; 8] = [
     "no space left",
     "out of memory",
     "cannot allocate memory",
+    "input/output error",
+    "stale file handle",
+    "timed out",
     "too many open files",
     "permission denied",
 ];
@@ -75,6 +78,8 @@ mod tests {
             "* Reading RDB preamble from AOF file...",
             "Could not create server TCP listening socket 127.0.0.1:1: bind: Address in use",
             "Unrecoverable error reading the append only file x: Cannot allocate memory",
+            "Unrecoverable error reading the append only file x: Input/output error",
+            "Unrecoverable error reading the append only file x: Stale file handle",
         ] {
             assert_eq!(judge(other), None, "{other}");
         }

@@ -1,20 +1,33 @@
 //! What the server binary is, as far as its configuration depends on it.
 
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use larder_model::EngineName;
+use larder_node::ServerInfo;
+use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 /// The two families of servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Flavour {
     Redis,
     Valkey,
 }
 
+/// What tells one server binary from another at the same path, without running it. `None` when it
+/// cannot be looked at.
+pub(crate) fn fingerprint(binary: &Path) -> Option<String> {
+    let meta = std::fs::metadata(binary).ok()?;
+    let (size, inode) = (meta.len(), meta.ino());
+    Some(format!("{} {size} {inode} {}.{}", binary.display(), meta.mtime(), meta.mtime_nsec()))
+}
+
 /// Flavour and version; what a version knows is asked here and nowhere else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Engine {
     pub(crate) flavour: Flavour,
     pub(crate) major: u32,
@@ -62,6 +75,21 @@ impl Engine {
         Self::from_version(flavour, version)
     }
 
+    /// What a running server says of itself, whatever lies at its binary's path by now.
+    pub(crate) fn of(info: &ServerInfo) -> Option<Self> {
+        let flavour = match info.flavour {
+            larder_node::Flavour::Redis => Flavour::Redis,
+            larder_node::Flavour::Valkey => Flavour::Valkey,
+        };
+        Self::from_version(flavour, &info.engine_version)
+    }
+
+    /// Whether this engine is made to read what `writer` has written: a later version of the same
+    /// family. Another family may be, but what it cannot read says nothing of the files.
+    pub(crate) fn is_to_read(self, writer: Self) -> bool {
+        self.flavour == writer.flavour && (self.major, self.minor) >= (writer.major, writer.minor)
+    }
+
     fn from_version(flavour: Flavour, version: &str) -> Option<Self> {
         let mut parts = version.split('.');
         let major = parts.next()?.parse().ok()?;
@@ -73,6 +101,16 @@ impl Engine {
     /// `CLUSTER LINKS`. Valkey begins at 7.2.
     pub(crate) fn is_seven_or_later(self) -> bool {
         self.major >= 7
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flavour = match self.flavour {
+            Flavour::Redis => "redis",
+            Flavour::Valkey => "valkey",
+        };
+        write!(f, "{flavour} {}.{}", self.major, self.minor)
     }
 }
 
@@ -102,5 +140,16 @@ mod tests {
         let name = EngineName::new("valkey-8.0").expect("valid");
         let engine = Engine::from_name(&name).expect("known family");
         assert_eq!((engine.flavour, engine.major, engine.minor), (Flavour::Valkey, 8, 0));
+    }
+
+    #[test]
+    fn only_a_later_engine_of_the_same_family_is_to_read_what_one_has_written() {
+        let engine = |name: &str| {
+            Engine::from_name(&EngineName::new(name).expect("valid")).expect("known family")
+        };
+        assert!(engine("redis-7.0").is_to_read(engine("redis-6.2")));
+        assert!(engine("valkey-9.1").is_to_read(engine("valkey-9.1")));
+        assert!(!engine("redis-6.2").is_to_read(engine("redis-7.0")));
+        assert!(!engine("redis-7.0").is_to_read(engine("valkey-9.1")));
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use larder_model::agent::Member;
 use larder_model::local::ProcessMark;
 use larder_model::{Address, NodeId, Secret};
 use larder_node::{Connection, NodeError};
@@ -14,19 +15,19 @@ use crate::act::nobody;
 use crate::boot::NodeDir;
 use crate::proc;
 use crate::render::SYSTEM_USER;
+use crate::{clock, server};
 
-/// The new holder has clients waiting.
+/// How long an old primary may take to be demoted: the new holder has clients waiting.
 const DEADLINE: Duration = Duration::from_millis(250);
+/// How long the old primary may take for one answer before it is looked at again.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two looks at one that is silent.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Kills the server that `node`'s mark names. Best effort: only nodes of this machine have their
 /// folder beside ours, and the lease has run out in any case.
 pub(crate) fn kill_server_of(own: &NodeDir, node: &NodeId) {
-    let Some(file) = mark_file(own, node) else { return };
-    let Some(mark) =
-        fs::read(&file).ok().and_then(|bytes| serde_json::from_slice::<ProcessMark>(&bytes).ok())
-    else {
-        return;
-    };
+    let Some(mark) = mark(own, node) else { return };
     let pid = i32::try_from(mark.pid).ok().and_then(Pid::from_raw);
     let Some(Ok(fd)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return };
     // Checked after the pidfd is held: from now on the pid cannot become another process.
@@ -37,6 +38,44 @@ pub(crate) fn kill_server_of(own: &NodeDir, node: &NodeId) {
         Ok(()) => tracing::warn!(%node, pid = mark.pid, "old primary killed"),
         Err(error) => tracing::warn!(%node, pid = mark.pid, %error, "old primary not killed"),
     }
+}
+
+/// Watches the server of `old`, whose slots another has taken, until it answers, is gone, or hangs
+/// by the same rules as one's own server does; then it is killed. When it thawed it would answer
+/// the writes that wait in its sockets before it hears of its successor. One that is only slow (it
+/// may be emptying a large data set before its full sync) hears of it first, and is left alone.
+///
+/// Ends after little more than ten seconds. Nothing is done about a server of another machine.
+pub(crate) async fn kill_when_hung(own: NodeDir, old: Member, password: Secret) {
+    let began = clock::monotonic();
+    loop {
+        let state = mark(&own, &old.node).filter(proc::is_alive).map(|mark| proc::stat(mark.pid));
+        let Some(Ok(stat)) = state else { return };
+        let silent = clock::monotonic().since(began);
+        if server::is_hung(stat.state, silent) {
+            tracing::warn!(node = %old.node, state = ?stat.state, %silent, "old primary hangs");
+            return kill_server_of(&own, &old.node);
+        }
+        if answers(&old, &password).await {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether it says anything at all, or lets nobody in any more.
+async fn answers(member: &Member, password: &Secret) -> bool {
+    let asked = async {
+        let mut connection =
+            Connection::login(&member.address, SYSTEM_USER, password, ANSWER).await?;
+        connection.info().await
+    };
+    !matches!(asked.await, Err(NodeError::Timeout { .. }))
+}
+
+fn mark(own: &NodeDir, node: &NodeId) -> Option<ProcessMark> {
+    let file = mark_file(own, node)?;
+    fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
 }
 
 fn mark_file(own: &NodeDir, node: &NodeId) -> Option<PathBuf> {

@@ -99,6 +99,10 @@ impl Leased {
         self.lease.keep_reserve();
         self.endpoint.keep_reserve();
         core.server.sample(SAMPLE).await;
+        core.peer_has_data = self.peers.iter().any(|peer| {
+            matches!(&peer.answer, Observation::Known { value, .. }
+                if value.volume == VolumeState::Data && value.data_epoch > 0)
+        });
         core.check_volume();
         self.read_lease().await;
         if !self.route_known
@@ -595,12 +599,21 @@ impl Leased {
 
     /// Roles change just now: the node is looked at more often.
     pub(crate) fn in_motion(&self) -> bool {
-        !matches!(
-            self.situation,
-            Situation::Leading
-                | Situation::Following { synced: true, .. }
-                | Situation::FailStatic { .. }
-        )
+        match self.situation {
+            Situation::Leading => self.awaits_replica(),
+            Situation::Following { synced, .. } => !synced,
+            Situation::FailStatic { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// A peer lives that no reads lead to yet: its copy may be complete at any moment.
+    fn awaits_replica(&self) -> bool {
+        let Some(route) = &self.route else { return true };
+        self.peers.iter().any(|peer| {
+            matches!(peer.answer, Observation::Known { .. })
+                && !route.read.iter().any(|target| target.node == peer.member.node)
+        })
     }
 
     /// The lease is this node's, and its server the primary.

@@ -8,6 +8,7 @@ use larder_model::agent::{AgentEvent, Fence, NodeConfig};
 use larder_model::{Millis, Severity, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Engine;
 use crate::{clock, files};
 
 /// An event that comes again sooner than this is no news; later it is something new.
@@ -40,8 +41,16 @@ pub(crate) struct AgentMemory {
     pub(crate) data_epoch: u64,
     /// The volume was found lost and the server runs on a new one that is not synced yet.
     pub(crate) rebuilding: bool,
+    /// Cluster mode: the server began with nothing, and has neither copied its primary's data nor
+    /// been given slots of its own since: it must not take any over by itself.
+    pub(crate) blank: bool,
+    /// Cluster mode, while `rebuilding` or `blank`: run id of the server that has copied all its
+    /// primary has, if only in its memory so far.
+    pub(crate) copied: Option<String>,
     /// The server has served on this volume, so it has written files that are to be there.
     pub(crate) files_seen: bool,
+    /// The engine that last served on this volume, and so has written what is there.
+    pub(crate) written_by: Option<Engine>,
     /// While `rebuilding`: the data are there, but the server cannot load them.
     pub(crate) unusable: Option<Unusable>,
     /// A word given to a lease holder; see [`PromiseGiven`].
@@ -63,8 +72,11 @@ pub(crate) struct Unusable {
     /// What the server said of them.
     pub(crate) words: String,
     /// When the files had last changed (wall clock, milliseconds): as they are, they are not tried
-    /// again.
+    /// again by the same server binary while somebody has data to copy.
     pub(crate) changed: i64,
+    /// The server binary that could not, by [`crate::engine::fingerprint`].
+    #[serde(default)]
+    pub(crate) binary: Option<String>,
 }
 
 /// Not to take the lease of `epoch` before `until_ms` of this boot's monotonic clock.
@@ -130,6 +142,14 @@ impl Memory {
 
     pub(crate) fn get(&self) -> &AgentMemory {
         &self.content
+    }
+
+    /// Whether the server of this run id (`None`: one that is just being started) may have less
+    /// than its shard: it runs on a lost or new volume and has not copied its primary's data.
+    pub(crate) fn lacks_copy(&self, run_id: Option<&str>) -> bool {
+        let content = &self.content;
+        let has_copied = run_id.is_some() && content.copied.as_deref() == run_id;
+        (content.rebuilding || content.blank) && !has_copied
     }
 
     /// Changes the memory; nothing is written before [`Memory::save`].
@@ -233,6 +253,21 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_run_that_has_copied_counts_as_a_copy_until_the_disk_has_it_too() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let mut memory = Memory::load(folder.path().join("state.json"));
+        assert!(!memory.lacks_copy(None), "nothing was lost");
+        for lost in [true, false] {
+            memory.change(|memory| (memory.rebuilding, memory.blank) = (lost, !lost));
+            memory.change(|memory| memory.copied = None);
+            assert!(memory.lacks_copy(None) && memory.lacks_copy(Some("run")));
+            memory.change(|memory| memory.copied = Some("run".into()));
+            assert!(!memory.lacks_copy(Some("run")));
+            assert!(memory.lacks_copy(Some("next run")) && memory.lacks_copy(None));
+        }
+    }
 
     #[test]
     fn events_keep_their_numbers_over_restarts_and_stay_bounded() {

@@ -8,12 +8,15 @@ use std::path::Path;
 
 use larder_model::agent::NodeConfig;
 use larder_model::local::NodeSecrets;
-use larder_model::{ByteSize, NodeMode};
+use larder_model::{Address, ByteSize, NodeMode};
 
 use crate::engine::Engine;
 
 /// The name of Larder's own user of the server; also `masteruser`.
 pub(crate) const SYSTEM_USER: &str = "larder";
+
+/// Keeps a cluster's replica from asking for votes by itself; orders to take over still work.
+pub(crate) const NO_FAILOVER: &str = "cluster-replica-no-failover";
 
 /// Clients of the tenant that a server takes (Redis' own default).
 const TENANT_CLIENTS: u32 = 10_000;
@@ -97,6 +100,23 @@ pub(crate) fn server_config(
     text
 }
 
+/// The server's arguments after the configuration file: whom it copies from, and whether it may ask
+/// for the votes by itself.
+///
+/// `lacks_copy`: a cluster's replica with nothing to lead with. It would win an election at once
+/// (`cluster-replica-validity-factor 0`), and wipe whoever had the data. It starts on hold, so that
+/// this does not depend on an agent that lives long enough to say so.
+pub(crate) fn start_arguments(upstream: Option<&Address>, lacks_copy: bool) -> Vec<String> {
+    let mut args = Vec::new();
+    if let Some(address) = upstream {
+        args.extend(["--replicaof".into(), address.host.clone(), address.port.to_string()]);
+    }
+    if lacks_copy {
+        args.extend([format!("--{NO_FAILOVER}"), "yes".into()]);
+    }
+    args
+}
+
 /// The replication backlog: room for a broken link's catch-up, 16 MiB for small nodes and
 /// 1/64 of the data's limit for larger ones, 256 MiB at most.
 fn backlog(maxmemory: ByteSize) -> ByteSize {
@@ -168,7 +188,7 @@ pub(crate) mod tests {
     use crate::engine::Flavour;
     use larder_model::agent::Member;
     use larder_model::{
-        Address, ElectionPolicy, EngineName, InstanceId, InstanceName, Millis, NodeId, Secret,
+        ElectionPolicy, EngineName, InstanceId, InstanceName, Millis, NodeId, Secret,
     };
 
     pub(crate) fn config(mode: NodeMode) -> NodeConfig {
@@ -246,6 +266,15 @@ pub(crate) mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn only_a_server_without_a_copy_is_started_on_hold() {
+        let held = ["--cluster-replica-no-failover", "yes"];
+        assert_eq!(start_arguments(None, true), held);
+        assert!(start_arguments(None, false).is_empty(), "its agent may be down when it is needed");
+        let primary = Address::new("127.0.0.1", 7001);
+        assert_eq!(start_arguments(Some(&primary), false), ["--replicaof", "127.0.0.1", "7001"]);
     }
 
     #[test]

@@ -27,6 +27,17 @@ const BRIEFLY: Millis = Millis(2_500);
 /// How long an order to the server may take.
 const ORDER_DEADLINE: Duration = Duration::from_millis(700);
 
+/// Whether a server in this state that has said nothing for `silent` hangs, by the rules of the
+/// design; one that is slow or works on something long does not.
+pub(crate) fn is_hung(state: RunState, silent: Millis) -> bool {
+    match state {
+        RunState::Stopped => true,
+        RunState::Disk => silent >= DISK_WAIT_IS_HUNG,
+        RunState::Normal => silent >= SILENT_IS_HUNG,
+        RunState::Exited => false,
+    }
+}
+
 /// What the last question to the server brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -248,8 +259,8 @@ impl Server {
                 ServerState::Starting
             };
         };
-        let limit = if run_state == RunState::Disk { DISK_WAIT_IS_HUNG } else { SILENT_IS_HUNG };
-        if now.since(answered_at) >= limit { ServerState::Hung } else { ServerState::Busy }
+        let hung = is_hung(run_state, now.since(answered_at));
+        if hung { ServerState::Hung } else { ServerState::Busy }
     }
 
     /// The server has not answered just now, and not for long: what was known of it before is as
@@ -327,5 +338,21 @@ impl Server {
             used_memory: info.map(|info| info.used_memory),
             connected_clients: info.map(|info| info.connected_clients),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_silent_for_a_while_hangs_only_when_it_is_stopped() {
+        let moment = Millis(1_500);
+        assert!(is_hung(RunState::Stopped, Millis(0)));
+        assert!(!is_hung(RunState::Normal, moment), "emptying a large data set takes longer");
+        assert!(!is_hung(RunState::Disk, moment), "normal during fsync");
+        assert!(is_hung(RunState::Disk, DISK_WAIT_IS_HUNG));
+        assert!(!is_hung(RunState::Normal, DISK_WAIT_IS_HUNG));
+        assert!(is_hung(RunState::Normal, SILENT_IS_HUNG));
     }
 }

@@ -1,109 +1,360 @@
 //! A node whose server cannot load its own files: what it does instead of trying for ever.
 //!
 //! With another node in its shard it stands back: its data count as lost, stay untouched, and are
-//! kept aside when it copies from whoever leads. Alone it stays down and says which files; a
-//! change of the files has them tried again. `nodes.conf` is put back from the last good one.
+//! set aside when it copies from whoever leads. Alone it stays down and says which files. A change
+//! of the files or of the server binary has them tried again, and so has a minute without anybody
+//! to copy from. `nodes.conf` is put back from the last good one.
 
 use std::io;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use larder_model::agent::{Problem, ProblemCode};
-use larder_model::{Millis, NodeMode, Severity};
+use larder_model::{Millis, NodeMode, Severity, Timestamp};
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::core::{Core, problem};
 use crate::damage::Damage;
-use crate::files;
+use crate::engine::Engine;
 use crate::memory::Unusable;
 use crate::process::Exit;
-use crate::volume::CLUSTER_FILE;
+use crate::volume::{CLUSTER_FILE, Found};
+use crate::{clock, files};
 
 /// This often in a row a server has to say that it cannot load a file.
 const TRIES: u32 = 3;
 
-/// Until a server that stands alone tries its unreadable files once more.
+/// Between these tries: an error of the disk or the network below it may pass.
+const PAUSES: [Millis; 2] = [Millis(2_000), Millis(8_000)];
+
+/// Until unreadable files that nobody has a copy of are tried once more.
 const TRY_AGAIN: Millis = Millis(60_000);
+
+/// Until files are tried once more that the disk does not let be read.
+const DISK_AGAIN: Millis = Millis(10_000);
 
 /// Starts that failed for one reason.
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
     count: u32,
-    /// When the files last changed, once they are given up.
-    given_up: Option<i64>,
+    /// As the files and the server binary were when they were given up: told, and not again.
+    given_up: Option<Tried>,
+    /// When files that were given up are tried once more (monotonic).
+    again_at: Timestamp,
+    /// The files are being read before they are given up.
+    reading: Option<Reading>,
+    /// What was said last of another engine or a sick disk.
+    told: Option<String>,
+    /// A start that was old news, in case it is the one that finally serves.
+    pub(crate) untold_start: Option<String>,
+}
+
+/// What a try was made with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tried {
+    /// When the files last changed.
+    changed: i64,
+    binary: Option<String>,
+}
+
+#[derive(Debug)]
+struct Reading {
+    damage: Damage,
+    words: String,
+    result: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Core {
     /// Notes that the server has ended before it served, because of its own files. Answers what is
-    /// wrong with the node when these are given up.
+    /// wrong with the node as far as it is known.
     pub(crate) fn failed_to_load(&mut self, damage: Damage, exit: &Exit) -> Option<Problem> {
+        let words = words(&exit.last_words);
+        // A partial copy is this very server's own.
+        let partial = self.memory.get().rebuilding && !self.volume.has_marker();
+        if !partial && let Some(problem) = self.made_by_another_engine(&words) {
+            return Some(problem);
+        }
         self.failures.count += 1;
+        if let Some(pause) = PAUSES.get(self.failures.count as usize - 1) {
+            self.hold_start(*pause);
+        }
+        // What it gets instead is its own, and the broken one stays beside it.
+        if damage == Damage::ClusterFile && self.failures.count > 1 && self.restore_cluster_file() {
+            self.failures = Failures::default();
+            self.start_now();
+            return None;
+        }
         if self.failures.count < TRIES {
             return None;
         }
-        if damage == Damage::ClusterFile && self.restore_cluster_file() {
-            self.failures = Failures::default();
-            self.server.supervisor.forget_deaths();
-            return None;
-        }
         // What a server left that copied onto a lost volume is nothing to keep.
-        if self.memory.get().rebuilding {
-            if !self.volume.has_marker() {
-                if let Err(error) = self.volume.drop_partial_copy() {
-                    tracing::warn!(%error, "partial copy not removed");
-                }
-                self.failures = Failures::default();
+        if partial {
+            if let Err(error) = self.volume.drop_partial_copy() {
+                tracing::warn!(%error, "partial copy not removed");
             }
-            return None;
-        }
-        let changed = self.volume.last_change().unwrap_or(i64::MIN);
-        let path = self.volume.path().display();
-        let words = words(&exit.last_words);
-        let stands_alone = self.shard_peers().next().is_none();
-        let message = if stands_alone {
-            format!(
-                "the server cannot load its own files in {path}: {words}. Nothing is changed or \
-                 deleted; repair them (redis-check-aof --fix) or put a copy there: they are tried \
-                 again as soon as they change"
-            )
-        } else {
-            format!(
-                "the server cannot load its own files in {path}: {words}. The node will copy the \
-                 data from another one; until then these files stay, in the folder aside once \
-                 the copy begins"
-            )
-        };
-        if self.failures.given_up.replace(changed) != Some(changed) {
-            self.memory.event(Severity::Critical, "data-unusable", message.clone());
-        }
-        if stands_alone {
-            self.hold_start(TRY_AGAIN);
-        } else {
-            self.memory.change(|memory| {
-                memory.rebuilding = true;
-                memory.unusable = Some(Unusable { words, changed });
-                memory.synced = None;
-            });
             self.failures = Failures::default();
         }
-        self.memory.save();
+        if self.memory.get().rebuilding {
+            return None;
+        }
+        self.read_before_giving_up(damage, words.clone());
+        let path = self.volume.path().display();
+        let message = format!("the server cannot load its own files in {path}: {words}");
         Some(problem(ProblemCode::ServerWillNotStart, message))
     }
 
-    /// The server serves, or was ended by somebody: its files are not what is wrong.
+    /// An older engine, or one of another family, cannot read what the one before has written.
+    /// That says nothing of the files.
+    fn made_by_another_engine(&mut self, words: &str) -> Option<Problem> {
+        let writer = self.memory.get().written_by?;
+        let engine = *self.engine.as_ref().ok()?;
+        if engine.is_to_read(writer) {
+            return None;
+        }
+        let message = format!(
+            "{engine} cannot load the files in {} that {writer} has written: {words}. Nothing is \
+             changed or deleted; put the server binary of {writer} back: it is tried again all the \
+             time",
+            self.volume.path().display()
+        );
+        self.tell_once("other-engine", &message);
+        Some(problem(ProblemCode::ServerWillNotStart, message))
+    }
+
+    fn tell_once(&mut self, reason: &str, message: &str) {
+        if self.failures.told.as_deref() != Some(message) {
+            self.memory.event(Severity::Critical, reason, message.to_owned());
+            self.failures.told = Some(message.to_owned());
+            self.memory.save();
+        }
+    }
+
+    /// Reads the files, which may take long, on a thread of its own: a disk that hangs must hold
+    /// up neither the loop nor the end of this process.
+    fn read_before_giving_up(&mut self, damage: Damage, words: String) {
+        let (sender, result) = oneshot::channel();
+        let volume = self.volume.clone();
+        let thread = std::thread::Builder::new()
+            .name("read-through".to_owned())
+            .spawn(move || drop(sender.send(volume.read_through())));
+        match thread {
+            // When the answer is due, look_at_given_up_files sees it.
+            Ok(_) => {
+                self.failures.reading = Some(Reading { damage, words, result });
+                self.hold_start(TRY_AGAIN);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "files not read before they are given up");
+                self.failures.count = TRIES - 1;
+                self.hold_start(DISK_AGAIN);
+            }
+        }
+    }
+
+    /// Once a second while the server does not serve: what has become of files that it could not
+    /// load.
+    pub(crate) fn look_at_given_up_files(&mut self) {
+        if let Some(mut reading) = self.failures.reading.take() {
+            let read = match reading.result.try_recv() {
+                Ok(read) => read,
+                Err(TryRecvError::Empty) => {
+                    self.failures.reading = Some(reading);
+                    return self.hold_start(TRY_AGAIN);
+                }
+                Err(TryRecvError::Closed) => Err(io::Error::other("the reader has failed")),
+            };
+            match read {
+                Ok(()) => self.give_up(reading.damage, reading.words),
+                Err(error) => {
+                    let path = self.volume.path().display();
+                    let message = format!(
+                        "the disk does not let the files in {path} be read: {error}; they are \
+                         tried again"
+                    );
+                    self.tell_once("disk-unreadable", &message);
+                    let code = ProblemCode::ServerWillNotStart;
+                    self.set_start_problem(Some(problem(code, message)));
+                    self.failures.count = TRIES - 1;
+                    self.hold_start(DISK_AGAIN);
+                }
+            }
+            return;
+        }
+        if self.memory.get().rebuilding {
+            return;
+        }
+        let Some(given_up) = &self.failures.given_up else { return };
+        let other_binary = self.present_binary() != given_up.binary;
+        if self.volume.is_back((!other_binary).then_some(given_up.changed)) {
+            self.failures = Failures::default();
+            self.start_now();
+        }
+    }
+
+    /// The files are there, can be read, and are nothing that the server can load.
+    fn give_up(&mut self, damage: Damage, words: String) {
+        let changed = self.volume.last_change().unwrap_or(i64::MIN);
+        let tried = Tried { changed, binary: self.present_binary() };
+        let stands_alone = self.shard_peers().next().is_none();
+        let (reason, message, is_lost) = match damage {
+            Damage::Data => ("data-unusable", self.unusable_data(&words), !stands_alone),
+            Damage::ClusterFile => {
+                // Slots that another node has by now are served from its data; this node can only
+                // join anew.
+                let replaced = !stands_alone && !self.memory.get().owned_slots;
+                ("cluster-file-unusable", self.unusable_cluster_file(&words, replaced), replaced)
+            }
+        };
+        if self.failures.given_up.as_ref() != Some(&tried) {
+            self.memory.event(Severity::Critical, reason, message.clone());
+        }
+        if is_lost {
+            let binary = tried.binary.clone();
+            self.memory.change(|memory| {
+                memory.rebuilding = true;
+                memory.unusable = Some(Unusable { words, changed, binary });
+                memory.synced = None;
+            });
+            self.failures.count = 0;
+            self.hold_start(Millis(0));
+            self.set_start_problem(None);
+        } else {
+            self.hold_start(TRY_AGAIN);
+            let code = ProblemCode::ServerWillNotStart;
+            self.set_start_problem(Some(problem(code, message)));
+        }
+        self.failures.given_up = Some(tried);
+        self.failures.again_at = clock::monotonic() + TRY_AGAIN;
+        self.memory.save();
+    }
+
+    /// What to say of data that the server cannot load, to a person who may have to repair them.
+    pub(crate) fn unusable_data(&self, words: &str) -> String {
+        let path = self.volume.path().display();
+        let what = format!("the server cannot load its own files in {path}: {words}");
+        let repair = "repair them (redis-check-aof --fix), put a copy there, or put the server \
+                      binary back that wrote them: they are tried again as soon as they or the \
+                      binary change, and once a minute";
+        if self.shard_peers().next().is_none() {
+            return format!("{what}. Nothing is changed or deleted; {repair}");
+        }
+        let copies = "The node copies the data from another one as soon as one leads with data; \
+                      until then these files stay as they are, from then on for 7 days in the \
+                      folder unreadable";
+        if self.peer_has_data {
+            return format!("{what}. {copies}");
+        }
+        format!("{what}. {copies}. If no other node has data, {repair}")
+    }
+
+    fn unusable_cluster_file(&self, words: &str, replaced: bool) -> String {
+        let path = self.volume.path().join(CLUSTER_FILE);
+        let what = format!(
+            "the server cannot read {}, of which there is no good copy: {words}. The data beside \
+             it are not what is wrong",
+            path.display()
+        );
+        if replaced {
+            return format!(
+                "{what}, but another node has the slots: this one joins anew, and its data stay \
+                 for 7 days in the folder unreadable"
+            );
+        }
+        format!(
+            "{what}, and stay as they are; put a whole nodes.conf of this node there: it is tried \
+             again as soon as it changes, and once a minute"
+        )
+    }
+
+    /// A lost volume whose folder somebody has put back: the node's marker is there, which a server
+    /// that started without it never writes, and the data. What it was before counts again; other
+    /// nodes judge it by its old lineage. So do data that could not be loaded, when they or the
+    /// server binary have changed; and while no node has data to copy, once a minute.
+    pub(crate) fn volume_put_back(&mut self) {
+        let lost = self.memory.get().rebuilding && self.server.supervisor.running().is_none();
+        if !lost || self.volume.find() != Found::Own {
+            return;
+        }
+        let unusable = self.memory.get().unusable.as_ref();
+        let other_binary = unusable.is_some_and(|u| u.binary != self.present_binary());
+        let changed = unusable.filter(|_| !other_binary).map(|unusable| unusable.changed);
+        let path = self.volume.path().display();
+        // A copy that is still under way would be taken for the whole.
+        let message = if self.volume.is_back(changed) {
+            self.failures = Failures::default();
+            Some(if other_binary {
+                format!("the server binary is another one: the data in {path} are tried again")
+            } else {
+                format!("the data of this node are back in {path}, and are used again")
+            })
+        } else {
+            let due = clock::monotonic() >= self.failures.again_at && !self.peer_has_data;
+            if unusable.is_none() || !due || self.volume.missing_data().is_some() {
+                return;
+            }
+            self.failures.count = TRIES - 1;
+            None
+        };
+        self.memory.change(|memory| {
+            memory.rebuilding = false;
+            memory.unusable = None;
+        });
+        self.start_now();
+        if let Some(message) = message {
+            self.memory.event(Severity::Warning, "volume-back", message);
+        }
+        self.memory.save();
+    }
+
+    /// The server was ended by somebody, or for a reason of its own: its files are not what is
+    /// wrong.
     pub(crate) fn loads(&mut self) {
-        self.failures = Failures::default();
+        self.failures.count = 0;
+        self.failures.reading = None;
+    }
+
+    /// The server serves.
+    pub(crate) fn serves(&mut self) {
+        if let Some(message) = std::mem::take(&mut self.failures).untold_start {
+            self.memory.event(Severity::Info, "server-started", message);
+        }
+        let engine = self.server.info().and_then(Engine::of);
+        if engine.is_some() && engine != self.memory.get().written_by {
+            self.memory.change(|memory| memory.written_by = engine);
+        }
     }
 
     /// Whether further starts and ends of the server are the same news again.
     pub(crate) fn is_old_news(&self) -> bool {
-        self.failures.given_up.is_some() || self.server.supervisor.short_lives() > TRIES
+        let told = self.failures.given_up.is_some() || self.failures.told.is_some();
+        told || self.server.supervisor.short_lives() > TRIES
     }
 
-    /// Somebody has changed files that the server could not load.
-    pub(crate) fn look_at_given_up_files(&mut self) {
-        let Some(given_up) = self.failures.given_up else { return };
-        if self.volume.is_back(Some(given_up)) {
-            self.failures = Failures::default();
-            self.start_now();
+    /// A copy takes the place of what could not be used.
+    pub(crate) fn note_moved_aside(&mut self) {
+        let message = format!(
+            "the files in {} that could not be used make room for a copy; they stay for 7 days in \
+             its folder unreadable",
+            self.volume.path().display()
+        );
+        self.memory.event(Severity::Warning, "data-set-aside", message);
+    }
+
+    /// Once the node serves from good data, the others do not stay for ever.
+    pub(crate) fn drop_old_unreadable(&mut self) {
+        if self.memory.get().rebuilding {
+            return;
+        }
+        match self.volume.drop_old_unreadable(SystemTime::now()) {
+            Ok(dropped) => {
+                for path in dropped {
+                    let path = path.display();
+                    let message = format!("{path} was set aside 7 days ago and is removed");
+                    self.memory.event(Severity::Info, "unreadable-removed", message);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "old unreadable data not removed"),
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use larder_model::{InstanceId, NodeId};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,10 @@ use crate::files;
 const MARKER: &str = ".larder";
 /// Folder for data that may hold writes which nobody else has.
 const ASIDE: &str = "aside";
+/// Folder for data that the server could not load, or that were incomplete.
+const UNREADABLE: &str = "unreadable";
+/// So long they stay there for a person to look at.
+pub(crate) const KEEP_UNREADABLE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The server's data as Redis names them: `appendonlydir` is 7.0 and later, the others older.
 const DATA: [&str; 3] = ["appendonlydir", "appendonly.aof", "dump.rdb"];
 
@@ -77,6 +81,20 @@ impl Volume {
         }
     }
 
+    /// Another node of this machine whose volume this is by its marker: mounts may be swapped.
+    pub(crate) fn other_owner(&self) -> Option<NodeId> {
+        let bytes = fs::read(self.path.join(MARKER)).ok()?;
+        let marker: Marker = serde_json::from_slice(&bytes).ok()?;
+        (marker.node != self.node).then_some(marker.node)
+    }
+
+    fn refuse_other_owner(&self) -> io::Result<()> {
+        match self.other_owner() {
+            Some(node) => Err(io::Error::other(format!("the volume is node {node}'s"))),
+            None => Ok(()),
+        }
+    }
+
     /// There is a marker, whoever's it is.
     pub(crate) fn has_marker(&self) -> bool {
         !is_absent(&self.path.join(MARKER))
@@ -110,34 +128,65 @@ impl Volume {
     /// without a word, and empty. A snapshot beside the append-only file is never loaded. `None`
     /// also when the disk does not say: unknown is not absent.
     pub(crate) fn missing_data(&self) -> Option<PathBuf> {
-        let folder = self.path.join(PARTS);
-        let manifest = folder.join(MANIFEST);
-        let text = match fs::read_to_string(&manifest) {
-            Ok(text) => text,
-            Err(error) if is_absence(&error) => {
-                let one_piece = is_absent(&self.path.join(ONE_PIECE));
-                return one_piece.then_some(if is_absent(&folder) { folder } else { manifest });
+        loop {
+            let manifest = self.read_manifest().ok()?;
+            let missing = self.missing_of(manifest.as_deref())?;
+            // A living server may have replaced the manifest and removed old files in between.
+            if self.read_manifest().ok()? == manifest {
+                return Some(missing);
             }
-            Err(_) => return None,
+        }
+    }
+
+    /// `None` when there is none.
+    fn read_manifest(&self) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.path.join(PARTS).join(MANIFEST)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn missing_of(&self, manifest: Option<&str>) -> Option<PathBuf> {
+        let folder = self.path.join(PARTS);
+        let Some(text) = manifest else {
+            let one_piece = is_absent(&self.path.join(ONE_PIECE));
+            let missing = if is_absent(&folder) { folder } else { folder.join(MANIFEST) };
+            return one_piece.then_some(missing);
         };
-        // `file appendonly.aof.1.base.rdb seq 1 type b`; history (`h`) is on its way out.
-        for line in text.lines() {
-            let words: Vec<&str> = line.split_ascii_whitespace().collect();
-            let ["file", name, "seq", _, "type", kind @ ("b" | "i")] = words[..] else { continue };
+        text.lines().filter_map(part).find_map(|(name, is_base)| {
             let file = folder.join(name);
-            match fs::metadata(&file) {
+            let missing = match fs::metadata(&file) {
                 // Even a snapshot of nothing has a header and a checksum.
-                Ok(meta) if kind == "b" && name.ends_with(".rdb") && meta.len() == 0 => {
-                    return Some(file);
-                }
+                Ok(meta) => is_base && name.ends_with(".rdb") && meta.len() == 0,
                 // A server that was ended in the middle of its upgrade has it beside the folder.
-                Err(error) if is_absence(&error) && is_absent(&self.path.join(name)) => {
-                    return Some(file);
+                Err(error) => is_absence(&error) && is_absent(&self.path.join(name)),
+            };
+            missing.then_some(file)
+        })
+    }
+
+    /// Reads all that a server would load, to the end: an error of reading says that nothing is
+    /// known of the files. Takes as long as the disk does.
+    ///
+    /// # Errors
+    /// The first file that cannot be read; one that is not there is none.
+    pub(crate) fn read_through(&self) -> io::Result<()> {
+        let folder = self.path.join(PARTS);
+        let manifest = self.read_manifest()?.unwrap_or_default();
+        let parts = manifest.lines().filter_map(part).map(|(name, _)| folder.join(name));
+        for file in parts.chain([self.path.join(ONE_PIECE), self.path.join(CLUSTER_FILE)]) {
+            let read =
+                fs::File::open(&file).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
+            match read {
+                Err(error) if !is_absence(&error) => {
+                    let name = file.strip_prefix(&self.path).unwrap_or(&file).display();
+                    return Err(io::Error::new(error.kind(), format!("{name}: {error}")));
                 }
                 _ => {}
             }
         }
-        None
+        Ok(())
     }
 
     /// Nothing that a server would load is missing, and nobody has changed anything in the folder
@@ -165,7 +214,7 @@ impl Volume {
             .try_fold(i64::MIN, |newest, at| Ok(newest.max(at?)))
     }
 
-    fn has_server_data(&self) -> bool {
+    pub(crate) fn has_server_data(&self) -> bool {
         DATA.iter().chain(["nodes.conf"].iter()).any(|name| self.path.join(name).exists())
     }
 
@@ -184,7 +233,11 @@ impl Volume {
     }
 
     /// Removes the server's files, for a node that a person or the planner lets start empty.
+    ///
+    /// # Errors
+    /// When one cannot be removed, or the volume is another node's.
     pub(crate) fn clear(&self) -> io::Result<()> {
+        self.refuse_other_owner()?;
         for name in DATA.iter().chain(["nodes.conf", MARKER].iter()) {
             remove(&self.path.join(name))?;
         }
@@ -192,25 +245,51 @@ impl Volume {
     }
 
     /// Takes the data out of the server's way without touching them, and the marker with them:
-    /// what a server writes from now on is not what the node had. What is aside already stays.
+    /// what a server writes from now on is not what the node had.
     ///
     /// # Errors
-    /// When a file cannot be renamed; done again it goes on where it stopped.
+    /// When a file cannot be renamed (done again it goes on with the others), or the volume is
+    /// another node's.
     pub(crate) fn move_aside(&self) -> io::Result<()> {
-        let mut aside = self.path.join(ASIDE);
-        let mut number = 0;
-        while DATA.iter().any(|name| aside.join(name).exists()) {
+        self.refuse_other_owner()?;
+        let mut number = 1;
+        let mut kept = self.path.join(UNREADABLE).join("1");
+        while DATA.iter().any(|name| kept.join(name).exists()) {
             number += 1;
-            aside = self.path.join(ASIDE).join(format!("newer-{number}"));
+            kept = self.path.join(UNREADABLE).join(number.to_string());
         }
         for name in DATA {
             let from = self.path.join(name);
             if fs::symlink_metadata(&from).is_ok() {
-                fs::create_dir_all(&aside)?;
-                fs::rename(&from, aside.join(name))?;
+                fs::create_dir_all(&kept)?;
+                fs::rename(&from, kept.join(name))?;
             }
         }
         remove(&self.path.join(MARKER))
+    }
+
+    /// Removes what was moved aside longer than [`KEEP_UNREADABLE`] before `now`, and answers what.
+    ///
+    /// # Errors
+    /// When it cannot be listed or removed.
+    pub(crate) fn drop_old_unreadable(&self, now: SystemTime) -> io::Result<Vec<PathBuf>> {
+        let folder = self.path.join(UNREADABLE);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if is_absence(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut dropped = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            // The folder itself last changed when the data came into it.
+            let since = entry.metadata()?.modified()?;
+            if now.duration_since(since).is_ok_and(|age| age > KEEP_UNREADABLE) {
+                remove(&entry.path())?;
+                dropped.push(entry.path());
+            }
+        }
+        Ok(dropped)
     }
 
     /// Removes what a server has left that was ended before its first copy was whole.
@@ -244,6 +323,16 @@ impl Volume {
     pub(crate) fn drop_aside(&self) -> io::Result<()> {
         remove(&self.path.join(ASIDE))
     }
+}
+
+/// Name of a file that a line of a manifest names for loading, and whether it is the base: `file
+/// appendonly.aof.1.base.rdb seq 1 type b`, in pairs, to which later versions add (aof.c). History
+/// (`h`) is on its way out.
+fn part(line: &str) -> Option<(&str, bool)> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let value = |key: &str| words.chunks_exact(2).find(|pair| pair[0] == key).map(|pair| pair[1]);
+    let kind = value("type").filter(|kind| matches!(*kind, "b" | "i"))?;
+    Some((value("file")?, kind == "b"))
 }
 
 /// When a name, the owner or the content of a file below `path` last changed, in milliseconds of
@@ -372,8 +461,62 @@ mod tests {
             assert_eq!(own.find(), Found::Nothing);
         }
         let kept = |name: &str| fs::read_to_string(own.path().join(name)).expect("kept");
-        assert_eq!(kept("aside/appendonly.aof"), "one");
-        assert_eq!(kept("aside/newer-1/appendonly.aof"), "two");
+        assert_eq!(kept("unreadable/1/appendonly.aof"), "one");
+        assert_eq!(kept("unreadable/2/appendonly.aof"), "two");
+    }
+
+    #[test]
+    fn data_moved_aside_go_after_a_week_and_not_before() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let own = volume(folder.path(), "n-1");
+        own.create().expect("created");
+        own.write_marker().expect("marked");
+        fs::write(own.path().join(ONE_PIECE), "one").expect("written");
+        own.move_aside().expect("moved");
+        let kept = own.path().join("unreadable/1");
+        let day = Duration::from_secs(24 * 3600);
+        assert!(own.drop_old_unreadable(SystemTime::now() + 6 * day).expect("read").is_empty());
+        assert!(kept.join(ONE_PIECE).exists());
+        let dropped = own.drop_old_unreadable(SystemTime::now() + 8 * day).expect("removed");
+        assert_eq!(dropped, std::slice::from_ref(&kept));
+        assert!(!kept.exists());
+    }
+
+    #[test]
+    fn a_volume_of_another_node_is_neither_cleared_nor_moved() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let own = volume(folder.path(), "n-1");
+        own.create().expect("created");
+        own.write_marker().expect("marked");
+        fs::write(own.path().join(ONE_PIECE), "one").expect("written");
+        let other = volume(folder.path(), "n-2");
+        assert_eq!(other.other_owner().as_ref().map(NodeId::as_str), Some("n-1"));
+        assert_eq!(own.other_owner(), None);
+        assert!(other.move_aside().is_err() && other.clear().is_err());
+        assert!(own.path().join(ONE_PIECE).exists() && own.find() == Found::Own);
+    }
+
+    #[test]
+    fn manifests_of_later_versions_are_understood() {
+        assert_eq!(part("file a.1.base.rdb seq 1 type b"), Some(("a.1.base.rdb", true)));
+        assert_eq!(
+            part("file a.2.incr.aof seq 2 type i startoffset 1 endoffset 9"),
+            Some(("a.2.incr.aof", false))
+        );
+        assert_eq!(part("file a.1.incr.aof seq 1 type h"), None);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_from_a_missing_one() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let own = volume(folder.path(), "n-1");
+        let aof = own.path().join(PARTS);
+        fs::create_dir_all(&aof).expect("dirs");
+        fs::write(aof.join(MANIFEST), "file a seq 1 type i\n").expect("written");
+        assert!(own.read_through().is_ok());
+        // A folder in the place of a file gives an error of reading, also to root.
+        fs::create_dir(aof.join("a")).expect("made");
+        assert!(own.read_through().is_err());
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 mod support;
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use larder_model::agent::{AgentStatus, ClusterFailoverMode, ClusterView, Order, Role};
-use larder_model::{NodeMode, SlotRange, even_slots};
+use larder_model::agent::{
+    AgentStatus, ClusterFailoverMode, ClusterView, Order, Role, VolumeState,
+};
+use larder_model::{NodeMode, Secret, SlotRange, even_slots};
+use larder_node::Connection;
 use support::{World, events};
 
 const SHARDS: u32 = 3;
@@ -144,6 +148,206 @@ async fn a_frozen_primary_is_killed_by_the_agent_of_its_successor() {
     let cont = std::process::Command::new("kill").args(["-CONT", &agent.to_string()]).status();
     assert!(cont.expect("kill").success());
     world.wait("back", Duration::from_secs(20), |all| is_linked_replica(&all[old])).await;
+}
+
+const HOLD: &str = "cluster-replica-no-failover";
+
+async fn system(world: &World, index: usize) -> Connection {
+    let (address, password) = (&world.nodes[index].address, Secret::new("system-password"));
+    Connection::login(address, "larder", &password, Duration::from_secs(2))
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", world.logs()))
+}
+
+async fn is_on_hold(world: &World, index: usize) -> bool {
+    let values = system(world, index).await.config_get(HOLD).await.expect("answers");
+    values.get(HOLD).is_some_and(|value| value == "yes")
+}
+
+async fn released(world: &World, index: usize) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while is_on_hold(world, index).await {
+        assert!(Instant::now() < until, "still on hold\n{}", world.logs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn cluster_id(status: &Option<AgentStatus>) -> String {
+    view(status).expect("a view of the cluster").my_id.clone()
+}
+
+/// The third shard's primary (node 4) has data and is dead with its agent, as all others know.
+/// Answers its id. Its replica (node 5) knows it too, was kept from taking over, and is down now as
+/// well: started again it would ask for the votes at once.
+async fn without_third_shard(world: &mut World) -> String {
+    let mut tenant = world.tenant(4).await;
+    tenant.call(&["SET", "foo", "bar"]).await.expect("written");
+    tenant.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    let primary = cluster_id(&world.statuses().await[4]);
+    world.kill_agent(5);
+    let mut replica = system(world, 5).await;
+    replica.config_set(HOLD, "yes").await.expect("set");
+    world.kill_agent(4);
+    world.signal_server(4, "-9");
+    world
+        .wait("given up", Duration::from_secs(20), |all| {
+            [0, 1, 2, 3]
+                .iter()
+                .all(|index| view(&all[*index]).is_some_and(|view| has_failed(view, &primary)))
+        })
+        .await;
+    let until = Instant::now() + Duration::from_secs(10);
+    while !has_failed(&replica.cluster_view().await.expect("view"), &primary) {
+        assert!(Instant::now() < until, "not given up by its replica");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world.signal_server(5, "-9");
+    primary
+}
+
+fn has_failed(view: &ClusterView, id: &str) -> bool {
+    view.nodes.iter().any(|node| node.id == id && node.failed)
+}
+
+/// Longer than an election takes once the primary is given up: nobody may have won one.
+async fn nobody_else_leads(world: &World, primary: &str) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        let all = world.statuses().await;
+        let owner = view(&all[0])
+            .and_then(|view| view.nodes.iter().find(|node| node.slots.contains(12182)))
+            .map(|node| node.id.as_str());
+        assert_eq!(owner, Some(primary), "{}", world.logs());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Both have the data again. Whoever has copied them may have been given the votes, while the
+/// primary that came back was still thought to be dead.
+async fn healed(world: &World) {
+    world
+        .wait("healed", Duration::from_secs(40), |all| {
+            let leads = if owns_slots(&all[4]) { 4 } else { 5 };
+            owns_slots(&all[leads])
+                && view(&all[leads]).is_some_and(|view| view.state_ok)
+                && is_linked_replica(&all[9 - leads])
+                && all[5].as_ref().is_some_and(|status| status.volume == VolumeState::Data)
+        })
+        .await;
+    let leads = if owns_slots(&world.statuses().await[4]) { 4 } else { 5 };
+    let value = world.tenant(leads).await.call(&["GET", "foo"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
+    released(world, 5).await;
+}
+
+#[tokio::test]
+async fn an_empty_replica_whose_agent_dies_right_after_the_start_does_not_take_over() {
+    let mut world = formed().await;
+    let primary = without_third_shard(&mut world).await;
+    fs::remove_dir_all(world.nodes[5].dir.join("volume/appendonlydir")).expect("removed");
+    let before = world.server_pid(5);
+    world.start(5);
+    let until = Instant::now() + Duration::from_secs(10);
+    while world.server_pid(5) == before {
+        assert!(Instant::now() < until, "not started\n{}", world.logs());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.kill_agent(5);
+    nobody_else_leads(&world, &primary).await;
+    assert!(is_on_hold(&world, 5).await);
+    world.start(4);
+    world.start(5);
+    healed(&world).await;
+}
+
+#[tokio::test]
+async fn a_replica_started_empty_by_order_does_not_take_over_before_its_first_copy() {
+    let mut world = formed().await;
+    let primary = without_third_shard(&mut world).await;
+    fs::remove_dir_all(world.nodes[5].dir.join("volume")).expect("removed");
+    world.start(5);
+    world
+        .wait("lost", Duration::from_secs(10), |all| {
+            all[5].as_ref().is_some_and(|status| status.volume == VolumeState::Lost)
+        })
+        .await;
+    world.order(5, Order::StartEmpty).await;
+    world.wait("new", Duration::from_secs(10), |all| view(&all[5]).is_some()).await;
+    let peers = vec![world.nodes[0].address.clone()];
+    world.order(5, Order::ClusterMeet { peers }).await;
+    world
+        .wait("met", Duration::from_secs(20), |all| {
+            let new = cluster_id(&all[5]);
+            view(&all[5]).is_some_and(|v| v.nodes.iter().any(|n| n.id == primary && !n.handshake))
+                && [0, 2].iter().all(|index| {
+                    view(&all[*index])
+                        .is_some_and(|v| v.nodes.iter().any(|n| n.id == new && n.linked))
+                })
+        })
+        .await;
+    world.order(5, Order::ClusterReplicate { primary: primary.clone() }).await;
+    world
+        .wait("given up by its new replica too", Duration::from_secs(20), |all| {
+            view(&all[5]).is_some_and(|view| has_failed(view, &primary))
+        })
+        .await;
+    nobody_else_leads(&world, &primary).await;
+    // Also when both begin anew: nothing has been copied yet.
+    world.kill_agent(5);
+    world.signal_server(5, "-9");
+    world.start(5);
+    world
+        .wait("started again", Duration::from_secs(10), |all| {
+            view(&all[5]).and_then(ClusterView::me).is_some_and(|me| me.role == Role::Replica)
+        })
+        .await;
+    world.kill_agent(5);
+    nobody_else_leads(&world, &primary).await;
+    assert!(is_on_hold(&world, 5).await);
+    world.start(4);
+    world.start(5);
+    healed(&world).await;
+}
+
+#[tokio::test]
+async fn a_hold_that_a_former_agent_has_set_is_lifted_by_the_next_one() {
+    let mut world = formed().await;
+    released(&world, 5).await;
+    let pid = world.server_pid(5);
+    world.kill_agent(5);
+    system(&world, 5).await.config_set(HOLD, "yes").await.expect("set");
+    world.start(5);
+    released(&world, 5).await;
+    assert_eq!(world.server_pid(5), pid, "the same server");
+}
+
+#[tokio::test]
+async fn a_former_primary_that_is_only_slow_is_not_killed() {
+    let world = formed().await;
+    let (old, new) = (4, 5);
+    world.tenant(old).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    world.tenant(old).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    world.wait("known", Duration::from_secs(5), |all| is_linked_replica(&all[new])).await;
+    let pid = world.server_pid(old);
+    let mut tenant = world.tenant(old).await;
+    // It answers nobody for 3 to 4 s; after 5 s it would say that it is busy.
+    tenant.set_timeout(Duration::from_secs(10));
+    let busy = async move {
+        let script = "local now = function() return tonumber(redis.call('TIME')[1]) end \
+                      local t = now() + 4 while now() < t do end return 1";
+        let began = Instant::now();
+        tenant.call(&["EVAL", script, "0"]).await.expect("ends by itself");
+        assert!(began.elapsed() > Duration::from_millis(2_500));
+    };
+    let taken = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mode = ClusterFailoverMode::Takeover;
+        world.order(new, Order::ClusterFailover { mode }).await;
+        world.wait("taken over", Duration::from_secs(3), |all| owns_slots(&all[new])).await;
+    };
+    tokio::join!(busy, taken);
+    world.wait("follows", Duration::from_secs(20), |all| is_linked_replica(&all[old])).await;
+    assert_eq!(world.server_pid(old), pid, "the same server\n{}", world.logs());
 }
 
 #[tokio::test]

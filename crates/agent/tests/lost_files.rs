@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -192,13 +193,6 @@ async fn a_last_primary_that_cannot_load_its_file_is_not_waited_for() {
     let broken = fs::read(&part).expect("read");
     world.start_all();
     world.wait("another leads", HEALED, |all| leader(all).is_some_and(|node| node != first)).await;
-    // Until the copy is whole the broken files are kept.
-    let aside =
-        volume(&world, first).join("aside/appendonlydir").join(part.file_name().expect("is"));
-    let kept = fs::read(&aside).or_else(|_| fs::read(&part));
-    if is(&world.statuses().await[first], VolumeState::Lost) {
-        assert_eq!(kept.expect("kept"), broken);
-    }
     world
         .wait("healed", HEALED, |all| all.iter().all(|status| is(status, VolumeState::Data)))
         .await;
@@ -206,6 +200,10 @@ async fn a_last_primary_that_cannot_load_its_file_is_not_waited_for() {
     for node in 0..3 {
         assert_eq!(keys(&world, node).await, KEYS, "node {node}");
     }
+    // The broken files are kept beyond that.
+    let name = part.file_name().expect("is");
+    let kept = volume(&world, first).join("unreadable/1/appendonlydir").join(name);
+    assert_eq!(fs::read(kept).expect("kept"), broken);
 }
 
 #[tokio::test]
@@ -221,7 +219,7 @@ async fn a_standalone_file_that_cannot_be_loaded_is_told_once_and_tried_again_wh
     let broken = fs::read(&part).expect("read");
     world.start(0);
     world
-        .wait("told", START, |all| all[0].as_ref().is_some_and(|s| told(s, "data-unusable") == 1))
+        .wait("told", HEALED, |all| all[0].as_ref().is_some_and(|s| told(s, "data-unusable") == 1))
         .await;
     let before = world.client(0).status().await.expect("answers");
     let problem = before.problem.clone().expect("told");
@@ -236,6 +234,172 @@ async fn a_standalone_file_that_cannot_be_loaded_is_told_once_and_tried_again_wh
     assert_eq!(fs::read(&part).expect("there"), broken);
     // A person repairs it.
     fs::write(&part, good).expect("written");
+    world.settled(START).await;
+    assert_eq!(keys(&world, 0).await, KEYS);
+    let status = world.client(0).status().await.expect("answers");
+    assert!(events(&status).contains(&"server-started"), "{:?}", events(&status));
+}
+
+/// A script in the place of the server: of that version, and unable to load anything.
+fn wrong_binary(binary: &Path, version: &str) {
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'Redis server v={version} sha=0'; exit; fi\n\
+         echo '1:M # Bad file format reading the append only file appendonly.aof.1.base.rdb'\nexit 1\n"
+    );
+    put_in_place(binary, |new| fs::write(new, script).expect("written"));
+}
+
+/// Another file at the same path, as an upgrade does it.
+fn put_in_place(binary: &Path, write: impl FnOnce(&Path)) {
+    let new = binary.with_extension("new");
+    write(&new);
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("made executable");
+    fs::rename(new, binary).expect("put in place");
+}
+
+fn right_binary(binary: &Path) {
+    put_in_place(binary, |new| {
+        fs::copy("/usr/bin/redis-server", new).expect("copied");
+    });
+}
+
+#[tokio::test]
+async fn data_that_an_older_binary_cannot_load_are_not_lost_and_served_once_the_right_one_is_back()
+{
+    let folder = tempfile::tempdir().expect("temp dir");
+    let binary = folder.path().join("redis-server");
+    right_binary(&binary);
+    let mut world = World::with_binary(NodeMode::Leased, 1, 2, &binary);
+    world.start_all();
+    let first = world.settled(START).await;
+    write_keys(&world, first, 1).await;
+    kill_all(&mut world);
+    wrong_binary(&binary, "6.2.5");
+    world.start_all();
+    world
+        .wait("told", HEALED, |all| {
+            all.iter().all(|s| s.as_ref().is_some_and(|s| told(s, "other-engine") == 1))
+        })
+        .await;
+    let until = Instant::now() + Duration::from_secs(15);
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let all = world.statuses().await;
+        assert!(all.iter().all(|status| is(status, VolumeState::Data)), "{all:#?}");
+    }
+    right_binary(&binary);
+    let leader = world.settled(HEALED).await;
+    assert_eq!(keys(&world, leader).await, KEYS);
+}
+
+#[tokio::test]
+async fn data_that_a_broken_binary_could_not_load_anywhere_are_tried_again_by_another_one() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let binary = folder.path().join("redis-server");
+    right_binary(&binary);
+    let mut world = World::with_binary(NodeMode::Leased, 1, 2, &binary);
+    world.start_all();
+    let first = world.settled(START).await;
+    write_keys(&world, first, 1).await;
+    kill_all(&mut world);
+    wrong_binary(&binary, "7.0.15");
+    world.start_all();
+    world
+        .wait("given up", HEALED, |all| {
+            all.iter().all(|status| {
+                is(status, VolumeState::Lost)
+                    && status.as_ref().is_some_and(|s| {
+                        let problem = s.problem.as_ref().map_or("", |p| p.message.as_str());
+                        problem.contains("put the server binary back")
+                    })
+            })
+        })
+        .await;
+    right_binary(&binary);
+    let leader = world.settled(HEALED).await;
+    assert_eq!(keys(&world, leader).await, KEYS);
+    for node in [0, 1] {
+        assert!(!volume(&world, node).join("unreadable").exists(), "nothing was set aside");
+    }
+}
+
+#[tokio::test]
+async fn data_that_the_disk_does_not_let_be_read_are_never_given_up() {
+    let mut world = World::new(NodeMode::Leased, 1, 2);
+    world.start_all();
+    let first = world.settled(START).await;
+    let second = 1 - first;
+    write_keys(&world, first, 1).await;
+    world.kill_agent(second);
+    world.signal_server(second, "-9");
+    // A folder in the place of a file gives an error of reading, as a sick disk does.
+    let part = newest_part(&volume(&world, second));
+    let away = world.nodes[second].dir.join("away");
+    fs::rename(&part, &away).expect("moved");
+    fs::create_dir(&part).expect("made");
+    world.start(second);
+    world
+        .wait("told", HEALED, |all| {
+            all[second].as_ref().is_some_and(|s| told(s, "disk-unreadable") == 1)
+        })
+        .await;
+    let status = world.client(second).status().await.expect("answers");
+    assert_eq!((status.volume, told(&status, "data-unusable")), (VolumeState::Data, 0));
+    fs::remove_dir(&part).expect("removed");
+    fs::rename(&away, &part).expect("moved back");
+    assert_eq!(world.settled(HEALED).await, first);
+    assert_eq!(keys(&world, second).await, KEYS);
+}
+
+#[tokio::test]
+async fn remains_stay_in_their_place_while_the_holder_of_the_lease_is_dead() {
+    let mut world = World::new(NodeMode::Leased, 1, 2);
+    world.start_all();
+    let first = world.settled(START).await;
+    let second = 1 - first;
+    write_keys(&world, first, 1).await;
+    kill_all(&mut world);
+    let folder = volume(&world, second).join("appendonlydir");
+    let manifest = folder.join("appendonly.aof.manifest");
+    let away = world.nodes[second].dir.join("away");
+    fs::rename(&manifest, &away).expect("moved");
+    world.start(second);
+    world.wait("lost", START, |all| is(&all[second], VolumeState::Lost)).await;
+    // Longer than the dead holder's lease.
+    let until = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let status = world.client(second).status().await.expect("answers");
+        assert_eq!(status.server.pid, None, "nothing to copy from");
+        assert!(newest_part(&volume(&world, second)).exists());
+    }
+    fs::rename(&away, &manifest).expect("moved back");
+    world.wait("back", START, |all| is(&all[second], VolumeState::Data)).await;
+    world.start(first);
+    let leader = world.settled(HEALED).await;
+    assert_eq!(keys(&world, leader).await, KEYS);
+}
+
+#[tokio::test]
+async fn a_volume_of_another_node_is_left_alone() {
+    let mut world = World::new(NodeMode::Leased, 1, 1);
+    world.start_all();
+    world.settled(START).await;
+    write_keys(&world, 0, 0).await;
+    kill_all(&mut world);
+    let marker = volume(&world, 0).join(".larder");
+    let own = fs::read_to_string(&marker).expect("read");
+    fs::write(&marker, own.replace("n-00", "n-99")).expect("written");
+    world.start(0);
+    world
+        .wait("told", START, |all| {
+            all[0].as_ref().and_then(|s| s.problem.as_ref()).is_some_and(|problem| {
+                problem.code == ProblemCode::VolumeLost && problem.message.contains("n-99")
+            })
+        })
+        .await;
+    assert!(newest_part(&volume(&world, 0)).exists());
+    fs::write(&marker, own).expect("written");
     world.settled(START).await;
     assert_eq!(keys(&world, 0).await, KEYS);
 }
@@ -256,4 +420,37 @@ async fn a_shard_whose_lease_is_deleted_makes_a_new_one_by_itself() {
     let leader = world.settled(START).await;
     assert_eq!(keys(&world, leader).await, KEYS);
     world.tenant(leader).await.call(&["SET", "after", "value"]).await.expect("takes writes");
+}
+
+#[tokio::test]
+async fn a_broken_cluster_file_without_a_good_copy_does_not_make_good_data_lost() {
+    let mut world = World::new(NodeMode::Clustered, 1, 1);
+    world.start_all();
+    let serves = |all: &[Option<AgentStatus>]| {
+        all[0].as_ref().is_some_and(|s| s.server.state == ServerState::Serving)
+    };
+    world.wait("serves", START, serves).await;
+    let kept = world.nodes[0].dir.join("nodes.conf.kept");
+    let deadline = Instant::now() + START;
+    while !kept.exists() {
+        assert!(Instant::now() < deadline, "no copy of nodes.conf was kept");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    kill_all(&mut world);
+    let file = volume(&world, 0).join("nodes.conf");
+    let good = fs::read(&file).expect("read");
+    fs::write(&file, "no such thing").expect("written");
+    fs::remove_file(&kept).expect("removed");
+    world.start(0);
+    world
+        .wait("told", HEALED, |all| {
+            all[0].as_ref().is_some_and(|s| told(s, "cluster-file-unusable") == 1)
+        })
+        .await;
+    let status = world.client(0).status().await.expect("answers");
+    assert_eq!((status.volume, told(&status, "data-unusable")), (VolumeState::Data, 0));
+    let problem = status.problem.expect("told");
+    assert!(problem.message.contains("nodes.conf"), "{problem:?}");
+    fs::write(&file, good).expect("written");
+    world.wait("serves again", START, serves).await;
 }

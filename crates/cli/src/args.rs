@@ -315,7 +315,7 @@ pub enum OperationCommand {
         #[arg(long, value_name = "D", value_parser = duration::parse)]
         timeout: Option<Duration>,
     },
-    /// Stop an operation
+    /// Stop an operation: nothing further is ordered; what was ordered already may still happen
     Cancel {
         /// Id, as `larder operation list` shows it
         id: String,

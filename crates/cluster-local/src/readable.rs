@@ -17,7 +17,8 @@ use crate::error;
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ClusterError> {
     match files::read_json(path) {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            tracing::warn!(path = %path.display(), %error, "file is damaged, it counts as missing");
+            // Not the error's words: they may quote what is in the file.
+            tracing::warn!(path = %path.display(), "file is damaged, it counts as missing");
             Ok(None)
         }
         other => other.map_err(error::io("read", path)),

@@ -163,6 +163,9 @@ fn follow(c: &Context<'_>, known: &LeaseKnown, holder: &NodeId) -> Decision {
         if !server.may_start {
             return Decision { actions, wake_at, situation: Situation::Down };
         }
+        if waits_for_data(c, &peer.member) {
+            wake_at = Some(c.now + c.policy.gather);
+        }
     } else if let Some(view) = &server.replication
         && !stays
     {
@@ -234,6 +237,9 @@ pub(crate) fn start(c: &Context<'_>, holder: Option<&Member>) -> Vec<Action> {
         return Vec::new();
     }
     match holder {
+        Some(holder) if waits_for_data(c, holder) => {
+            vacancy::ask(c, c.now - c.policy.gather).into_iter().collect()
+        }
         Some(holder) => {
             let epoch = c.lease.last().map_or(0, |known| known.record.epoch);
             let mut actions: Vec<Action> = keep_aside(c, epoch).into_iter().collect();
@@ -245,6 +251,19 @@ pub(crate) fn start(c: &Context<'_>, holder: Option<&Member>) -> Vec<Action> {
         }
         None => vec![Action::StartServer { start_as: StartAs::Parked }],
     }
+}
+
+/// Rule "lost volume never leads", for what it may copy: a start takes the remains of the volume out
+/// of the server's way. A holder may be dead with a lease that has not run out yet, and whoever
+/// repairs the remains meanwhile has to find them in their place.
+fn waits_for_data(c: &Context<'_>, holder: &Member) -> bool {
+    let lost = c.local.volume == VolumeState::Lost && c.rules.lost_volume_never_leads;
+    let since = c.now - Millis(c.policy.gather.0 * 2);
+    let leads = c.peer(&holder.node).and_then(|peer| c.fresh(peer, since)).is_some_and(|report| {
+        report.volume == VolumeState::Data
+            && report.replication.as_ref().is_some_and(|view| view.role == Role::Primary)
+    });
+    lost && !leads
 }
 
 /// Rule "data aside": data of an older epoch may hold writes that nobody else has. A replica that

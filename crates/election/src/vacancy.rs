@@ -188,7 +188,7 @@ fn claim(
 }
 
 /// Asks the peers who have not answered since `since`, not more often than twice per gathering.
-fn ask(c: &Context<'_>, since: Timestamp) -> Option<Action> {
+pub(crate) fn ask(c: &Context<'_>, since: Timestamp) -> Option<Action> {
     let pause = Millis(c.policy.gather.0 / 2);
     c.peers
         .iter()
@@ -323,13 +323,14 @@ fn verdict(
         } else {
             since + gather + turn(c, place + silent.len())
         };
-        // One with more writes may have begun to watch the lease later (a restarted agent waits a
-        // whole lease): losing nothing is worth that time.
+        // One with more writes may have begun to watch the lease later: an agent that its keeper
+        // started again within a second waits a whole lease, and then gathers. Losing nothing is worth
+        // that time.
         if let (Some(best), Some(own)) = (list.first(), list.get(place))
             && c.rules.highest_offset
             && is_behind(own, best)
         {
-            at = at + c.policy.lease_ttl + c.policy.clock_drift;
+            at = at + c.policy.lease_ttl + c.policy.clock_drift + Millis(gather.0 * 3);
         }
         if successor.is_some() {
             at = at.max(since + gather + turn(c, 1));

@@ -385,8 +385,31 @@ fn a_lost_volume_starts_as_a_replica_only() {
             .any(|a| matches!(a, Action::StartServer { .. }))
     );
     let start_as = StartAs::ReplicaOf(member("a"));
-    let decision = run(&lost, &[silent("a")], &held_by("a", NOW));
+    let mut leads = report("a", 9);
+    leads.replication = Some(view(Role::Primary, 9));
+    let decision = run(&lost, &[answered(leads)], &held_by("a", NOW));
     assert_eq!(decision.actions, [Action::StartServer { start_as }]);
+}
+
+#[test]
+fn a_lost_volume_is_not_touched_before_its_holder_has_answered_that_it_leads_with_data() {
+    let mut lost = dead(local("b", Role::Replica, 0));
+    lost.volume = VolumeState::Lost;
+    let mut dies = silent("a");
+    dies.asked_at = None;
+    let decision = run(&lost, &[dies], &held_by("a", NOW));
+    assert_eq!(decision.actions, [Action::AskPeers]);
+    assert!(
+        decision.wake_at.is_some_and(|at| at <= NOW + larder_model::Millis(500)),
+        "{decision:?}"
+    );
+    let mut lost_too = report("a", 9);
+    lost_too.replication = Some(view(Role::Primary, 9));
+    lost_too.volume = VolumeState::Lost;
+    for not_yet in [silent("a"), answered(report("a", 9)), answered(lost_too)] {
+        let decision = run(&lost, &[not_yet], &held_by("a", NOW));
+        assert!(!decision.actions.iter().any(|a| matches!(a, Action::StartServer { .. })));
+    }
 }
 
 #[test]

@@ -69,20 +69,26 @@ impl Belongings {
             if fs::metadata(format!("/proc/{pid}")).map(|of| of.uid()).ok() != Some(own) {
                 continue;
             }
-            let arguments = process::arguments(pid);
-            match role(&arguments, data, &nodes) {
-                Some(Role::Keeper) => self.keepers.extend(process::mark_of(pid)?),
+            // The mark first: if the number is another process's by the time it is used, the mark fits
+            // nobody any more.
+            let Some(mark) = process::mark_of(pid)? else { continue };
+            if !is_same_place(pid, data) {
+                continue;
+            }
+            match role(&process::arguments(pid), data, &nodes) {
+                Some(Role::Keeper) => self.keepers.push(mark),
                 Some(Role::Supervised) => {
                     supervised.insert(pid);
-                    self.supervised.extend(process::mark_of(pid)?);
+                    self.supervised.push(mark);
                 }
-                None => others.push(pid),
+                None => others.push(mark),
             }
         }
-        for pid in others {
+        for mark in others {
+            let pid = mark.pid;
             let is_child = process::parent(pid).is_some_and(|parent| supervised.contains(&parent));
             if (is_child || is_server(pid)) && works_in(pid, &nodes) {
-                self.servers.extend(process::mark_of(pid)?);
+                self.servers.push(mark);
             }
         }
         Ok(())
@@ -95,6 +101,17 @@ impl Belongings {
             marks.retain(|mark| seen.insert(mark.pid) && process::is_alive(mark));
         }
     }
+}
+
+/// Whether the path, or the nearest folder above it that is still there, is the same for the process
+/// as for us. In a container it may be another folder, and what runs there is not ours.
+pub(crate) fn is_same_place(pid: u32, path: &Path) -> bool {
+    let place = |of: fs::Metadata| (of.dev(), of.ino());
+    let nearest = path.ancestors().find_map(|path| Some((path, fs::metadata(path).ok()?)));
+    nearest.is_some_and(|(path, ours)| {
+        fs::metadata(format!("/proc/{pid}/root{}", path.display()))
+            .is_ok_and(|theirs| place(theirs) == place(ours))
+    })
 }
 
 enum Role {

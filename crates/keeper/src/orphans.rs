@@ -24,16 +24,28 @@ impl Running {
             .iter()
             .filter(|(_, arguments)| session::runs(arguments, argv))
             .filter_map(|(pid, _)| process::mark_of(*pid).ok()?)
+            .filter(|mark| is_ours(mark, argv))
             .min_by_key(|mark| mark.start_ticks)
     }
+}
+
+/// Whether the process of the mark runs `argv`, on this machine's files. Asked after the mark was
+/// taken: a number that became another process's meanwhile has a mark that fits nobody.
+fn is_ours(mark: &ProcessMark, argv: &[String]) -> bool {
+    session::runs(&process::arguments(mark.pid), argv)
+        && argv
+            .last()
+            .map(Path::new)
+            .filter(|path| path.is_absolute())
+            .is_none_or(|path| belongings::is_same_place(mark.pid, path))
 }
 
 /// Everything that still runs for a desired process that shall go: the process itself, however
 /// often it was started, and the server of its guard with its children (background saves).
 pub(crate) fn remains(argv: &[String], guard: Option<&Guard>) -> io::Result<Vec<ProcessMark>> {
     let mut remains: Vec<ProcessMark> = process::pids()?
-        .filter(|pid| session::runs(&process::arguments(*pid), argv))
         .filter_map(|pid| process::mark_of(pid).ok()?)
+        .filter(|mark| is_ours(mark, argv))
         .collect();
     if let Some(guard) = guard {
         remains.extend(servers(guard)?);
@@ -57,9 +69,10 @@ pub(crate) fn servers(guard: &Guard) -> io::Result<Vec<ProcessMark>> {
         None => belongings::is_server(pid),
     };
     for pid in process::pids()? {
-        if runs(pid)
+        if let Ok(Some(mark)) = process::mark_of(pid)
+            && runs(pid)
             && belongs_to(pid, folder)
-            && let Ok(Some(mark)) = process::mark_of(pid)
+            && belongings::is_same_place(pid, folder)
             && !servers.contains(&mark)
         {
             servers.push(mark);

@@ -279,7 +279,11 @@ impl fmt::Display for Wait {
                 crate::size::ByteSize(*needed_bytes)
             ),
             Self::DataLost { shard } => {
-                write!(f, "no copy of shard {shard} is left: a person has to decide")
+                write!(
+                    f,
+                    "no copy of shard {shard} is left: put the volume of one of its nodes back, or \
+                     delete the instance"
+                )
             }
             Self::Effect { what } => write!(f, "waiting to see that {what}"),
             Self::Removal { what } => write!(f, "waiting until {what} is gone"),

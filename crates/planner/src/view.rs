@@ -138,7 +138,7 @@ impl<'a> View<'a> {
         let Some(status) = self.agent(node) else { return false };
         let unanswering = matches!(status.server.state, ServerState::Busy | ServerState::Hung);
         let since = status.server.unanswering_since;
-        unanswering && since.is_none_or(|since| self.now.since(since) >= STUCK_AFTER)
+        unanswering && since.is_some_and(|since| self.now.since(since) >= STUCK_AFTER)
     }
 
     /// The server lives and does not answer just now; it may well do so in a moment.

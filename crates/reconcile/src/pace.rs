@@ -10,7 +10,7 @@ const FIRST: Millis = Millis::secs(1);
 /// The longest pause while the order is accepted: a coordinated failover is over by then.
 const LONGEST: Millis = Millis::secs(5);
 /// The longest pause while it is refused.
-const LONGEST_REFUSED: Millis = Millis::secs(30);
+const LONGEST_REFUSED: Millis = Millis::secs(10);
 
 /// The orders given for one instance.
 #[derive(Debug, Default)]
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_refused_order_is_given_again_less_and_less_often() {
-        assert_eq!(ordered(100, true), [0, 1, 3, 7, 15, 31, 61, 91]);
+        assert_eq!(ordered(100, true), [0, 1, 3, 7, 15, 25, 35, 45, 55, 65, 75, 85, 95]);
     }
 
     #[test]

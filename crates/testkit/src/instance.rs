@@ -50,6 +50,7 @@ pub struct Node {
     pub replica_of: Option<String>,
     pub link: Option<String>,
     pub slots: Vec<String>,
+    pub last_seen_at: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -30,6 +30,7 @@ fn instance(endpoints: &[&Endpoint]) -> Instance {
         replica_of: None,
         link: None,
         slots: Vec::new(),
+        last_seen_at: None,
     };
     Instance {
         id: "i-1".into(),

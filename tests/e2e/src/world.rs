@@ -1,5 +1,6 @@
 //! An instance under test with its writing clients and its judges.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -66,9 +67,14 @@ pub async fn replication_is_whole(instance: &Instance, within: Duration) -> Resu
 /// Not within the given time.
 pub async fn settled(larder: &Larder, instance: &Instance, within: Duration) -> Result<Instance> {
     let primary = replication_is_whole(instance, within).await?;
-    let what = format!("running under {primary}");
+    let what = format!("running under {primary}, by what agents have said since");
+    let heard = |i: &Instance| -> BTreeMap<String, Option<String>> {
+        i.nodes.iter().map(|node| (node.id.clone(), node.last_seen_at.clone())).collect()
+    };
+    let before = heard(&larder.get(&instance.name).await?);
     let shown = larder.wait_for(&instance.name, &what, within, |i| {
-        i.state == "running" && i.primary(0).is_ok_and(|p| p.id == primary)
+        let is_news = heard(i).iter().all(|(node, at)| before.get(node) != Some(at));
+        i.state == "running" && i.primary(0).is_ok_and(|p| p.id == primary) && is_news
     });
     shown.await
 }

@@ -78,11 +78,10 @@ async fn cluster_fault(fault: Fault, serve_down: bool) -> Result<()> {
             i.state == "running"
                 && i.nodes.len() == 6
                 && (0..3).all(|s| i.primary(s).is_ok() && i.replicas(s).len() == 1)
+                // What a `serve` that was just started shows first is what it has seen before.
+                && !(moved && i.primary(0).is_ok_and(|p| p.id == before.id))
         })
         .await?;
-    if moved {
-        ensure!(shown.primary(0)?.id != before.id, "{} still leads", before.id);
-    }
     ensure!(shown.endpoints == tested.instance.endpoints, "the endpoint moved");
     check_tidy(&tested.larder).await?;
     let (larder, instance, seen) = tested.stop().await?;

@@ -95,7 +95,13 @@ pub(crate) async fn cancel(
         return Err(too_late(&operation));
     }
     let by = &caller.principal.user;
-    let reason = Refusal::new(Code::OperationCancelled, format!("cancelled by {by}"));
+    let detail = match operation.kind {
+        OperationKind::Failover { .. } | OperationKind::Restart { .. } => {
+            format!("cancelled by {by}; what was ordered already may still happen")
+        }
+        _ => format!("cancelled by {by}"),
+    };
+    let reason = Refusal::new(Code::OperationCancelled, detail);
     let cancelled = state
         .store()
         .operation_report(

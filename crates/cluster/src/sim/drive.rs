@@ -613,10 +613,8 @@ impl World {
     /// not turn, kills its server as the keeper would.
     fn fence(&mut self, node: &NodeId, old: &Member, epoch: u64, now: Timestamp) -> Done {
         let agent_runs = self.nodes.get(&old.node).is_some_and(|n| n.agent.runs(self.t));
-        if !self.reach(node, &old.node) {
-            return Done::Yes;
-        }
-        if !agent_runs {
+        // Killing takes no network where it is possible at all.
+        if !agent_runs || !self.reach(node, &old.node) {
             if self.config.kill_peers && self.kill_process(&old.node, false) {
                 self.note(|| format!("{node} kills the server of {}", old.node));
             }
