@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_refused_order_is_given_again_less_and_less_often() {
-        assert_eq!(ordered(100, true), [0, 1, 3, 7, 15, 31, 61, 91]);
+        assert_eq!(ordered(100, true), [0, 1, 3, 7, 15, 25, 35, 45, 55, 65, 75, 85, 95]);
     }
 
     #[test]
