@@ -23,6 +23,8 @@ use crate::memory::PromiseGiven;
 use crate::peers::{Heard, PeerAnswer};
 use crate::{clock, files, proc};
 
+/// Nodes that are started together come up within this time of each other.
+const ROUTE_IS_NEW: Millis = Millis(10_000);
 /// A report to a peer may spend this on its sample: the peer waits 300 ms.
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
 
@@ -45,6 +47,8 @@ pub(crate) struct Leased {
     hand_over: Option<HandOverProgress>,
     route: Option<Route>,
     route_known: bool,
+    /// When this agent published it last.
+    routed_at: Option<Timestamp>,
     situation: Situation,
     boot_id: String,
     /// What the keeper was told last: epoch and end of the promises.
@@ -66,6 +70,7 @@ impl Leased {
             hand_over: None,
             route: None,
             route_known: false,
+            routed_at: None,
             situation: Situation::Down,
             boot_id: proc::boot_id().unwrap_or_default(),
             promised: None,
@@ -504,6 +509,7 @@ impl Leased {
         match self.endpoint.publish(&route).await {
             Ok(None) => {
                 self.route = Some(route);
+                self.routed_at = Some(clock::monotonic());
                 true
             }
             Ok(Some(newer)) => {
@@ -607,11 +613,13 @@ impl Leased {
         }
     }
 
-    /// A peer lives that no reads lead to yet: its copy may be complete at any moment.
+    /// No reads lead to some peer yet, and it lives, or may have come up since the route was made: its
+    /// copy may be complete at any moment.
     fn awaits_replica(&self) -> bool {
         let Some(route) = &self.route else { return true };
+        let is_new = self.routed_at.is_some_and(|at| clock::monotonic().since(at) < ROUTE_IS_NEW);
         self.peers.iter().any(|peer| {
-            matches!(peer.answer, Observation::Known { .. })
+            (is_new || matches!(peer.answer, Observation::Known { .. }))
                 && !route.read.iter().any(|target| target.node == peer.member.node)
         })
     }

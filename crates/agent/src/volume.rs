@@ -106,13 +106,13 @@ impl Volume {
     /// # Errors
     /// When a file can be read but not synced; one that the server removed meanwhile is none.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
-        let folder = self.path.join("appendonlydir");
+        let folder = self.path.join(PARTS);
         let inside = match fs::read_dir(&folder) {
             Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
             Err(error) if is_absence(&error) => Vec::new(),
             Err(error) => return Err(error),
         };
-        for file in inside.into_iter().chain([self.path.join("appendonly.aof")]) {
+        for file in inside.into_iter().chain([self.path.join(ONE_PIECE)]) {
             match fs::File::open(&file).and_then(|file| file.sync_data()) {
                 Err(error) if !is_absence(&error) => return Err(error),
                 _ => {}

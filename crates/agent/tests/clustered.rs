@@ -187,8 +187,7 @@ async fn without_third_shard(world: &mut World) -> String {
     world.kill_agent(5);
     let mut replica = system(world, 5).await;
     replica.config_set(HOLD, "yes").await.expect("set");
-    world.kill_agent(4);
-    world.signal_server(4, "-9");
+    world.kill_node(4);
     world
         .wait("given up", Duration::from_secs(20), |all| {
             [0, 1, 2, 3]
@@ -240,6 +239,15 @@ async fn healed(world: &World) {
     released(world, 5).await;
 }
 
+/// The empty replica leaves the slots to their primary, and both are whole once they are back.
+async fn comes_back_after_nobody_led(world: &mut World, primary: &str) {
+    nobody_else_leads(world, primary).await;
+    assert!(is_on_hold(world, 5).await);
+    world.start(4);
+    world.start(5);
+    healed(world).await;
+}
+
 #[tokio::test]
 async fn an_empty_replica_whose_agent_dies_right_after_the_start_does_not_take_over() {
     let mut world = formed().await;
@@ -253,11 +261,7 @@ async fn an_empty_replica_whose_agent_dies_right_after_the_start_does_not_take_o
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     world.kill_agent(5);
-    nobody_else_leads(&world, &primary).await;
-    assert!(is_on_hold(&world, 5).await);
-    world.start(4);
-    world.start(5);
-    healed(&world).await;
+    comes_back_after_nobody_led(&mut world, &primary).await;
 }
 
 #[tokio::test]
@@ -293,8 +297,7 @@ async fn a_replica_started_empty_by_order_does_not_take_over_before_its_first_co
         .await;
     nobody_else_leads(&world, &primary).await;
     // Also when both begin anew: nothing has been copied yet.
-    world.kill_agent(5);
-    world.signal_server(5, "-9");
+    world.kill_node(5);
     world.start(5);
     world
         .wait("started again", Duration::from_secs(10), |all| {
@@ -302,11 +305,7 @@ async fn a_replica_started_empty_by_order_does_not_take_over_before_its_first_co
         })
         .await;
     world.kill_agent(5);
-    nobody_else_leads(&world, &primary).await;
-    assert!(is_on_hold(&world, 5).await);
-    world.start(4);
-    world.start(5);
-    healed(&world).await;
+    comes_back_after_nobody_led(&mut world, &primary).await;
 }
 
 #[tokio::test]
@@ -330,6 +329,8 @@ async fn a_former_primary_that_is_only_slow_is_not_killed() {
     world.wait("known", Duration::from_secs(5), |all| is_linked_replica(&all[new])).await;
     let pid = world.server_pid(old);
     let mut tenant = world.tenant(old).await;
+    let mut probe = world.tenant(old).await;
+    probe.set_timeout(Duration::from_millis(100));
     // It answers nobody for 3 to 4 s; after 5 s it would say that it is busy.
     tenant.set_timeout(Duration::from_secs(10));
     let busy = async move {
@@ -340,7 +341,11 @@ async fn a_former_primary_that_is_only_slow_is_not_killed() {
         assert!(began.elapsed() > Duration::from_millis(2_500));
     };
     let taken = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Until the script has begun.
+        let until = Instant::now() + Duration::from_secs(2);
+        while probe.call(&["PING"]).await.is_ok() {
+            assert!(Instant::now() < until, "the script does not run");
+        }
         let mode = ClusterFailoverMode::Takeover;
         world.order(new, Order::ClusterFailover { mode }).await;
         world.wait("taken over", Duration::from_secs(3), |all| owns_slots(&all[new])).await;
@@ -355,8 +360,7 @@ async fn a_cluster_killed_as_a_whole_comes_back_with_its_data() {
     let mut world = formed().await;
     world.tenant(4).await.call(&["SET", "foo", "bar"]).await.expect("written");
     for index in 0..world.nodes.len() {
-        world.kill_agent(index);
-        world.signal_server(index, "-9");
+        world.kill_node(index);
     }
     world.start_all();
     world
@@ -415,9 +419,7 @@ async fn only_failovers_that_happened_by_themselves_count_against_the_limit() {
         all.iter().flatten().all(|status| !events(status).contains(&"failover-on-hold")),
         "held back after two failovers"
     );
-    // The third that counts. A replica without an offset would be no candidate.
-    world.tenant(replica).await.call(&["SET", "foo", "baz"]).await.expect("written");
-    world.tenant(replica).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    // The third that counts.
     world.signal_server(replica, "-9");
     world.wait("third", Duration::from_secs(6), |all| owns_slots(&all[primary])).await;
 }

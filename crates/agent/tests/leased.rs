@@ -145,10 +145,8 @@ async fn a_node_without_its_volume_never_leads_and_copies_the_data_again() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     // Nobody is there to take over or to copy from.
-    world.kill_agent(second);
-    world.signal_server(second, "-9");
-    world.kill_agent(first);
-    world.signal_server(first, "-9");
+    world.kill_node(second);
+    world.kill_node(first);
     std::fs::remove_dir_all(world.nodes[first].dir.join("volume")).expect("removed");
     world.start(first);
     world
@@ -233,8 +231,7 @@ async fn a_lost_folder_that_is_put_back_is_used_again() {
     world.settled(START).await;
     world.tenant(0).await.call(&["SET", "key", "value"]).await.expect("written");
     let (folder, elsewhere) = (world.nodes[0].dir.join("volume"), world.nodes[0].dir.join("away"));
-    world.kill_agent(0);
-    world.signal_server(0, "-9");
+    world.kill_node(0);
     std::fs::rename(&folder, &elsewhere).expect("moved");
     world.start(0);
     world
@@ -265,8 +262,7 @@ async fn a_standalone_node_with_damaged_notes_leads_with_its_data() {
     let before = world.client(0).status().await.expect("answers");
     let last = before.events.last().expect("some").seq;
     for damage in [Some("{\"born\": tr"), None] {
-        world.kill_agent(0);
-        world.signal_server(0, "-9");
+        world.kill_node(0);
         match damage {
             Some(text) => std::fs::write(&notes, text).expect("written"),
             None => std::fs::remove_file(&notes).expect("removed"),

@@ -10,23 +10,47 @@ use std::time::{Duration, Instant};
 
 use larder_model::NodeMode;
 use larder_model::agent::{AgentStatus, ProblemCode, Role, ServerState, VolumeState};
+use larder_resp::Frame;
 use support::{World, events, leader};
 
 const START: Duration = Duration::from_secs(20);
 const HEALED: Duration = Duration::from_secs(40);
 const KEYS: usize = 50;
 
-async fn write_keys(world: &World, node: usize, copies: usize) {
-    let mut tenant = world.tenant(node).await;
+/// A shard of so many nodes that holds [`KEYS`], each on the disk and in the notes of every node;
+/// and which of them leads.
+async fn with_keys(world: &mut World) -> usize {
+    world.start_all();
+    let leads = world.settled(START).await;
+    let mut tenant = world.tenant(leads).await;
     for key in 0..KEYS {
         tenant.call(&["SET", &format!("k{key}"), "value"]).await.expect("written");
     }
-    if copies > 0 {
-        let copies = copies.to_string();
-        tenant.call(&["WAIT", &copies, "1000"]).await.expect("copied");
+    let copies = world.nodes.len() - 1;
+    let held = tenant.call(&["WAIT", &copies.to_string(), "10000"]).await.expect("copied");
+    assert_eq!(held, Frame::Integer(i64::try_from(copies).expect("few")));
+    let until = Instant::now() + START;
+    for node in 0..world.nodes.len() {
+        while !is_on_disk(world, node).await {
+            assert!(Instant::now() < until, "not on the disk of node {node}\n{}", world.logs());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
-    // Within a second it is in the file too, and a copy in the notes of its node.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    leads
+}
+
+/// The server has nothing that its append-only file lacks, and the agent has noted so.
+async fn is_on_disk(world: &World, node: usize) -> bool {
+    let info = world.tenant(node).await.call(&["INFO", "persistence"]).await.expect("answered");
+    let info = String::from_utf8_lossy(info.as_bytes().expect("text")).into_owned();
+    let notes = fs::read(world.nodes[node].dir.join("state.json")).expect("notes");
+    let notes: serde_json::Value = serde_json::from_slice(&notes).expect("JSON");
+    ["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0", "aof_buffer_length:0"]
+        .iter()
+        .all(|line| info.lines().any(|found| found == *line))
+        && notes["data_epoch"].as_u64() > Some(0)
+        && notes["files_seen"] == true
+        && !notes["written_by"].is_null()
 }
 
 /// How many of the keys the node has.
@@ -38,15 +62,6 @@ async fn keys(world: &World, node: usize) -> usize {
         there += usize::from(value.as_bytes() == Some(b"value"));
     }
     there
-}
-
-fn kill_all(world: &mut World) {
-    for node in 0..world.nodes.len() {
-        world.kill_agent(node);
-    }
-    for node in 0..world.nodes.len() {
-        world.signal_server(node, "-9");
-    }
 }
 
 fn volume(world: &World, node: usize) -> PathBuf {
@@ -85,10 +100,8 @@ fn told(status: &AgentStatus, reason: &str) -> usize {
 #[tokio::test]
 async fn a_standalone_volume_that_has_only_its_marker_left_is_lost_and_not_led_from() {
     let mut world = World::new(NodeMode::Leased, 1, 1);
-    world.start_all();
-    world.settled(START).await;
-    write_keys(&world, 0, 0).await;
-    kill_all(&mut world);
+    with_keys(&mut world).await;
+    world.kill_all();
     let (data, away) = (volume(&world, 0).join("appendonlydir"), world.nodes[0].dir.join("away"));
     fs::rename(&data, &away).expect("moved");
     world.start(0);
@@ -115,10 +128,8 @@ async fn a_standalone_volume_that_has_only_its_marker_left_is_lost_and_not_led_f
 async fn a_primary_that_has_only_its_marker_left_does_not_wipe_its_replicas() {
     for part in ["appendonlydir", "appendonlydir/appendonly.aof.manifest"] {
         let mut world = World::new(NodeMode::Leased, 1, 2);
-        world.start_all();
-        let first = world.settled(START).await;
-        write_keys(&world, first, 1).await;
-        kill_all(&mut world);
+        let first = with_keys(&mut world).await;
+        world.kill_all();
         let lost = volume(&world, first).join(part);
         if lost.is_dir() { fs::remove_dir_all(lost) } else { fs::remove_file(lost) }
             .expect("removed");
@@ -137,10 +148,8 @@ async fn a_primary_that_has_only_its_marker_left_does_not_wipe_its_replicas() {
 #[tokio::test]
 async fn a_shard_all_of_whose_volumes_are_gone_says_so_for_each_of_its_nodes() {
     let mut world = World::new(NodeMode::Leased, 1, 3);
-    world.start_all();
-    let first = world.settled(START).await;
-    write_keys(&world, first, 2).await;
-    kill_all(&mut world);
+    with_keys(&mut world).await;
+    world.kill_all();
     for node in 0..3 {
         fs::remove_dir_all(volume(&world, node)).expect("removed");
     }
@@ -162,12 +171,9 @@ async fn a_shard_all_of_whose_volumes_are_gone_says_so_for_each_of_its_nodes() {
 #[tokio::test]
 async fn a_replica_that_cannot_load_its_file_copies_the_data_anew() {
     let mut world = World::new(NodeMode::Leased, 1, 2);
-    world.start_all();
-    let first = world.settled(START).await;
+    let first = with_keys(&mut world).await;
     let second = 1 - first;
-    write_keys(&world, first, 1).await;
-    world.kill_agent(second);
-    world.signal_server(second, "-9");
+    world.kill_node(second);
     break_data(&volume(&world, second));
     world.start(second);
     world
@@ -185,10 +191,8 @@ async fn a_replica_that_cannot_load_its_file_copies_the_data_anew() {
 #[tokio::test]
 async fn a_last_primary_that_cannot_load_its_file_is_not_waited_for() {
     let mut world = World::new(NodeMode::Leased, 1, 3);
-    world.start_all();
-    let first = world.settled(START).await;
-    write_keys(&world, first, 2).await;
-    kill_all(&mut world);
+    let first = with_keys(&mut world).await;
+    world.kill_all();
     let part = break_data(&volume(&world, first));
     let broken = fs::read(&part).expect("read");
     world.start_all();
@@ -209,10 +213,8 @@ async fn a_last_primary_that_cannot_load_its_file_is_not_waited_for() {
 #[tokio::test]
 async fn a_standalone_file_that_cannot_be_loaded_is_told_once_and_tried_again_when_it_changes() {
     let mut world = World::new(NodeMode::Leased, 1, 1);
-    world.start_all();
-    world.settled(START).await;
-    write_keys(&world, 0, 0).await;
-    kill_all(&mut world);
+    with_keys(&mut world).await;
+    world.kill_all();
     let part = newest_part(&volume(&world, 0));
     let good = fs::read(&part).expect("read");
     break_data(&volume(&world, 0));
@@ -270,10 +272,8 @@ async fn data_that_an_older_binary_cannot_load_are_not_lost_and_served_once_the_
     let binary = folder.path().join("redis-server");
     right_binary(&binary);
     let mut world = World::with_binary(NodeMode::Leased, 1, 2, &binary);
-    world.start_all();
-    let first = world.settled(START).await;
-    write_keys(&world, first, 1).await;
-    kill_all(&mut world);
+    with_keys(&mut world).await;
+    world.kill_all();
     wrong_binary(&binary, "6.2.5");
     world.start_all();
     world
@@ -298,10 +298,8 @@ async fn data_that_a_broken_binary_could_not_load_anywhere_are_tried_again_by_an
     let binary = folder.path().join("redis-server");
     right_binary(&binary);
     let mut world = World::with_binary(NodeMode::Leased, 1, 2, &binary);
-    world.start_all();
-    let first = world.settled(START).await;
-    write_keys(&world, first, 1).await;
-    kill_all(&mut world);
+    with_keys(&mut world).await;
+    world.kill_all();
     wrong_binary(&binary, "7.0.15");
     world.start_all();
     world
@@ -326,12 +324,9 @@ async fn data_that_a_broken_binary_could_not_load_anywhere_are_tried_again_by_an
 #[tokio::test]
 async fn data_that_the_disk_does_not_let_be_read_are_never_given_up() {
     let mut world = World::new(NodeMode::Leased, 1, 2);
-    world.start_all();
-    let first = world.settled(START).await;
+    let first = with_keys(&mut world).await;
     let second = 1 - first;
-    write_keys(&world, first, 1).await;
-    world.kill_agent(second);
-    world.signal_server(second, "-9");
+    world.kill_node(second);
     // A folder in the place of a file gives an error of reading, as a sick disk does.
     let part = newest_part(&volume(&world, second));
     let away = world.nodes[second].dir.join("away");
@@ -354,11 +349,9 @@ async fn data_that_the_disk_does_not_let_be_read_are_never_given_up() {
 #[tokio::test]
 async fn remains_stay_in_their_place_while_the_holder_of_the_lease_is_dead() {
     let mut world = World::new(NodeMode::Leased, 1, 2);
-    world.start_all();
-    let first = world.settled(START).await;
+    let first = with_keys(&mut world).await;
     let second = 1 - first;
-    write_keys(&world, first, 1).await;
-    kill_all(&mut world);
+    world.kill_all();
     let folder = volume(&world, second).join("appendonlydir");
     let manifest = folder.join("appendonly.aof.manifest");
     let away = world.nodes[second].dir.join("away");
@@ -383,10 +376,8 @@ async fn remains_stay_in_their_place_while_the_holder_of_the_lease_is_dead() {
 #[tokio::test]
 async fn a_volume_of_another_node_is_left_alone() {
     let mut world = World::new(NodeMode::Leased, 1, 1);
-    world.start_all();
-    world.settled(START).await;
-    write_keys(&world, 0, 0).await;
-    kill_all(&mut world);
+    with_keys(&mut world).await;
+    world.kill_all();
     let marker = volume(&world, 0).join(".larder");
     let own = fs::read_to_string(&marker).expect("read");
     fs::write(&marker, own.replace("n-00", "n-99")).expect("written");
@@ -407,9 +398,7 @@ async fn a_volume_of_another_node_is_left_alone() {
 #[tokio::test]
 async fn a_shard_whose_lease_is_deleted_makes_a_new_one_by_itself() {
     let mut world = World::new(NodeMode::Leased, 1, 3);
-    world.start_all();
-    let first = world.settled(START).await;
-    write_keys(&world, first, 2).await;
+    with_keys(&mut world).await;
     let epoch = world.lease().expect("held").epoch;
     fs::remove_dir_all(world.lease_dir()).expect("removed");
     world
@@ -436,7 +425,7 @@ async fn a_broken_cluster_file_without_a_good_copy_does_not_make_good_data_lost(
         assert!(Instant::now() < deadline, "no copy of nodes.conf was kept");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    kill_all(&mut world);
+    world.kill_all();
     let file = volume(&world, 0).join("nodes.conf");
     let good = fs::read(&file).expect("read");
     fs::write(&file, "no such thing").expect("written");

@@ -5,59 +5,24 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::Local;
+use common::{Local, config, instance, node, secrets};
 use larder_cluster::{Cluster, ClusterError, EndpointSpec};
 use larder_keeper::{KeeperPaths, files, process};
-use larder_model::agent::{Fence, NodeConfig};
+use larder_model::agent::Fence;
 use larder_model::local::{NodeSecrets, ProcessMark, ProcessSpec};
-use larder_model::{
-    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, InstanceId, InstanceName, Millis,
-    NodeId, NodeMode, Secret,
-};
+use larder_model::{EndpointKind, Secret};
 
 const FENCE: Fence = Fence { controller_epoch: 1, generation: 1 };
 
-fn instance() -> InstanceId {
-    InstanceId::new("i-one").expect("id")
-}
-
-fn node() -> NodeId {
-    NodeId::new("n-1").expect("id")
-}
-
-fn config(address: Address) -> NodeConfig {
-    NodeConfig {
-        renderer: 1,
-        node: node(),
-        instance: instance(),
-        instance_name: InstanceName::new("one").expect("name"),
-        shard: 0,
-        zone: None,
-        mode: NodeMode::Leased,
-        engine: EngineName::new("redis-7.0").expect("name"),
-        address,
-        memory: ByteSize::mib(128),
-        maxmemory: ByteSize::mib(102),
-        cluster_node_timeout: Millis(5000),
-        bootstrap: true,
-        initialized: false,
-        members: Vec::new(),
-        storage_class: None,
-        election: ElectionPolicy::default(),
-        generation: 1,
-    }
-}
-
-fn secrets() -> NodeSecrets {
-    NodeSecrets {
-        system_password: Secret::new("system"),
-        default_password_sha256: Secret::new("0".repeat(64)),
-    }
-}
+const NODE: &str = "n-1";
 
 async fn make_node(local: &Local) {
-    let address = local.cluster.reserve_address(&instance(), &node()).await.expect("address");
-    local.cluster.ensure_node(FENCE, &config(address), &secrets()).await.expect("ensure");
+    let address = local.cluster.reserve_address(&instance(), &node(NODE)).await.expect("address");
+    local
+        .cluster
+        .ensure_node(FENCE, &config(NODE, address, Vec::new(), 1), &secrets())
+        .await
+        .expect("ensure");
 }
 
 async fn make_endpoint(local: &Local) {
@@ -88,18 +53,23 @@ async fn runs(local: &Local, name: &str) -> ProcessMark {
     mark.expect("it runs")
 }
 
+/// A node and an endpoint, with the marks of their agent and relay.
+async fn running() -> (Local, [ProcessMark; 2]) {
+    let local = Local::new();
+    make_node(&local).await;
+    make_endpoint(&local).await;
+    let marks = [runs(&local, "agent-n-1").await, runs(&local, "relay-i-one").await];
+    (local, marks)
+}
+
 async fn realised(local: &Local) -> bool {
     let seen = local.cluster.observe(&instance()).await.expect("observe");
-    seen.nodes[&node()].realised
+    seen.nodes[&node(NODE)].realised
 }
 
 #[tokio::test]
 async fn a_damaged_wish_counts_as_missing_and_is_written_anew() {
-    let local = Local::new();
-    make_node(&local).await;
-    make_endpoint(&local).await;
-    let agent = runs(&local, "agent-n-1").await;
-    let relay = runs(&local, "relay-i-one").await;
+    let (local, [agent, relay]) = running().await;
     let paths = KeeperPaths::new(local.data());
     for name in ["agent-n-1", "relay-i-one"] {
         std::fs::write(paths.desired(name), b"\xff garbage").expect("damage");
@@ -120,11 +90,7 @@ async fn a_damaged_wish_counts_as_missing_and_is_written_anew() {
 
 #[tokio::test]
 async fn an_instance_with_damaged_wishes_is_removed_whole() {
-    let local = Local::new();
-    make_node(&local).await;
-    make_endpoint(&local).await;
-    let agent = runs(&local, "agent-n-1").await;
-    let relay = runs(&local, "relay-i-one").await;
+    let (local, [agent, relay]) = running().await;
     let paths = KeeperPaths::new(local.data());
     std::fs::write(paths.desired("agent-n-1"), "{").expect("damage");
     std::fs::write(paths.desired("relay-i-one"), "{").expect("damage");
@@ -134,10 +100,7 @@ async fn an_instance_with_damaged_wishes_is_removed_whole() {
 
 #[tokio::test]
 async fn a_relay_whose_wish_was_deleted_goes_with_its_instance() {
-    let local = Local::new();
-    make_node(&local).await;
-    make_endpoint(&local).await;
-    let relay = runs(&local, "relay-i-one").await;
+    let (local, [_, relay]) = running().await;
     let paths = KeeperPaths::new(local.data());
     std::fs::remove_file(paths.desired("relay-i-one")).expect("remove");
     // As it is after a restart of the keeper too, which knows it only by its state.
@@ -193,12 +156,13 @@ async fn small_files_that_are_damaged_hold_nothing_up() {
     let local = Local::new();
     make_node(&local).await;
     let dir = local.data().join("instances/i-one");
-    let port = local.cluster.reserve_address(&instance(), &node()).await.expect("address").port;
+    let port = local.cluster.reserve_address(&instance(), &node(NODE)).await.expect("address").port;
     let ports = local.data().join("ports").join(port.to_string());
     for path in [dir.join("fence.json"), dir.join("nodes/n-1/address.json"), ports] {
         std::fs::write(&path, "garbage").expect("damage");
         make_node(&local).await;
-        let address = local.cluster.reserve_address(&instance(), &node()).await.expect("address");
+        let address =
+            local.cluster.reserve_address(&instance(), &node(NODE)).await.expect("address");
         assert_eq!(address.port, port, "after damage to {}", path.display());
     }
 }

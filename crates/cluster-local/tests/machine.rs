@@ -6,23 +6,12 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use common::Local;
+use common::{Local, config, instance, node, secrets};
 use larder_cluster::{AgentError, Agents, Cluster, ClusterError, EndpointSpec};
 use larder_keeper::{KeeperPaths, files, process};
-use larder_model::agent::{Fence, Member, NodeConfig};
-use larder_model::local::{AgentBoot, NodeSecrets, ProcessMark, ProcessSpec};
-use larder_model::{
-    Address, ByteSize, Code, ElectionPolicy, EndpointKind, EngineName, InstanceId, InstanceName,
-    Millis, NodeId, NodeMode, Secret,
-};
-
-fn instance() -> InstanceId {
-    InstanceId::new("i-one").expect("id")
-}
-
-fn node(text: &str) -> NodeId {
-    NodeId::new(text).expect("id")
-}
+use larder_model::agent::{Fence, Member};
+use larder_model::local::{AgentBoot, ProcessMark, ProcessSpec};
+use larder_model::{Address, ByteSize, Code, EndpointKind, EngineName, InstanceId, Millis};
 
 fn fence(generation: u64) -> Fence {
     Fence { controller_epoch: 1, generation }
@@ -31,36 +20,6 @@ fn fence(generation: u64) -> Fence {
 fn member(id: &str, port: u16) -> Member {
     let address = Address::new("127.0.0.1", port);
     Member { node: node(id), shard: 0, zone: None, address }
-}
-
-fn config(id: &str, address: Address, members: Vec<Member>, generation: u64) -> NodeConfig {
-    NodeConfig {
-        renderer: 1,
-        node: node(id),
-        instance: instance(),
-        instance_name: InstanceName::new("one").expect("name"),
-        shard: 0,
-        zone: None,
-        mode: NodeMode::Leased,
-        engine: EngineName::new("redis-7.0").expect("name"),
-        address,
-        memory: ByteSize::mib(128),
-        maxmemory: ByteSize::mib(102),
-        cluster_node_timeout: Millis(5000),
-        bootstrap: true,
-        initialized: false,
-        members,
-        storage_class: None,
-        election: ElectionPolicy::default(),
-        generation,
-    }
-}
-
-fn secrets() -> NodeSecrets {
-    NodeSecrets {
-        system_password: Secret::new("system"),
-        default_password_sha256: Secret::new("0".repeat(64)),
-    }
 }
 
 async fn make(local: &Local, id: &str, members: Vec<Member>, generation: u64) -> Address {

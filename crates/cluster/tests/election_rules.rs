@@ -17,6 +17,10 @@ fn node(index: usize) -> NodeId {
 }
 
 /// A running, initialised instance of `nodes` nodes whose primary is node 0.
+fn by_network() -> SimConfig {
+    SimConfig { kill_by_network: true, ..SimConfig::default() }
+}
+
 fn fleet(seed: u64, nodes: usize, config: SimConfig, policy: ElectionPolicy) -> Sim {
     let sim = Sim::new(seed, config);
     sim.add_leased("i-a", nodes, policy);
@@ -34,7 +38,7 @@ fn unlimited() -> ElectionPolicy {
 }
 
 fn usual(seed: u64, nodes: usize) -> Sim {
-    fleet(seed, nodes, SimConfig::default(), unlimited())
+    fleet(seed, nodes, by_network(), unlimited())
 }
 
 fn for_ms(sim: &Sim, length: i64) -> Result<(), Violation> {
@@ -285,7 +289,7 @@ fn a_returning_node_would_not_become_a_replica() {
 #[test]
 fn a_poison_command_would_walk_through_all_copies() {
     rule_matters(Rules { failover_limit: false, ..Rules::ALL }, |seed, rules| {
-        let sim = fleet(seed, 3, SimConfig::default(), ElectionPolicy::default());
+        let sim = fleet(seed, 3, by_network(), ElectionPolicy::default());
         sim.set_rules(rules);
         for _ in 0..7 {
             if let Some(primary) = sim.primary("i-a") {
@@ -311,7 +315,7 @@ fn a_poison_command_would_walk_through_all_copies() {
 #[test]
 fn a_planned_hand_over_would_lose_writes() {
     rule_matters(Rules { equal_offsets: false, ..Rules::ALL }, |seed, rules| {
-        let config = SimConfig { lag_ms: 200, ..SimConfig::default() };
+        let config = SimConfig { lag_ms: 200, ..by_network() };
         let sim = fleet(seed, 2, config, unlimited());
         sim.set_rules(rules);
         sim.order(&node(0), &Order::HandOver { to: None });
@@ -328,7 +332,7 @@ fn a_late_release_would_make_two_nodes_lead() {
     rule_matters(Rules { renew_before_promote: false, ..Rules::ALL }, |seed, rules| {
         // Called off while the lease still holds: later the rule to stop in time would help too.
         let policy = ElectionPolicy { hand_over_timeout: Millis(1000), ..unlimited() };
-        let sim = fleet(seed, 2, SimConfig::default(), policy);
+        let sim = fleet(seed, 2, by_network(), policy);
         sim.set_rules(rules);
         sim.order(&node(0), &Order::HandOver { to: None });
         // The hand-over has begun when the store gets slow.

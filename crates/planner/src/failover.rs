@@ -12,10 +12,13 @@ use crate::view::View;
 
 /// For so long a silent agent is waited for before a wish is judged without it.
 const PATIENCE: Millis = Millis::secs(10);
-/// So long after a person's word no hand-over that it began is still under way: one takes
+/// So long after it began no hand-over is still under way: one takes
 /// `hand_over_timeout` at most, and who comes after a successor that died is settled within
 /// `own_file_after` (see `ElectionPolicy`).
 const HAND_OVER: Millis = Millis::secs(15);
+
+/// The step in which the primary changes.
+pub(crate) const CHANGE: &str = "change-primary";
 
 /// What was asked for; `from` is the primary when the work began, `without_primary` that it had
 /// begun without one.
@@ -25,7 +28,8 @@ pub(crate) struct Wish<'w> {
     pub(crate) accept_data_loss: bool,
     pub(crate) from: Option<&'w NodeId>,
     pub(crate) without_primary: bool,
-    pub(crate) asked_at: Timestamp,
+    /// When the change itself began to be ordered.
+    pub(crate) begun_at: Timestamp,
 }
 
 impl Wish<'_> {
@@ -254,7 +258,7 @@ fn go_on(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), 
 /// the old primary lives, and answers or has done so a moment ago.
 fn is_handing_over(view: &View<'_>, wish: &Wish<'_>) -> bool {
     let Some(from) = wish.from.filter(|_| !wish.without_primary) else { return false };
-    view.serves(from) && !view.is_stuck(from) && view.now.since(wish.asked_at) < HAND_OVER
+    view.serves(from) && !view.is_stuck(from) && view.now.since(wish.begun_at) < HAND_OVER
 }
 
 /// The old primary's server hangs while another node leads. An agent with a lease sees to that
@@ -291,7 +295,7 @@ fn phases(view: &View<'_>, wish: &Wish<'_>, changed: bool) -> Vec<Phase> {
     let synced = changed && is_settled(view, wish.shard);
     vec![
         Phase::new("check-replica", begun, "a replica may take over"),
-        Phase::new("change-primary", changed, leads),
+        Phase::new(CHANGE, changed, leads),
         Phase::new("sync-replicas", synced, "the others copy from the new primary"),
     ]
 }

@@ -121,13 +121,14 @@ fn decide(
             Some(restart::advance(view, draft, node.as_ref(), run_ids))
         }
         OperationKind::Failover { shard, to, accept_data_loss, from, without_primary } => {
+            let change = operation.steps.iter().find(|step| step.name == failover::CHANGE);
             let wish = failover::Wish {
                 shard: *shard,
                 to: to.as_ref(),
                 accept_data_loss: *accept_data_loss,
                 from: from.as_ref(),
                 without_primary: *without_primary,
-                asked_at: operation.created_at,
+                begun_at: change.and_then(|s| s.started_at).unwrap_or(operation.created_at),
             };
             Some(failover::advance(view, draft, &wish))
         }

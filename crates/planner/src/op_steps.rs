@@ -79,20 +79,14 @@ pub(crate) fn broke(operation: &Operation, refusal: Refusal) -> OperationReport 
 /// The report of an operation that has used up its time: its steps as they were last recorded.
 pub(crate) fn timed_out(view: &View<'_>, operation: &Operation) -> OperationReport {
     let after = view.desired.policy.operation_timeout;
-    let mut steps = operation.steps.clone();
-    let stuck = steps.iter_mut().find(|step| step.state != StepState::Succeeded);
-    let at = match stuck {
-        Some(step) => {
-            step.state = StepState::Failed;
-            format!(" in step `{}`: {}", step.name, step.message)
-        }
-        None => String::new(),
-    };
+    let stuck = operation.steps.iter().find(|step| step.state != StepState::Succeeded);
+    let at =
+        stuck.map_or(String::new(), |step| format!(" in step `{}`: {}", step.name, step.message));
     let refusal = Refusal::new(
         Code::Timeout,
         format!("the {} did not get there within {after}{at}", operation.kind.as_str()),
     );
-    OperationReport { steps, outcome: OperationOutcome::Failed(refusal) }
+    broke(operation, refusal)
 }
 
 /// The first step that is not done is the one at work; those after it may have begun.

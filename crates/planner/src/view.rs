@@ -133,7 +133,7 @@ impl<'a> View<'a> {
     }
 
     /// The server lives and has not answered for longer than any command that is not a fault:
-    /// an endless script, or a process that is stopped. Not said how long: long enough.
+    /// an endless script, or a process that is stopped.
     pub(crate) fn is_stuck(&self, node: &NodeId) -> bool {
         let Some(status) = self.agent(node) else { return false };
         let unanswering = matches!(status.server.state, ServerState::Busy | ServerState::Hung);

@@ -101,7 +101,12 @@ async fn a_primary_that_dies_on_a_full_disk_is_replaced_and_the_other_returns_wh
     let control = tested.larder.get("control").await?;
     for instance in [&tested.instance, &control] {
         let mut connection = connect(instance.endpoint("write")?).await?;
-        connection.call(&["SET", "told", &instance.name]).await?;
+        let reply = connection.call(&["SET", "told", &instance.name]).await?;
+        ensure!(reply.text() == "OK", "{reply:?}");
+        // A replica that has just been linked may get the stream of writes some moments later.
+        let copies = instance.replicas(0).len().to_string();
+        let reply = connection.call(&["WAIT", &copies, "10000"]).await?;
+        ensure!(reply.text() == copies, "{reply:?} of {copies} replicas have it");
     }
     let before = replication_is_whole(&tested.instance, SOON).await?;
     let (old_server, _) = read_at(&tested.instance, "told").await?;

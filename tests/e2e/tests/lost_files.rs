@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use larder_e2e::world::{Tested, connect};
 use larder_e2e::{cluster_is_whole, replication_is_whole};
 use larder_testkit::process::{Kind, kill9, sigcont, sigstop};
-use larder_testkit::{Instance, Larder, Reply};
+use larder_testkit::{Instance, Larder, Node, Reply, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const KEYS: i64 = 200;
@@ -56,10 +56,42 @@ async fn filled(larder: &Larder, replicas: &str) -> Result<Instance> {
     for key in 0..KEYS {
         ensure!(client.call(&["SET", &format!("k{key}"), "v"]).await?.is_ok());
     }
-    client.call(&["WAIT", replicas, "2000"]).await?;
-    // Within a second it is in the files too.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let held = client.call(&["WAIT", replicas, "10000"]).await?.text();
+    ensure!(held == replicas, "{held} of {replicas} replicas have it");
+    for node in &instance.nodes {
+        on_disk(larder, &instance, node).await?;
+    }
     Ok(instance)
+}
+
+/// Waits until the server has nothing that its append-only file lacks, and its agent has noted so.
+async fn on_disk(larder: &Larder, instance: &Instance, node: &Node) -> Result<()> {
+    let notes = larder.volume(instance, &node.id).with_file_name("state.json");
+    let address = node.address()?;
+    eventually("data and notes are on the disk", SOON, async || {
+        let info = connect(&address).await?.call(&["INFO", "persistence"]).await?.text();
+        let written =
+            ["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0", "aof_buffer_length:0"]
+                .iter()
+                .all(|line| info.lines().any(|found| found == *line));
+        let notes: serde_json::Value = serde_json::from_slice(&std::fs::read(&notes)?)?;
+        let noted = notes["data_epoch"].as_u64() > Some(0) && notes["files_seen"] == true;
+        Ok((written && noted).then_some(()))
+    })
+    .await
+}
+
+/// Waits until another node than `before` leads, and the instance is whole with all keys.
+async fn succeeded_with_all_keys(larder: &Larder, instance: &Instance, before: &str) -> Result<()> {
+    larder
+        .wait_for("one", "running, with another primary", SOON, |i| {
+            i.state == "running" && i.primary(0).is_ok_and(|primary| primary.id != before)
+        })
+        .await?;
+    replication_is_whole(instance, SOON).await?;
+    let size = keys(instance).await?;
+    ensure!(size == Reply::Integer(KEYS), "{size:?}");
+    Ok(())
 }
 
 async fn keys(instance: &Instance) -> Result<Reply> {
@@ -74,14 +106,7 @@ async fn primary_that_has_only_its_marker_left_wipes_no_replica() -> Result<()> 
     let before = instance.primary(0)?.id.clone();
     let volume = larder.volume(&instance, &before);
     strike(&larder, &instance, || Ok(std::fs::remove_dir_all(volume.join("appendonlydir"))?))?;
-    larder
-        .wait_for("one", "running, with another primary", SOON, |i| {
-            i.state == "running" && i.primary(0).is_ok_and(|primary| primary.id != before)
-        })
-        .await?;
-    replication_is_whole(&instance, SOON).await?;
-    let size = keys(&instance).await?;
-    ensure!(size == Reply::Integer(KEYS), "{size:?}");
+    succeeded_with_all_keys(&larder, &instance, &before).await?;
     larder.finish().await
 }
 
@@ -119,14 +144,7 @@ async fn last_primary_whose_file_is_broken_is_succeeded_and_copies_anew() -> Res
     let before = instance.primary(0)?.id.clone();
     let volume = larder.volume(&instance, &before);
     strike(&larder, &instance, || break_file(&newest_part(&volume)?))?;
-    larder
-        .wait_for("one", "running, with another primary", SOON, |i| {
-            i.state == "running" && i.primary(0).is_ok_and(|primary| primary.id != before)
-        })
-        .await?;
-    replication_is_whole(&instance, SOON).await?;
-    let size = keys(&instance).await?;
-    ensure!(size == Reply::Integer(KEYS), "{size:?}");
+    succeeded_with_all_keys(&larder, &instance, &before).await?;
     let reasons = larder.event_reasons("one").await?;
     ensure!(reasons.iter().filter(|reason| *reason == "data-unusable").count() == 1, "{reasons:?}");
     larder.finish().await

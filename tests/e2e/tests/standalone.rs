@@ -156,15 +156,21 @@ async fn everything_killed_at_once_comes_back_with_serve() -> Result<()> {
     larder.finish().await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn volume_lost_without_a_copy_is_shown_as_lost_and_never_empty() -> Result<()> {
+/// A standalone instance `one` that holds `k`, whose volume is about to be in trouble.
+async fn with_a_key() -> Result<(Larder, Instance)> {
     let larder = Larder::started().await?;
     larder.expect_faults();
     larder.expect_log("volume");
     let instance = larder.create("one", &["--architecture", "standalone"]).await?;
-    let write = instance.endpoint("write")?.clone();
-    ensure!(connect(&write).await?.call(&["SET", "k", "v"]).await?.is_ok());
-    let node = instance.nodes[0].clone();
+    let write = instance.endpoint("write")?;
+    ensure!(connect(write).await?.call(&["SET", "k", "v"]).await?.is_ok());
+    Ok((larder, instance))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volume_lost_without_a_copy_is_shown_as_lost_and_never_empty() -> Result<()> {
+    let (larder, instance) = with_a_key().await?;
+    let (write, node) = (instance.endpoint("write")?.clone(), instance.nodes[0].clone());
     let volume = larder.volume(&instance, &node.id);
     larder
         .kill_node(&instance, &node, || {
@@ -202,13 +208,8 @@ async fn volume_lost_without_a_copy_is_shown_as_lost_and_never_empty() -> Result
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn volume_that_was_moved_away_and_put_back_serves_again_by_itself() -> Result<()> {
-    let larder = Larder::started().await?;
-    larder.expect_faults();
-    larder.expect_log("volume");
-    let instance = larder.create("one", &["--architecture", "standalone"]).await?;
-    let write = instance.endpoint("write")?.clone();
-    ensure!(connect(&write).await?.call(&["SET", "k", "v"]).await?.is_ok());
-    let node = instance.nodes[0].clone();
+    let (larder, instance) = with_a_key().await?;
+    let (write, node) = (instance.endpoint("write")?.clone(), instance.nodes[0].clone());
     let volume = larder.volume(&instance, &node.id);
     let away = volume.with_extension("away");
     larder

@@ -180,6 +180,20 @@ impl World {
         pid
     }
 
+    /// Agent and server of node `index` die together.
+    pub(crate) fn kill_node(&mut self, index: usize) {
+        self.kill_agent(index);
+        self.signal_server(index, "-9");
+    }
+
+    /// Every agent dies, then every server: nobody sees another one's death.
+    pub(crate) fn kill_all(&mut self) {
+        (0..self.nodes.len()).for_each(|index| self.kill_agent(index));
+        for index in 0..self.nodes.len() {
+            self.signal_server(index, "-9");
+        }
+    }
+
     pub(crate) async fn order(&self, index: usize, order: Order) {
         let fence = Fence { controller_epoch: 1, generation: 1 };
         let result = self.client(index).order(fence, &order).await;

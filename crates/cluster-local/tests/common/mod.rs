@@ -10,7 +10,12 @@ use larder_cluster::Cluster;
 use larder_cluster::conformance::Subject;
 use larder_cluster_local::{EngineLookup, LocalCluster, LocalOptions};
 use larder_keeper::{ensure_running, is_running, process, running_pid};
-use larder_model::EngineName;
+use larder_model::agent::{Member, NodeConfig};
+use larder_model::local::NodeSecrets;
+use larder_model::{
+    Address, ByteSize, ElectionPolicy, EngineName, InstanceId, InstanceName, Millis, NodeId,
+    NodeMode, Secret,
+};
 
 /// Each test gets its own ports: what one tests to be free another may be about to use.
 static NEXT_RANGE: AtomicU16 = AtomicU16::new(0);
@@ -135,4 +140,47 @@ fn larder() -> PathBuf {
     let own = std::env::current_exe().expect("own path");
     let target = own.parent().and_then(Path::parent).expect("target folder");
     target.join("examples").join("larder_stub")
+}
+
+pub(crate) fn instance() -> InstanceId {
+    InstanceId::new("i-one").expect("id")
+}
+
+pub(crate) fn node(text: &str) -> NodeId {
+    NodeId::new(text).expect("id")
+}
+
+pub(crate) fn config(
+    id: &str,
+    address: Address,
+    members: Vec<Member>,
+    generation: u64,
+) -> NodeConfig {
+    NodeConfig {
+        renderer: 1,
+        node: node(id),
+        instance: instance(),
+        instance_name: InstanceName::new("one").expect("name"),
+        shard: 0,
+        zone: None,
+        mode: NodeMode::Leased,
+        engine: EngineName::new("redis-7.0").expect("name"),
+        address,
+        memory: ByteSize::mib(128),
+        maxmemory: ByteSize::mib(102),
+        cluster_node_timeout: Millis(5000),
+        bootstrap: true,
+        initialized: false,
+        members,
+        storage_class: None,
+        election: ElectionPolicy::default(),
+        generation,
+    }
+}
+
+pub(crate) fn secrets() -> NodeSecrets {
+    NodeSecrets {
+        system_password: Secret::new("system"),
+        default_password_sha256: Secret::new("0".repeat(64)),
+    }
 }

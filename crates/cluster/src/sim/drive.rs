@@ -613,8 +613,11 @@ impl World {
     /// not turn, kills its server as the keeper would.
     fn fence(&mut self, node: &NodeId, old: &Member, epoch: u64, now: Timestamp) -> Done {
         let agent_runs = self.nodes.get(&old.node).is_some_and(|n| n.agent.runs(self.t));
-        // Killing takes no network where it is possible at all.
-        if !agent_runs || !self.reach(node, &old.node) {
+        let reaches = self.reach(node, &old.node);
+        if !reaches && self.config.kill_by_network {
+            return Done::Yes;
+        }
+        if !agent_runs || !reaches {
             if self.config.kill_peers && self.kill_process(&old.node, false) {
                 self.note(|| format!("{node} kills the server of {}", old.node));
             }

@@ -53,6 +53,9 @@ pub struct SimConfig {
     pub load_ms: i64,
     /// Agents can kill each other's servers, as on one machine.
     pub kill_peers: bool,
+    /// They reach them for that by the network only: worse than any real place, so that it is the
+    /// other rules that have to keep the promise.
+    pub kill_by_network: bool,
 }
 
 /// One worker of one container cluster.
@@ -81,6 +84,7 @@ impl Default for SimConfig {
             sync_ms: 200,
             load_ms: 100,
             kill_peers: true,
+            kill_by_network: false,
         }
     }
 }

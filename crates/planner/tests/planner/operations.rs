@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use larder_model::agent::{Role, ServerState, VolumeState};
 use larder_model::plan::{OperationOutcome, Plan, Step, Wait};
 use larder_model::{
-    Architecture, Code, InstanceState, Millis, NodeId, Observation, OperationKind, Timestamp,
+    Architecture, Code, InstanceState, Millis, NodeId, Observation, OperationKind, OperationStep,
+    StepState, Timestamp,
 };
 
 use crate::world::World;
@@ -286,15 +287,34 @@ fn nobody_takes_a_lease_in_the_middle_of_a_hand_over() {
         from: Some(old),
         without_primary: false,
     });
+    // Asked for long ago, and begun only now: `serve` was down, or somebody was waited for.
+    let begun = world.now;
+    let operation = world.desired.operation.as_mut().expect("begun");
+    operation.created_at = Timestamp(begun.0 - 60_000);
+    operation.steps = vec![OperationStep {
+        name: "change-primary".to_owned(),
+        state: StepState::Running,
+        progress: None,
+        message: String::new(),
+        started_at: Some(begun),
+        finished_at: None,
+    }];
     // Demoted and alive, nobody leads for a moment.
-    let mut observed = world.observe();
-    for seen in observed.nodes.values_mut() {
-        if let larder_model::Observation::Known { value, .. } = &mut seen.agent {
-            value.lease.as_mut().expect("leased").holder = None;
+    let plan = |world: &mut World| {
+        let mut observed = world.observe();
+        for seen in observed.nodes.values_mut() {
+            if let Observation::Known { value, .. } = &mut seen.agent {
+                value.lease.as_mut().expect("leased").holder = None;
+            }
         }
-    }
-    let plan = larder_planner::plan(&world.desired, &observed, world.now, &mut world.ids);
-    assert!(plan.steps.is_empty(), "{plan}");
+        larder_planner::plan(&world.desired, &observed, world.now, &mut world.ids)
+    };
+    world.now = begun + Millis::secs(14);
+    let early = plan(&mut world);
+    assert!(early.steps.is_empty(), "{early}");
+    world.now = begun + Millis::secs(15);
+    let late = plan(&mut world);
+    assert!(late.steps.iter().any(|p| matches!(p.step, Step::TakeLease { .. })), "{late}");
 }
 
 /// Right after a start of `serve` nothing is known of any agent: that is no reason to refuse.
