@@ -77,7 +77,7 @@ impl Boot {
     ///
     /// # Errors
     /// [`AgentError::AlreadyRunning`] when another agent holds the lock; otherwise the file that
-    /// cannot be read.
+    /// cannot be read or used.
     pub(crate) fn load(path: &Path) -> Result<Self, AgentError> {
         // Absolute: the server's working folder is another one.
         let path = fs::canonicalize(path)
@@ -85,7 +85,10 @@ impl Boot {
         let dir = NodeDir::new(&path);
         let lock = take_lock(&dir.lock())?;
         let boot: AgentBoot = read_json(&dir.boot())?;
-        let secrets = read_json(&dir.secrets())?;
+        let secrets: NodeSecrets = read_json(&dir.secrets())?;
+        if !secrets.is_usable() {
+            return Err(AgentError::Secrets { path: dir.secrets() });
+        }
         let run_dir = RunDir(boot.run_dir.clone());
         Ok(Self { dir, boot, secrets, run_dir, _lock: lock })
     }

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
-/// An answer is never larger than this: a status has at most 64 events and 40 nodes.
+/// An answer is never larger than this: a status has at most `EVENTS_KEPT` events and 40 nodes.
 const MAX_ANSWER: usize = 4 << 20;
 
 /// How long a short call may take.

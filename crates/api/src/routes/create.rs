@@ -64,7 +64,8 @@ pub(crate) async fn create(
     let object = Object::Instance { project, name: named };
     caller.ask(Action::InstanceCreate, &object)?;
     let password = new.password.clone();
-    let spec = spec(new)?;
+    let class_left_out = new.storage_class.is_none();
+    let mut spec = spec(new)?;
     if let Some(password) = &password {
         check_password(password.expose())?;
     } else if !params.dry_run {
@@ -72,7 +73,7 @@ pub(crate) async fn create(
             ApiError::new(Code::PasswordMissing, "an instance needs a password").field("password")
         );
     }
-    check_surroundings(&state, &spec).await?;
+    check_surroundings(&state, &mut spec, class_left_out).await?;
     if params.dry_run {
         return dry_run::plan(&state, spec).await.map(|plan| Json(plan).into_response());
     }
@@ -184,8 +185,13 @@ fn replicas(
 }
 
 /// Checks what depends on the installation. The store checks again, in its transaction, what two
-/// requests could take from each other.
-async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(), ApiError> {
+/// requests could take from each other. A storage class that was left out is the container
+/// cluster's first where the standard one is not among them.
+async fn check_surroundings(
+    state: &ApiState,
+    spec: &mut InstanceSpec,
+    class_left_out: bool,
+) -> Result<(), ApiError> {
     if !state.store().project_exists(&spec.project).await? {
         return Err(ApiError::new(
             Code::NotFound,
@@ -228,16 +234,20 @@ async fn check_surroundings(state: &ApiState, spec: &InstanceSpec) -> Result<(),
             .field("container_cluster"));
         };
         if !cluster.storage_classes.contains(&spec.storage_class) {
-            return Err(Refusal::new(
-                Code::StorageClassNotFound,
-                format!(
-                    "container cluster `{}` has no storage class `{}`: use one of {}",
-                    spec.container_cluster,
-                    spec.storage_class,
-                    cluster.storage_classes.join(", ")
-                ),
-            )
-            .field("storage_class"));
+            if let (true, Some(first)) = (class_left_out, cluster.storage_classes.first()) {
+                spec.storage_class.clone_from(first);
+            } else {
+                return Err(Refusal::new(
+                    Code::StorageClassNotFound,
+                    format!(
+                        "container cluster `{}` has no storage class `{}`: use one of {}",
+                        spec.container_cluster,
+                        spec.storage_class,
+                        cluster.storage_classes.join(", ")
+                    ),
+                )
+                .field("storage_class"));
+            }
         }
         // What cannot be looked at just now is not known to be full.
         if cluster.reachable {
