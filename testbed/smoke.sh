@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks every promise of the test bed on one of its own: each claim is a function, named as such. Takes two minutes.
+# Checks every promise of the test bed on one of its own: each claim is a function, named as such. Takes three minutes.
 #   smoke.sh [CLAIM...]
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -265,6 +265,26 @@ killed_containerd_comes_back_to_its_pods() {
         eventually 30 ready_is "$node" True && eventually 30 k -n smoke exec web-2 -- /probe true &&
         is "$id" "$(k -n smoke get pod web-2 -o 'jsonpath={.status.containerStatuses[0].containerID}')" "the same container"
 }
+worker_whose_first_process_is_killed_can_be_powered_on_again() {
+    local node pid
+    settled || return 1
+    node=$(node_of web-1)
+    pid=$(pgrep -f "worker-stage2 $LARDER_TESTBED_DIR/workers/$node/boot.json" | head -n 1)
+    kill -9 "$pid" || return 1
+    eventually 10 says "$node .* off" tb status && eventually 30 ready_is "$node" Unknown || return 1
+    says "$node is not ready" tb ready --timeout 1s || { note "it counts as switched off"; return 1; }
+    tb worker on "$node" && eventually 30 ready_is "$node" True && settled
+}
+paused_containerd_holds_up_no_other_command() {
+    local node loading begin=$SECONDS
+    node=$(node_of web-2)
+    tb pause containerd "$node" || return 1
+    tb image load "$work/smoke.tar" 2>/dev/null &
+    loading=$!
+    says 'containerd \(paused\)' timeout 10 "$bin" status && timeout 10 "$bin" pause kubelet "$node" &&
+        timeout 10 "$bin" resume kubelet "$node" && kill -0 "$loading" || { note "after $((SECONDS - begin)) s"; return 1; }
+    timeout 10 "$bin" resume containerd "$node" && wait "$loading" && eventually 30 ready_is "$node" True && settled
+}
 killed_control_plane_comes_back_as_it_was() {
     local c uid address
     address=$(lb outside)
@@ -339,7 +359,9 @@ if [ $# = 0 ]; then
         client_outside_reaches_pods_and_node_ports logs_exec_and_port_forward_pass_the_loopback pod_security_is_enforced \
         network_policy_is_enforced volume_outlives_its_pod volume_grows disruption_budget_stops_a_drain \
         worker_without_power_is_noticed_and_comes_back_with_its_data pods_of_a_cut_worker_go_on_alone \
-        killed_kubelet_leaves_its_pods_running killed_containerd_comes_back_to_its_pods killed_control_plane_comes_back_as_it_was \
+        killed_kubelet_leaves_its_pods_running killed_containerd_comes_back_to_its_pods \
+        worker_whose_first_process_is_killed_can_be_powered_on_again paused_containerd_holds_up_no_other_command \
+        killed_control_plane_comes_back_as_it_was \
         paused_etcd_stops_the_api_but_not_the_services deleted_claim_takes_its_data_along down_leaves_nothing_behind killed_launcher_takes_everything_along abort_of_the_owner_ends_it; do
         claim "$name"
     done

@@ -81,7 +81,7 @@ pub(crate) struct History {
 impl History {
     pub(crate) fn store(&self) -> Retention {
         let default = Retention::default();
-        let days = |days: u32| Millis(u64::from(days) * 24 * 3600 * 1000);
+        let days = |days: u32| Millis::days(u64::from(days));
         Retention {
             events: self.events_days.map_or(default.events, days),
             events_per_instance: self.events_per_instance.unwrap_or(default.events_per_instance),

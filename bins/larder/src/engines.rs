@@ -1,11 +1,10 @@
 //! The catalogue of engines: found on this machine at start, or added by a person.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use larder_model::{EngineName, Refusal, Timestamp};
-use larder_node::probe::{EngineProbe, probe};
+use larder_node::probe::{EngineProbe, fingerprint, probe};
 use larder_store::{EngineRow, Store, StoreError};
 
 /// Where the capabilities of an engine say which file was probed.
@@ -23,8 +22,8 @@ const BINARIES: [&str; 2] = ["redis-server", "valkey-server"];
 /// moment keeps its entry.
 pub(crate) async fn refresh(store: &Store) -> anyhow::Result<()> {
     for known in store.engine_list().await? {
-        let file = fingerprint(&known.path);
-        if file.is_null() || known.capabilities.get(FILE) == Some(&file) {
+        let Some(file) = fingerprint(&known.path) else { continue };
+        if known.capabilities.get(FILE).and_then(serde_json::Value::as_str) == Some(&file) {
             continue;
         }
         let found = match look(&known.path, known.added_at, known.builtin).await {
@@ -37,9 +36,11 @@ pub(crate) async fn refresh(store: &Store) -> anyhow::Result<()> {
         if found.version != known.version {
             tracing::info!(engine = %known.name, from = known.version, to = found.version, path = %known.path.display(), "engine was upgraded");
         }
-        let elsewhere = store.engine_list().await?.into_iter().any(|other| {
-            other.name == found.name && other.path != found.path && other.name != known.name
-        });
+        let elsewhere = match store.engine_get(&found.name).await {
+            Ok(other) => other.name != known.name && other.path != found.path,
+            Err(error) if error.is_not_found() => false,
+            Err(error) => return Err(error.into()),
+        };
         if !elsewhere {
             store.engine_upsert(&found).await?;
         }
@@ -67,7 +68,12 @@ pub(crate) async fn renamed(
             Ok(()) => gone.push(former.name),
             Err(StoreError::Conflict(_)) => {
                 tracing::warn!(engine = %former.name, version = found.version, path = %found.path.display(), "engine was replaced by another version while instances use it");
-                let kept = EngineRow { name: former.name, ..found.clone() };
+                let kept = EngineRow {
+                    name: former.name,
+                    added_at: former.added_at,
+                    builtin: former.builtin,
+                    ..found.clone()
+                };
                 store.engine_upsert(&kept).await?;
             }
             Err(error) => return Err(error),
@@ -76,21 +82,13 @@ pub(crate) async fn renamed(
     Ok(gone)
 }
 
-/// Which file was probed; null when there is none.
-fn fingerprint(path: &Path) -> serde_json::Value {
-    let Ok(file) = std::fs::metadata(path) else { return serde_json::Value::Null };
-    // Package managers and copies set the time of the content back, nobody that of the change.
-    let changed_at = file.ctime() * 1_000_000_000 + file.ctime_nsec();
-    serde_json::json!({ "bytes": file.len(), "inode": file.ino(), "changed_at_ns": changed_at })
-}
-
 /// Probes a binary for the catalogue.
 async fn look(path: &Path, now: Timestamp, builtin: bool) -> Result<EngineRow, Refusal> {
     // Before the probe: a file that is replaced meanwhile is probed again next time.
     let file = fingerprint(path);
     let mut row = row(probe(path).await?, now, builtin);
     if let Some(capabilities) = row.capabilities.as_object_mut() {
-        capabilities.insert(FILE.to_owned(), file);
+        capabilities.insert(FILE.to_owned(), file.into());
     }
     Ok(row)
 }
@@ -194,13 +192,19 @@ mod tests {
     use super::*;
 
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
+    use larder_api::EngineProbe as _;
+    use larder_cluster_local::EngineLookup as _;
     use larder_model::local::NodeSecrets;
     use larder_model::{
         Architecture, ByteSize, IdSource as _, InstanceName, InstanceSpec, Operation,
         OperationKind, OperationState, ProjectName, Secret, SeededIds,
     };
+    use larder_reconcile::SystemClock;
     use larder_store::{Record, RecordOutcome};
+
+    use crate::parts::{Engines, Prober};
 
     const NOW: Timestamp = Timestamp(1_000);
 
@@ -277,17 +281,48 @@ mod tests {
         assert_eq!(version().await, real.version, "a missing file keeps its entry");
     }
 
-    #[tokio::test]
-    async fn the_former_name_of_an_upgraded_engine_goes_unless_an_instance_uses_it() {
-        let (_folder, store, binary) = catalogue().await;
-        let real = look(&binary, NOW, true).await.unwrap();
-        let former = |name: &str| EngineRow {
+    /// An entry of the same binary from when it had another version.
+    fn former(real: &EngineRow, name: &str) -> EngineRow {
+        EngineRow {
             name: EngineName::new(name).unwrap(),
             version: "0.0.1".into(),
             capabilities: serde_json::json!({}),
             ..real.clone()
-        };
-        let (unused, used) = (former("redis-0.1"), former("redis-0.2"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_changes_nothing_and_only_an_engine_that_was_added_replaces_its_former_name() {
+        let (_folder, store, binary) = catalogue().await;
+        let real = look(&binary, NOW, true).await.unwrap();
+        let (unused, used) = (former(&real, "redis-0.1"), former(&real, "redis-0.2"));
+        for row in [&unused, &used] {
+            store.engine_upsert(row).await.unwrap();
+        }
+        instance_on(&store, &used.name).await;
+        let before = store.engine_list().await.unwrap();
+        let engines = Arc::new(Engines::load(&store).await.unwrap());
+        let prober = Prober::new(engines.clone(), store.clone(), Arc::new(SystemClock));
+
+        let found = prober.probe(&binary).await.unwrap();
+        assert_eq!(store.engine_list().await.unwrap(), before, "it may still be refused");
+        assert_eq!(engines.server_binary(&unused.name), Some(binary.clone()));
+
+        store.engine_upsert(&found).await.unwrap();
+        assert_eq!(prober.added(&found).await.unwrap(), std::slice::from_ref(&unused.name));
+        assert!(store.engine_get(&unused.name).await.is_err());
+        assert_eq!(engines.server_binary(&unused.name), None);
+        assert_eq!(engines.server_binary(&found.name), Some(binary.clone()));
+        let kept = store.engine_get(&used.name).await.unwrap();
+        assert_eq!(kept.version, real.version);
+        assert_eq!((kept.builtin, kept.added_at), (true, NOW), "who added it is as it was");
+    }
+
+    #[tokio::test]
+    async fn the_former_name_of_an_upgraded_engine_goes_unless_an_instance_uses_it() {
+        let (_folder, store, binary) = catalogue().await;
+        let real = look(&binary, NOW, true).await.unwrap();
+        let (unused, used) = (former(&real, "redis-0.1"), former(&real, "redis-0.2"));
         for row in [&unused, &used] {
             store.engine_upsert(row).await.unwrap();
         }

@@ -1,12 +1,12 @@
 //! What `serve` does about the keeper: starts one that is missing, replaces one that hangs, and
 //! tells in events what it has started again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder_keeper::{Beat, KeeperError, KeeperPaths, Restarted, Start, process};
-use larder_model::{Event, EventKind, InstanceId, NodeId, Severity, Timestamp};
+use larder_model::{Event, EventKind, InstanceId, NodeId, Severity};
 use larder_reconcile::{Clock as _, SystemClock};
 use larder_store::Store;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ const REPLACE_SILENT: u32 = 60;
 const LOOKS_PER_READING: u32 = 60;
 /// Of a process that keeps ending there is one event in this time.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// Up to which end of a process everything has been told, in milliseconds since the epoch.
+/// Of each process how many of its restarts have been told: a map as JSON.
 const TOLD: &str = "keeper-restarts-told";
 
 /// Looks after the keeper until `stop`.
@@ -37,9 +37,7 @@ pub(crate) async fn watch_keeper(
     let mut patience = Patience::default();
     let mut teller = Teller::default();
     match store.setting_get(TOLD).await {
-        Ok(told) => {
-            teller.told_until = told.and_then(|at| at.parse().ok()).map_or(Timestamp(0), Timestamp)
-        }
+        Ok(told) => teller.recall(told.as_deref()),
         Err(error) => tracing::warn!(%error, "what was told of restarts is not known any more"),
     }
     loop {
@@ -60,16 +58,17 @@ pub(crate) async fn watch_keeper(
             None
         });
         let mut events: Vec<Event> = news.into_iter().collect();
+        let told_before = teller.told.clone();
         if let Some(all) = teller.read(&data) {
             events.extend(teller.news(all, Instant::now()));
-        }
-        if events.is_empty() {
-            continue;
         }
         if let Err(error) = store.event_append(&events).await {
             tracing::warn!(%error, "what happened to the keeper is not recorded");
         }
-        if let Err(error) = store.setting_set(TOLD, &teller.told_until.0.to_string()).await {
+        if teller.told == told_before {
+            continue;
+        }
+        if let Err(error) = store.setting_set(TOLD, &teller.to_remember()).await {
             tracing::warn!(%error, "what was told of restarts is not recorded");
         }
     }
@@ -88,13 +87,9 @@ fn look(
         *patience = Patience::default();
         return Ok(Some(event(Severity::Info, "keeper-restarted", text)));
     }
-    let beat = larder_keeper::beat(data)?;
-    let is_stopped = (beat.as_ref())
-        .and_then(|beat| process::stat(beat.keeper.pid))
-        .is_some_and(|stat| stat.state == 'T');
-    let Some(keeper) = beat.as_ref().map(|beat| beat.keeper.clone()) else {
-        return Ok(None);
-    };
+    let Some(beat) = larder_keeper::beat(data)? else { return Ok(None) };
+    let keeper = beat.keeper.clone();
+    let is_stopped = process::stat(keeper.pid).is_some_and(process::Stat::is_stopped);
     let why = if is_stopped { "is stopped" } else { "does not answer" };
     let news = match patience.judge(beat, is_stopped) {
         Verdict::Well => None,
@@ -151,21 +146,17 @@ enum Verdict {
 }
 
 impl Patience {
-    fn judge(&mut self, beat: Option<Beat>, is_stopped: bool) -> Verdict {
-        let same_keeper = match (&self.last, &beat) {
-            (Some(last), Some(beat)) => last.keeper == beat.keeper,
-            _ => false,
-        };
-        if !same_keeper {
-            *self = Self { last: beat, ..Self::default() };
+    fn judge(&mut self, beat: Beat, is_stopped: bool) -> Verdict {
+        let Some(last) = self.last.as_mut().filter(|last| last.keeper == beat.keeper) else {
+            *self = Self { last: Some(beat), ..Self::default() };
             return Verdict::Well;
-        }
+        };
         self.stopped = if is_stopped { self.stopped + 1 } else { 0 };
-        if self.last == beat {
+        if *last == beat {
             self.silent += 1;
         } else {
             (self.silent, self.has_beaten) = (0, true);
-            self.last = beat;
+            *last = beat;
         }
         let silent = if self.has_beaten { self.silent } else { 0 };
         if self.stopped >= REPLACE_STOPPED || silent >= REPLACE_SILENT {
@@ -182,21 +173,32 @@ impl Patience {
 /// Tells of each restart once, also across restarts of `serve`.
 #[derive(Debug, Default)]
 struct Teller {
-    told_until: Timestamp,
-    known: HashMap<String, Known>,
+    /// How many restarts of a process have been told.
+    told: BTreeMap<String, u64>,
+    told_at: HashMap<String, Instant>,
     read_at: Option<SystemTime>,
     looks: u32,
     /// Something waits for its turn.
     held: bool,
 }
 
-#[derive(Debug)]
-struct Known {
-    restarts: u64,
-    told_at: Option<Instant>,
-}
-
 impl Teller {
+    /// Takes up what a former `serve` has told.
+    fn recall(&mut self, remembered: Option<&str>) {
+        let Some(text) = remembered else { return };
+        match serde_json::from_str(text) {
+            Ok(told) => self.told = told,
+            Err(error) => {
+                tracing::warn!(%error, "what was told of restarts cannot be read and is told again");
+            }
+        }
+    }
+
+    /// What the next `serve` is to [`recall`](Self::recall).
+    fn to_remember(&self) -> String {
+        serde_json::json!(self.told).to_string()
+    }
+
     /// What has been started again, when there may be news.
     fn read(&mut self, data: &Path) -> Option<Vec<Restarted>> {
         // Each new state is renamed into its folder, which shows in the folder's time.
@@ -215,35 +217,28 @@ impl Teller {
 
     fn news(&mut self, all: Vec<Restarted>, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
-        let told_until = self.told_until;
         self.held = false;
-        self.known.retain(|name, _| all.iter().any(|of| of.name == *name));
+        // One that is gone begins to count anew if its name ever comes back.
+        self.told.retain(|name, _| all.iter().any(|of| of.name == *name));
+        self.told_at.retain(|name, _| all.iter().any(|of| of.name == *name));
         for of in all {
-            // First seen by this process: a former one may have told it.
-            let before = self.known.get(&of.name).map_or_else(
-                || {
-                    if of.ended_at > told_until {
-                        of.restarts.saturating_sub(1)
-                    } else {
-                        of.restarts
-                    }
-                },
-                |known| known.restarts,
-            );
-            let told_at = self.known.get(&of.name).and_then(|known| known.told_at);
-            if of.restarts <= before {
-                self.known.insert(of.name, Known { restarts: of.restarts, told_at });
-                continue;
+            let before = self.told.get(&of.name).copied().unwrap_or(0);
+            let times = of.restarts.saturating_sub(before);
+            if times > 0 {
+                let last = self.told_at.get(&of.name);
+                if last.is_some_and(|at| now.duration_since(*at) < TOLD_EVERY) {
+                    self.held = true;
+                    continue;
+                }
+                self.told_at.insert(of.name.clone(), now);
             }
-            if told_at.is_some_and(|at| now.duration_since(at) < TOLD_EVERY) {
-                self.held = true;
-                continue;
+            self.told.insert(of.name.clone(), of.restarts);
+            if times > 0 {
+                events.push(restart_event(of, times));
             }
-            self.told_until = self.told_until.max(of.ended_at);
-            let times = of.restarts - before;
-            self.known.insert(of.name.clone(), Known { restarts: of.restarts, told_at: Some(now) });
-            events.push(restart_event(of, times));
         }
+        // Their numbers follow their times, as far as they are told together.
+        events.sort_by_key(|event| event.at);
         events
     }
 }
@@ -257,7 +252,12 @@ fn restart_event(of: Restarted, times: u64) -> Event {
         1 => format!("{who} was started again: {}", of.how),
         _ => format!("{who} was started again, {times} times since it was last told: {}", of.how),
     };
-    Event { instance: Some(of.instance), node: of.node, ..event(Severity::Info, reason, &message) }
+    Event {
+        at: of.ended_at,
+        instance: Some(of.instance),
+        node: of.node,
+        ..event(Severity::Info, reason, &message)
+    }
 }
 
 fn event(severity: Severity, reason: &str, message: &str) -> Event {
@@ -275,18 +275,20 @@ fn event(severity: Severity, reason: &str, message: &str) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use larder_model::Timestamp;
     use larder_model::local::ProcessMark;
+    use std::os::unix::process::ExitStatusExt as _;
 
-    fn data_with_keeper(pid: u32, turned: u64) -> Option<Beat> {
+    fn beat_of(pid: u32, turned: u64) -> Beat {
         let keeper = ProcessMark { pid, start_ticks: 1, boot_id: "boot".to_owned() };
-        Some(Beat::new(keeper, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(turned))))
+        let turned_at = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(turned));
+        Beat { keeper, turned_at }
     }
 
     #[test]
     fn a_stopped_keeper_is_told_once_and_then_replaced() {
         let mut patience = Patience::default();
-        let verdicts: Vec<_> =
-            (0..21).map(|_| patience.judge(data_with_keeper(7, 1), true)).collect();
+        let verdicts: Vec<_> = (0..21).map(|_| patience.judge(beat_of(7, 1), true)).collect();
         assert_eq!(verdicts.iter().filter(|v| **v == Verdict::Say).count(), 1);
         assert_eq!(verdicts[SAY_STOPPED as usize], Verdict::Say);
         assert_eq!(verdicts[REPLACE_STOPPED as usize], Verdict::Replace);
@@ -296,35 +298,91 @@ mod tests {
     fn a_keeper_that_shows_life_or_never_did_is_left_alone() {
         let mut patience = Patience::default();
         for look in 0..200 {
-            assert_eq!(patience.judge(data_with_keeper(7, look / 10), false), Verdict::Well);
+            assert_eq!(patience.judge(beat_of(7, look / 10), false), Verdict::Well);
         }
         let mut patience = Patience::default();
         for _ in 0..200 {
-            assert_eq!(patience.judge(data_with_keeper(7, 1), false), Verdict::Well, "old release");
+            assert_eq!(patience.judge(beat_of(7, 1), false), Verdict::Well, "old release");
         }
     }
 
     #[test]
     fn a_keeper_whose_loop_no_longer_turns_is_replaced() {
         let mut patience = Patience::default();
-        patience.judge(data_with_keeper(7, 1), false);
-        let verdicts: Vec<_> =
-            (0..=60).map(|_| patience.judge(data_with_keeper(7, 2), false)).collect();
+        patience.judge(beat_of(7, 1), false);
+        let verdicts: Vec<_> = (0..=60).map(|_| patience.judge(beat_of(7, 2), false)).collect();
         assert_eq!(verdicts[SAY_SILENT as usize], Verdict::Say);
         assert_eq!(verdicts[REPLACE_SILENT as usize], Verdict::Replace);
-        let fresh = patience.judge(data_with_keeper(8, 2), false);
+        let fresh = patience.judge(beat_of(8, 2), false);
         assert_eq!(fresh, Verdict::Well, "its successor starts with full patience");
     }
 
-    fn relay(restarts: u64, ended_at: i64) -> Vec<Restarted> {
-        vec![Restarted {
-            name: "relay-i-1".to_owned(),
+    /// A process that holds the keeper's lock by all appearances: the lock itself is this one's.
+    struct StandIn {
+        child: std::process::Child,
+        _lock: std::fs::File,
+    }
+
+    impl Drop for StandIn {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    fn stand_in(data: &Path) -> StandIn {
+        let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let mark = process::mark_of(child.id()).unwrap();
+        let paths = KeeperPaths::new(data);
+        std::fs::create_dir_all(paths.root()).unwrap();
+        std::fs::write(paths.lock(), serde_json::to_vec(&mark).unwrap()).unwrap();
+        let lock = std::fs::File::open(paths.lock()).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        StandIn { child, _lock: lock }
+    }
+
+    #[test]
+    fn a_keeper_that_stays_stopped_is_said_to_hang_and_then_killed() {
+        let data = tempfile::tempdir().unwrap();
+        let mut keeper = stand_in(data.path());
+        let mark = process::mark_of(keeper.child.id()).unwrap().unwrap();
+        let handle = process::Handle::open(&mark).unwrap().unwrap();
+        handle.signal(rustix::process::Signal::STOP).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !process::stat(mark.pid).is_some_and(process::Stat::is_stopped) {
+            assert!(Instant::now() < deadline, "it is not stopped");
+            std::thread::yield_now();
+        }
+        let mut patience = Patience::default();
+        let mut look = || look(data.path(), Path::new("/bin/false"), &mut patience).unwrap();
+        let reasons: Vec<_> =
+            (0..REPLACE_STOPPED).filter_map(|_| look()).map(|e| e.reason).collect();
+        assert_eq!(reasons, ["keeper-hangs"]);
+        assert!(process::is_alive(&mark), "it may still go on");
+        assert_eq!(look().unwrap().reason, "keeper-replaced");
+        assert_eq!(keeper.child.wait().unwrap().signal(), Some(9));
+    }
+
+    fn restarted(name: &str, restarts: u64, ended_at: i64) -> Restarted {
+        Restarted {
+            name: name.to_owned(),
             instance: InstanceId::new("i-1").unwrap(),
             node: None,
             restarts,
             ended_at: Timestamp(ended_at),
             how: "it was killed by signal 9".to_owned(),
-        }]
+        }
+    }
+
+    fn relay(restarts: u64, ended_at: i64) -> Vec<Restarted> {
+        vec![restarted("relay-i-1", restarts, ended_at)]
+    }
+
+    /// The teller of a `serve` that was started again.
+    fn after_restart(teller: &Teller) -> Teller {
+        let mut next = Teller::default();
+        next.recall(Some(&teller.to_remember()));
+        next
     }
 
     #[test]
@@ -334,11 +392,41 @@ mod tests {
         let events = teller.news(relay(1, 100), now);
         assert_eq!(events[0].message, "the relay was started again: it was killed by signal 9");
         assert_eq!(events[0].reason, "relay-restarted");
+        assert_eq!(events[0].at, Timestamp(100), "when it happened, not when it is told");
         assert!(teller.news(relay(1, 100), now).is_empty());
 
-        let mut next = Teller { told_until: teller.told_until, ..Teller::default() };
+        let mut next = after_restart(&teller);
         assert!(next.news(relay(1, 100), now).is_empty());
-        assert_eq!(next.news(relay(2, 200), now).len(), 1);
+        // Whatever the clock says by then.
+        assert_eq!(next.news(relay(2, 50), now).len(), 1);
+    }
+
+    #[test]
+    fn what_is_held_back_is_told_after_a_restart_of_serve_whatever_was_told_of_others_meanwhile() {
+        let now = Instant::now();
+        let both = |one: (u64, i64), other: (u64, i64)| {
+            vec![restarted("relay-a", one.0, one.1), restarted("relay-b", other.0, other.1)]
+        };
+        let mut teller = Teller::default();
+        assert_eq!(teller.news(both((1, 100), (0, 0)), now).len(), 1);
+        let events = teller.news(both((2, 200), (1, 300)), now);
+        assert_eq!(events.len(), 1, "`a` is held back, `b` is told");
+        assert!(teller.held);
+
+        let mut next = after_restart(&teller);
+        let events = next.news(both((4, 250), (1, 300)), now);
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].at, Timestamp(250));
+        assert!(events[0].message.contains("3 times"), "{}", events[0].message);
+    }
+
+    #[test]
+    fn restarts_while_serve_was_down_are_all_counted_and_told_in_their_order() {
+        let mut teller = Teller::default();
+        let all = vec![restarted("relay-a", 5, 200), restarted("relay-b", 1, 100)];
+        let events = teller.news(all, Instant::now());
+        assert_eq!(events.iter().map(|of| of.at.0).collect::<Vec<_>>(), [100, 200]);
+        assert!(events[1].message.contains("5 times"), "{}", events[1].message);
     }
 
     #[test]

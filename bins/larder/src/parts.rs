@@ -10,7 +10,7 @@ use larder_cluster::ClusterError;
 use larder_cluster_local::{EngineLookup, LocalCluster};
 use larder_model::{ByteSize, Code, EngineName, InstanceSpec, Refusal};
 use larder_reconcile::Clock;
-use larder_store::{EngineRow, Store};
+use larder_store::{EngineRow, Store, StoreError};
 
 /// The catalogue in memory: engine name to binary.
 pub(crate) struct Engines {
@@ -57,15 +57,14 @@ impl Prober {
 #[async_trait]
 impl EngineProbe for Prober {
     async fn probe(&self, path: &Path) -> Result<EngineRow, Refusal> {
-        let found = crate::engines::probe_for_catalogue(path, self.clock.now()).await?;
-        for former in crate::engines::renamed(&self.store, &found).await? {
-            self.engines.remove(&former);
-        }
-        Ok(found)
+        crate::engines::probe_for_catalogue(path, self.clock.now()).await
     }
 
-    fn added(&self, engine: &EngineRow) {
+    async fn added(&self, engine: &EngineRow) -> Result<Vec<EngineName>, StoreError> {
         self.engines.insert(engine);
+        let former = crate::engines::renamed(&self.store, engine).await?;
+        former.iter().for_each(|name| self.engines.remove(name));
+        Ok(former)
     }
 
     fn removed(&self, engine: &EngineName) {

@@ -213,8 +213,14 @@ async fn serve(
     if !driver.is_finished() {
         let _ = tokio::time::timeout(GRACE, &mut driver).await;
     }
-    keeper.abort();
-    history.abort();
+    // To its end: an abort would not end a look that is under way, and that may start a keeper.
+    for (what, task) in [("look after the keeper", keeper), ("removal of old history", history)] {
+        match tokio::time::timeout(GRACE, task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the {what} broke off"),
+            Err(_) => tracing::warn!("the {what} does not end in time"),
+        }
+    }
     store.close().await;
     if superseded {
         bail!("a newer controller is at work on the same instances");

@@ -1,12 +1,12 @@
 //! Stops everything of a data directory without removing anything.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use larder_keeper::process::{Handle, is_alive};
-use larder_keeper::{Belongings, KeeperPaths};
-use larder_model::local::{DataDir, ProcessMark};
+use larder_keeper::{Belongings, KeeperPaths, run_dir};
+use larder_model::local::ProcessMark;
 use rustix::process::Signal;
 
 /// Servers write what they still hold before they end; then they are killed.
@@ -49,7 +49,10 @@ pub(crate) fn stop_all(data: &Path) -> anyhow::Result<()> {
         end(found.servers.into_iter().chain(late.servers).collect());
         if find()?.is_empty() {
             larder_keeper::forget_ended(data).context("tidying the keeper's folder")?;
-            remove_sockets(data);
+            // Outside of the data directory; sockets without a listener are harmless.
+            if let Err(error) = run_dir::remove(data) {
+                tracing::info!(%error, "the folder of sockets stays");
+            }
             return Ok(());
         }
     }
@@ -59,17 +62,6 @@ pub(crate) fn stop_all(data: &Path) -> anyhow::Result<()> {
         .collect();
     anyhow::ensure!(pids.is_empty(), "these processes do not end: {}", pids.join(", "));
     Ok(())
-}
-
-/// The folder of sockets is outside of the data directory; the next keeper makes it again.
-fn remove_sockets(data: &Path) {
-    let named = std::fs::read_to_string(DataDir(data.to_owned()).run_dir_file());
-    let folder = named.map(|named| PathBuf::from(named.trim())).unwrap_or_default();
-    let ours = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("larder-"));
-    if ours {
-        // Sockets without a listener are harmless where this fails.
-        let _ = std::fs::remove_dir_all(folder);
-    }
 }
 
 /// Asks all of them to end, waits, kills who has not.

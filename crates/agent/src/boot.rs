@@ -81,7 +81,7 @@ impl Boot {
     ///
     /// # Errors
     /// [`AgentError::AlreadyRunning`] when another agent holds the lock; otherwise the file that
-    /// cannot be read.
+    /// cannot be read or used.
     pub(crate) fn load(path: &Path) -> Result<Self, AgentError> {
         Self::load_apart(path, path)
     }
@@ -96,7 +96,10 @@ impl Boot {
         let dir = NodeDir { state: absolute(state)?, config: absolute(config)? };
         let lock = take_lock(&dir.lock())?;
         let boot: AgentBoot = read_json(&dir.boot())?;
-        let secrets = read_json(&dir.secrets())?;
+        let secrets: NodeSecrets = read_json(&dir.secrets())?;
+        if !secrets.is_usable() {
+            return Err(AgentError::Secrets { path: dir.secrets() });
+        }
         let run_dir = RunDir(boot.run_dir.clone());
         Ok(Self { dir, boot, secrets, run_dir, in_pod: false, volume_replaced: false, _lock: lock })
     }

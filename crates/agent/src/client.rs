@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 
 use crate::wire::{Dial, InstanceKey, Stream};
 
-/// An answer is never larger than this: a status has at most 64 events and 40 nodes.
+/// An answer is never larger than this: a status has at most `EVENTS_KEPT` events and 40 nodes.
 const MAX_ANSWER: usize = 4 << 20;
 
 /// How long a short call may take.

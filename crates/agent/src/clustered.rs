@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use larder_election::PeerReport;
 use larder_model::agent::{
-    ClusterFailoverMode, Order, Problem, ProblemCode, Role, ServerState, VolumeState,
+    ClusterFailoverMode, ClusterPeer, ClusterView, Order, Problem, ProblemCode, Role, ServerState,
+    VolumeState,
 };
 use larder_model::{
     Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
@@ -30,6 +31,12 @@ const FORCE_TIME: Millis = Millis(1_000);
 /// A coordinated failover takes at most this long (`CLUSTER_MF_TIMEOUT` in cluster.h). Ordered
 /// again meanwhile it would begin anew, and the primary's clients would be paused once more.
 const COORDINATED: Millis = Millis(5_000);
+/// A replica begins no election within so many node timeouts of its last one (`auth_retry_time` in
+/// `clusterHandleSlaveFailover`, cluster.c).
+const ELECTION_RESTS: u64 = 4;
+/// Voters grant no vote in the place of a primary for which they voted less than so many node
+/// timeouts ago (`clusterSendFailoverAuthIfNeeded`, there as well).
+const VOTERS_REST: u64 = 2;
 /// A replica that is silent for this long in the middle of its failover is given up for another.
 const SILENT_REPLICA: Millis = Millis(1_500);
 /// How often the replicas are looked at during a failover.
@@ -78,12 +85,8 @@ pub(crate) struct Clustered {
 }
 
 /// Which servers have won and lost the shard lately. A coordinated failover that cannot get its
-/// votes keeps the primary's clients paused in vain, so it is not begun before it can:
-///
-/// - a replica begins no election within four node timeouts of its last one (`auth_retry_time` in
-///   `clusterHandleSlaveFailover`, cluster.c);
-/// - voters grant no vote in the place of a primary for which they voted less than two node
-///   timeouts ago (`clusterSendFailoverAuthIfNeeded`, there as well).
+/// votes keeps the primary's clients paused in vain, so it is not begun before it can: see
+/// [`ELECTION_RESTS`] and [`VOTERS_REST`].
 #[derive(Debug, Default)]
 struct Changes {
     primary: Option<String>,
@@ -115,8 +118,9 @@ impl Changes {
             now.since(at) <= Millis(node_timeout.0 * node_timeouts)
         };
         let primary = self.primary.as_deref();
-        self.won.is_some_and(|at| within(at, 4))
-            || (self.replaced.iter()).any(|(id, at)| Some(id.as_str()) == primary && within(*at, 2))
+        self.won.is_some_and(|at| within(at, ELECTION_RESTS))
+            || (self.replaced.iter())
+                .any(|(id, at)| Some(id.as_str()) == primary && within(*at, VOTERS_REST))
     }
 }
 
@@ -180,16 +184,11 @@ impl Clustered {
         self.failover = None;
         self.released = false;
         let Some(view) = core.server.cluster() else { return };
-        let owns = view.me().is_some_and(|me| me.role == Role::Primary && !me.slots.is_empty());
+        let owns = view.me().is_some_and(owns_slots);
         let is_replica = view.me().is_some_and(|me| me.role == Role::Replica);
         let id = view.my_id.clone();
-        let primary = if owns { Some(&id) } else { view.me().and_then(|me| me.primary.as_ref()) };
-        if let Some(primary) = primary
-            && let Some(former) = self.changes.seen(primary, &id, clock::monotonic())
-            && let Some(former) = view.nodes.iter().find(|node| node.id == former)
-            && !in_agreement(self.coordinated_at, clock::monotonic())
-        {
-            fence_silent(core, &former.address);
+        if let Some(former) = self.whom_to_fence(view, clock::monotonic()) {
+            fence_silent(core, &former);
         }
         let replid = core.server.replication().map(|view| view.replid.clone());
         self.led_as = replid.filter(|_| owns);
@@ -205,6 +204,19 @@ impl Clustered {
         }
         self.note_copy(core, owns, is_replica);
         self.apply_hold(core).await;
+    }
+
+    /// Takes note of who has the shard's slots by `view`. Answers where the server is that this one
+    /// has replaced just now without its agreement: it may be frozen.
+    fn whom_to_fence(&mut self, view: &ClusterView, now: Timestamp) -> Option<Address> {
+        let me = view.me()?;
+        let primary = if owns_slots(me) { &view.my_id } else { me.primary.as_ref()? };
+        let former = self.changes.seen(primary, &view.my_id, now)?;
+        if in_agreement(self.coordinated_at, now) {
+            return None;
+        }
+        let former = view.nodes.iter().find(|node| node.id == former)?;
+        Some(former.address.clone())
     }
 
     /// A server that began without the shard's data has them once it has copied them. To be a
@@ -462,11 +474,12 @@ impl Clustered {
             Order::ClusterFailover { mode } => {
                 let now = clock::monotonic();
                 if *mode == ClusterFailoverMode::Coordinated {
-                    let under_way =
-                        self.coordinated_at.is_some_and(|at| now.since(at) < COORDINATED);
-                    if under_way || self.changes.too_soon(core.config.cluster_node_timeout, now) {
-                        // Ordered again until its effect is seen, as every order is.
+                    if in_agreement(self.coordinated_at, now) {
+                        // Under way, and ordered again until its effect is seen, as every order is.
                         return Ok(());
+                    }
+                    if self.changes.too_soon(core.config.cluster_node_timeout, now) {
+                        return Err(no_votes_yet(core.config.cluster_node_timeout));
                     }
                     self.coordinated_at = Some(now);
                 } else {
@@ -522,6 +535,18 @@ impl Clustered {
             || self.attentive_until.is_some_and(|until| clock::monotonic() < until)
             || !matches!(core.server.state(), ServerState::Serving)
     }
+}
+
+/// The same words each time: they are told to people once.
+fn no_votes_yet(node_timeout: Millis) -> Refusal {
+    let longest = Millis(node_timeout.0 * ELECTION_RESTS);
+    Refusal::new(
+        Code::InstanceNotReady,
+        format!(
+            "the shard has changed hands a moment ago, and the cluster's nodes grant no votes for \
+             another change before {longest} have passed since; it is tried again by itself"
+        ),
+    )
 }
 
 /// Whether `failovers` forbid another one now.
@@ -585,10 +610,14 @@ fn fence_silent(core: &Core, address: &Address) {
     tokio::spawn(fence::kill_when_hung(core.dir.clone(), member.clone(), password));
 }
 
+fn owns_slots(peer: &ClusterPeer) -> bool {
+    peer.role == Role::Primary && !peer.slots.is_empty()
+}
+
 /// The answering node is a primary that owns slots, and in its eyes the dead one has none left.
 fn owns_slots_of(answer: &PeerAnswer, dead: &str) -> bool {
     let Some(view) = &answer.cluster else { return false };
-    let owns = view.me().is_some_and(|me| me.role == Role::Primary && !me.slots.is_empty());
+    let owns = view.me().is_some_and(owns_slots);
     let robbed = view.nodes.iter().find(|n| n.id == dead).is_none_or(|n| n.slots.is_empty());
     owns && robbed
 }
@@ -619,11 +648,7 @@ fn offset(answer: &PeerAnswer) -> u64 {
 
 async fn fail_over(core: &mut Core, mode: ClusterFailoverMode) -> Result<(), Refusal> {
     core.server.sample(REPORT_SAMPLE).await;
-    let is_primary = core
-        .server
-        .cluster()
-        .and_then(|view| view.me())
-        .is_some_and(|me| me.role == Role::Primary && !me.slots.is_empty());
+    let is_primary = core.server.cluster().and_then(|view| view.me()).is_some_and(owns_slots);
     if is_primary {
         return Ok(());
     }
@@ -695,21 +720,31 @@ mod tests {
 
     const NODE_TIMEOUT: Millis = Millis(5_000);
 
-    fn replica(offset: u64, replid: &str) -> PeerAnswer {
-        let address = larder_model::Address::new("127.0.0.1", 7001);
-        let me = larder_model::agent::ClusterPeer {
-            id: "b".into(),
-            address: address.clone(),
-            role: Role::Replica,
-            primary: Some("a".into()),
+    /// A node of the cluster; without a primary it is one, with all slots.
+    fn peer(id: &str, port: u16, primary: Option<&str>) -> ClusterPeer {
+        let slots = SlotRange::new(0, 16_383).expect("valid");
+        ClusterPeer {
+            id: id.into(),
+            address: Address::new("127.0.0.1", port),
+            role: if primary.is_some() { Role::Replica } else { Role::Primary },
+            primary: primary.map(str::to_owned),
             failed: false,
             suspected: false,
             handshake: false,
             linked: true,
             config_epoch: 1,
-            slots: SlotSet::default(),
+            slots: if primary.is_some() {
+                SlotSet::default()
+            } else {
+                [slots].into_iter().collect()
+            },
             migrating: false,
-        };
+        }
+    }
+
+    fn replica(offset: u64, replid: &str) -> PeerAnswer {
+        let address = Address::new("127.0.0.1", 7001);
+        let me = ClusterPeer { address: address.clone(), ..peer("b", 7001, Some("a")) };
         PeerAnswer {
             report: PeerReport {
                 node: NodeId::new("n-b").expect("valid"),
@@ -764,10 +799,25 @@ mod tests {
 
     #[test]
     fn a_change_that_was_ordered_in_agreement_fences_nobody_and_a_later_one_does() {
+        let view = |of_a: Option<&str>, of_b: Option<&str>| ClusterView {
+            my_id: "b".into(),
+            state_ok: true,
+            current_epoch: 1,
+            nodes: vec![peer("a", 7000, of_a), peer("b", 7001, of_b)],
+        };
+        let (before, after) = (view(None, Some("a")), view(Some("b"), None));
+        let fenced = |coordinated_at: Option<Timestamp>, seen_at: Timestamp| {
+            let mut clustered = Clustered { coordinated_at, ..Clustered::default() };
+            assert_eq!(clustered.whom_to_fence(&before, Timestamp(0)), None, "nobody was replaced");
+            let fenced = clustered.whom_to_fence(&after, seen_at);
+            assert_eq!(clustered.whom_to_fence(&after, seen_at), None, "once");
+            fenced
+        };
+        let former = Some(Address::new("127.0.0.1", 7000));
         let ordered = Some(Timestamp(1_000));
-        assert!(in_agreement(ordered, Timestamp(1_400)));
-        assert!(!in_agreement(ordered, Timestamp(6_000)), "the primary has taken its clients back");
-        assert!(!in_agreement(None, Timestamp(1_400)));
+        assert_eq!(fenced(ordered, Timestamp(1_400)), None);
+        assert_eq!(fenced(ordered, Timestamp(6_000)), former, "its clients are back by then");
+        assert_eq!(fenced(None, Timestamp(1_400)), former);
     }
 
     #[test]

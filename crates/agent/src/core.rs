@@ -12,11 +12,12 @@ use larder_model::agent::{
 };
 use larder_model::local::{AgentBoot, NodeSecrets};
 use larder_model::{Address, Code, Millis, NodeId, NodeMode, Refusal, Severity, Timestamp};
+use larder_node::probe::fingerprint;
 use tokio::sync::{mpsc, watch};
 
 use crate::boot::{Boot, NodeDir, read_json};
 use crate::command::Command;
-use crate::engine::{Engine, fingerprint};
+use crate::engine::Engine;
 use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
@@ -44,7 +45,8 @@ pub(crate) struct Core {
     /// Whether a server of a former agent runs could not be found out: as long as that is so, the
     /// volume is not judged by its files, which a living server changes.
     adoption_failed: bool,
-    /// Another node of the shard has said that it has data to copy.
+    /// Another node of the shard has said that it has data to copy. Of leased nodes only: those of
+    /// a cluster ask each other nothing while a server is down, and here it stays `false`.
     pub(crate) peer_has_data: bool,
     pub(crate) memory: Memory,
     pub(crate) server: Server,
@@ -65,6 +67,10 @@ pub(crate) struct Core {
     /// The other nodes are on other machines.
     in_pod: bool,
     pub(crate) failures: Failures,
+    /// Of the cluster file that was kept last.
+    pub(crate) cluster_file_kept_of: Option<SystemTime>,
+    /// When old data that could not be loaded were last looked for.
+    pub(crate) unreadable_seen_to: Option<Timestamp>,
 }
 
 /// The ends of the channels that the API reads.
@@ -101,20 +107,10 @@ impl Core {
             _ => boot.config.clone(),
         };
         let volume = Volume::new(boot.volume.clone(), config.node.clone(), config.instance.clone());
-        let adopted = server.supervisor.adopt();
+        let adopted = adopt(&mut server, &mut memory);
         let adoption_failed = adopted.is_err();
-        match adopted {
-            Ok(true) => {
-                server.began(true);
-                let pid = server.supervisor.pid();
-                let message = format!(
-                    "a new agent looks after the running server (process {})",
-                    pid.unwrap_or_default()
-                );
-                memory.event(Severity::Info, "server-adopted", message);
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "server not adopted"),
+        if let Err(error) = adopted {
+            tracing::warn!(%error, "server not adopted, tried again");
         }
         let agent_run = agent_run();
         let first = AgentStatus {
@@ -160,6 +156,8 @@ impl Core {
             beat: Arc::clone(&beat),
             in_pod,
             failures: Failures::default(),
+            cluster_file_kept_of: None,
+            unreadable_seen_to: None,
         };
         (core, Readers { status: status_reader, metrics: metrics_reader, beat })
     }
@@ -221,17 +219,15 @@ impl Core {
         }
     }
 
-    /// Notes the loss of the volume, once, and its return.
+    /// Notes the loss of the volume, once, and its return. Before that it looks again for a server
+    /// of a former agent, if none could be looked for so far.
     pub(crate) fn check_volume(&mut self) -> VolumeState {
         if self.adoption_failed {
-            match self.server.supervisor.adopt() {
-                Ok(true) => {
-                    self.server.began(true);
-                    self.adoption_failed = false;
-                }
-                Ok(false) => self.adoption_failed = false,
-                Err(_) => return self.volume_state(),
+            if let Err(error) = adopt(&mut self.server, &mut self.memory) {
+                tracing::debug!(%error, "server still not adopted");
+                return self.volume_state();
             }
+            self.adoption_failed = false;
         }
         self.volume_put_back();
         let state = self.volume_state();
@@ -457,7 +453,7 @@ impl Core {
         files::write_if_different(&users, render::users(&self.secrets, engine).as_bytes())
             .map_err(|e| io("writing the server's users", &e))?;
         if clustered {
-            self.announce_anew().map_err(|e| io("restoring nodes.conf", &e))?;
+            self.mend_cluster_file().map_err(|e| io("restoring nodes.conf", &e))?;
         }
         let mut args = vec![self.dir.server_config().to_string_lossy().into_owned()];
         let lacks_copy = clustered && self.memory.lacks_copy(None);
@@ -487,10 +483,10 @@ impl Core {
         }
     }
 
-    /// Cluster mode: the node's own line in `nodes.conf` follows its address. The server reads
-    /// its announced address from the configuration and corrects the line itself; only a file
-    /// that was never written has nothing to correct.
-    fn announce_anew(&self) -> std::io::Result<()> {
+    /// Cluster mode: an empty `nodes.conf`, or none, gives way to the last good copy of a node that
+    /// had a name in the cluster. The node's address in it is the server's own business: it takes
+    /// the announced one from its configuration.
+    fn mend_cluster_file(&self) -> std::io::Result<()> {
         let file = self.volume.path().join(CLUSTER_FILE);
         // A file cut short by a full disk keeps the server from starting ("Unrecoverable error:
         // corrupted cluster config file"); an empty one is the same as none.
@@ -772,6 +768,20 @@ impl Core {
     }
 }
 
+/// Takes the server of a former agent over, if one runs.
+///
+/// # Errors
+/// When it cannot be found out whether one does.
+fn adopt(server: &mut Server, memory: &mut Memory) -> std::io::Result<()> {
+    if server.supervisor.adopt()? {
+        server.began(true);
+        let pid = server.supervisor.pid().unwrap_or_default();
+        let message = format!("a new agent looks after the running server (process {pid})");
+        memory.event(Severity::Info, "server-adopted", message);
+    }
+    Ok(())
+}
+
 pub(crate) fn problem(code: ProblemCode, message: String) -> Problem {
     Problem { code, message }
 }
@@ -790,7 +800,8 @@ fn essence(status: &AgentStatus) -> AgentStatus {
     status
 }
 
-fn changed_at(path: &Path) -> Option<SystemTime> {
+/// `None` when there is no such file.
+pub(crate) fn changed_at(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
 }
 

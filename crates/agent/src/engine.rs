@@ -1,7 +1,6 @@
 //! What the server binary is, as far as its configuration depends on it.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,14 +15,6 @@ use tokio::process::Command;
 pub(crate) enum Flavour {
     Redis,
     Valkey,
-}
-
-/// What tells one server binary from another at the same path, without running it. `None` when it
-/// cannot be looked at.
-pub(crate) fn fingerprint(binary: &Path) -> Option<String> {
-    let meta = std::fs::metadata(binary).ok()?;
-    let (size, inode) = (meta.len(), meta.ino());
-    Some(format!("{} {size} {inode} {}.{}", binary.display(), meta.mtime(), meta.mtime_nsec()))
 }
 
 /// Flavour and version; what a version knows is asked here and nowhere else.

@@ -11,6 +11,10 @@ pub enum AgentError {
     Read { path: PathBuf, source: io::Error },
     #[error("{path} is not what an agent starts from: {source}")]
     Malformed { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{path} holds no password of Larder's own user, or no hash of the tenant's: the control plane writes it anew"
+    )]
+    Secrets { path: PathBuf },
     /// Another agent looks after this node. Nothing to do.
     #[error("another agent holds {path}")]
     AlreadyRunning { path: PathBuf },

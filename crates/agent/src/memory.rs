@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use larder_election::SyncMark;
-use larder_model::agent::{AgentEvent, Fence, NodeConfig};
+use larder_model::agent::{AgentEvent, EVENTS_KEPT, Fence, NodeConfig};
 use larder_model::{Millis, Severity, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +13,6 @@ use crate::{clock, files};
 
 /// An event that comes again sooner than this is no news; later it is something new.
 const REPEATED: Millis = Millis::secs(300);
-
-/// How many events an agent keeps; older ones have long been read by `serve`.
-const EVENTS: usize = 64;
 
 /// What the memory without events may grow by while the disk is full: a promise, a sync, failovers.
 const ROOM_TO_GROW: usize = 2048;
@@ -74,7 +71,7 @@ pub(crate) struct Unusable {
     /// When the files had last changed (wall clock, milliseconds): as they are, they are not tried
     /// again by the same server binary while somebody has data to copy.
     pub(crate) changed: i64,
-    /// The server binary that could not, by [`crate::engine::fingerprint`].
+    /// The server binary that could not, by [`larder_node::probe::fingerprint`].
     #[serde(default)]
     pub(crate) binary: Option<String>,
 }
@@ -178,7 +175,7 @@ impl Memory {
                 reason: reason.to_owned(),
                 message,
             });
-            while memory.events.len() > EVENTS {
+            while memory.events.len() > EVENTS_KEPT {
                 memory.events.pop_front();
             }
         });
@@ -280,7 +277,7 @@ mod tests {
         assert!(memory.save());
         let mut again = Memory::load(path);
         again.event(Severity::Info, "test", "one more".into());
-        assert_eq!(again.get().events.len(), EVENTS);
+        assert_eq!(again.get().events.len(), EVENTS_KEPT);
         assert_eq!(again.get().events.back().map(|e| e.seq), Some(101));
     }
 

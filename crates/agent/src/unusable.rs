@@ -14,7 +14,7 @@ use larder_model::{Millis, NodeMode, Severity, Timestamp};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use crate::core::{Core, problem};
+use crate::core::{Core, changed_at, problem};
 use crate::damage::Damage;
 use crate::engine::Engine;
 use crate::memory::Unusable;
@@ -33,6 +33,9 @@ const TRY_AGAIN: Millis = Millis(60_000);
 
 /// Until files are tried once more that the disk does not let be read.
 const DISK_AGAIN: Millis = Millis(10_000);
+
+/// How often data are looked for that were set aside long enough; the limit is days.
+const SEE_TO_OLD: Millis = Millis(3_600_000);
 
 /// Starts that failed for one reason.
 #[derive(Debug, Default)]
@@ -343,9 +346,12 @@ impl Core {
 
     /// Once the node serves from good data, the others do not stay for ever.
     pub(crate) fn drop_old_unreadable(&mut self) {
-        if self.memory.get().rebuilding {
+        let now = clock::monotonic();
+        let is_seen_to = self.unreadable_seen_to.is_some_and(|at| now.since(at) < SEE_TO_OLD);
+        if is_seen_to || self.memory.get().rebuilding {
             return;
         }
+        self.unreadable_seen_to = Some(now);
         match self.volume.drop_old_unreadable(SystemTime::now()) {
             Ok(dropped) => {
                 for path in dropped {
@@ -364,12 +370,19 @@ impl Core {
         if self.config.mode != NodeMode::Clustered {
             return;
         }
-        let Ok(text) = std::fs::read(self.volume.path().join(CLUSTER_FILE)) else { return };
+        let file = self.volume.path().join(CLUSTER_FILE);
+        // Before the reading: what is written meanwhile is another change.
+        let changed = changed_at(&file);
+        if changed == self.cluster_file_kept_of && self.kept_cluster_file().exists() {
+            return;
+        }
+        let Ok(text) = std::fs::read(file) else { return };
         if !is_whole(&text) {
             return;
         }
-        if let Err(error) = files::write_if_different(&self.kept_cluster_file(), &text) {
-            tracing::debug!(%error, "cluster file not kept");
+        match files::write_if_different(&self.kept_cluster_file(), &text) {
+            Ok(_) => self.cluster_file_kept_of = changed,
+            Err(error) => tracing::debug!(%error, "cluster file not kept"),
         }
     }
 

@@ -5,10 +5,11 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use larder_agent::ClientError;
 use larder_model::agent::{
-    AgentStatus, ClusterFailoverMode, ClusterView, Order, Role, VolumeState,
+    AgentStatus, ClusterFailoverMode, ClusterView, Fence, Order, Role, VolumeState,
 };
-use larder_model::{NodeMode, Secret, SlotRange, even_slots};
+use larder_model::{Code, NodeMode, Secret, SlotRange, even_slots};
 use larder_node::Connection;
 use support::{World, events};
 
@@ -403,15 +404,21 @@ async fn only_failovers_that_happened_by_themselves_count_against_the_limit() {
                 && all.iter().filter(|status| is_linked_replica(status)).count() == 3
         })
         .await;
-    // By order, which is given again until its effect is seen: votes may take their time.
+    // By order, which is given again until its effect is seen: it is refused for as long as the
+    // shard's last change is too recent for votes.
     let mut all = world.statuses().await;
     primary = if owns_slots(&all[4]) { 4 } else { 5 };
     let replica = other(primary);
     let given_up = Instant::now() + Duration::from_secs(40);
     while !(owns_slots(&all[replica]) && is_linked_replica(&all[primary])) {
         assert!(Instant::now() < given_up, "not handed over in time");
-        let coordinated = ClusterFailoverMode::Coordinated;
-        world.order(replica, Order::ClusterFailover { mode: coordinated }).await;
+        let order = Order::ClusterFailover { mode: ClusterFailoverMode::Coordinated };
+        let fence = Fence { controller_epoch: 1, generation: 1 };
+        match world.client(replica).order(fence, &order).await {
+            Ok(()) => {}
+            Err(ClientError::Refused(refusal)) => assert_eq!(refusal.code, Code::InstanceNotReady),
+            Err(error) => panic!("{order:?}: {error}\n{}", world.logs()),
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
         all = world.statuses().await;
     }

@@ -158,7 +158,8 @@ pub struct CreateInstance {
     /// `local` (this machine) when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_cluster: Option<String>,
-    /// One of the container cluster's, as `status` lists them; its first when left out.
+    /// One of the container cluster's, as `status` lists them. When left out `standard`, or the first
+    /// where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
     /// 8 to 32 characters of three of: upper case, lower case, digit, special. Not needed with

@@ -13,6 +13,9 @@ mod problem;
 mod secret_in_body;
 mod session;
 
+/// No list answers more rows, whatever `limit` asks for.
+pub const LIMIT_MAX: u32 = 100_000;
+
 pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, Status};
 pub use cluster::{BindContainerCluster, ContainerCluster, StorageClass, Worker};
 pub use event::{Event, Record};

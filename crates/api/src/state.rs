@@ -9,7 +9,7 @@ use larder_api_types::{BindContainerCluster, ContainerCluster};
 use larder_model::{
     EngineName, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
 };
-use larder_store::{ContainerClusterRow, EngineRow, Store};
+use larder_store::{ContainerClusterRow, EngineRow, Store, StoreError};
 use tokio::sync::watch;
 
 use crate::password_hash::Hasher;
@@ -30,7 +30,7 @@ pub struct ContainerClusterInfo {
     /// It answered just now; otherwise `workers` is empty or old.
     pub reachable: bool,
     pub workers: Vec<Worker>,
-    /// Names of what volumes can be made of; the first is the default.
+    /// Names of what volumes can be made of; `standard` is the default, or the first without it.
     pub storage_classes: Vec<String>,
 }
 
@@ -58,8 +58,14 @@ pub trait EngineProbe: Send + Sync {
     async fn probe(&self, path: &Path) -> Result<EngineRow, Refusal>;
 
     /// The catalogue has the engine now. A probe alone does not mean that: the name may be
-    /// another binary's, and then the engine is refused.
-    fn added(&self, _engine: &EngineRow) {}
+    /// another binary's, and then the engine is refused. Takes entries of the same binary under
+    /// former names out of the catalogue and answers which.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read or written; the engine itself is in it.
+    async fn added(&self, _engine: &EngineRow) -> Result<Vec<EngineName>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// The catalogue has the engine no longer.
     fn removed(&self, _engine: &EngineName) {}

@@ -374,3 +374,23 @@ async fn tenant_password_is_kept_nowhere() {
         assert!(!bytes.windows(needle.len()).any(|window| window == needle));
     }
 }
+
+#[tokio::test]
+async fn storage_class_left_out_is_the_standard_one_or_the_first() {
+    let world = World::new().await;
+    let classes = |names: &[&str]| {
+        *world.capacity.storage_classes.lock().unwrap() =
+            Some(names.iter().map(|name| (*name).to_owned()).collect());
+    };
+    classes(&["fast", "standard"]);
+    world.post("/api/v1/instances", create_body("one", "standalone")).await;
+    classes(&["fast", "slow"]);
+    world.post("/api/v1/instances", create_body("two", "standalone")).await;
+    for (name, class) in [("one", "standard"), ("two", "fast")] {
+        let shown = world.get(&format!("/api/v1/instances/{name}")).await;
+        assert_eq!(shown["storage_class"], class, "{name}");
+    }
+    let asked = with("three", "standalone", json!({"storage_class": "standard"}));
+    let (code, field) = world.refusal(Method::POST, "/api/v1/instances", Some(asked)).await;
+    assert_eq!((code, field), (Code::StorageClassNotFound, json!("storage_class")));
+}

@@ -48,6 +48,8 @@ fn openapi_document_is_the_committed_one() {
         committed == text,
         "crates/api/openapi.json is not what the code says: run this test with UPDATE_OPENAPI=1"
     );
+    assert_eq!(larder_api_types::LIMIT_MAX, larder_store::LIMIT_MAX);
+    assert!(text.contains(&format!("never more than {}.", larder_api_types::LIMIT_MAX)));
     let document: Value = serde_json::from_str(&text).unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     for (path, item) in document["paths"].as_object().unwrap() {

@@ -93,7 +93,7 @@ pub struct ProjectOption {
 /// How much of a history to list.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct LimitOption {
-    /// At most this many, the newest [default: 100, as JSON all]
+    /// At most this many, the newest [default: 100, as JSON or CSV all]
     #[arg(long, value_name = "N")]
     pub limit: Option<u32>,
 }
@@ -220,7 +220,7 @@ pub struct CreateArgs {
     /// Where the nodes run [default: local]
     #[arg(long, value_name = "C")]
     pub container_cluster: Option<String>,
-    /// What the nodes' volumes are made of; `larder status` lists them [default: standard]
+    /// What the nodes' volumes are made of; `larder status` lists them [default: standard, or the first]
     #[arg(long, value_name = "C")]
     pub storage_class: Option<String>,
     /// What the instance is for

@@ -8,7 +8,7 @@ use larder_client::{Client, ClientError};
 use larder_model::Secret;
 use serde::{Deserialize, Serialize};
 
-use crate::exit::CliError;
+use crate::exit::{CliError, ConfigError};
 
 /// Where Larder listens unless told otherwise.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7300";
@@ -79,9 +79,9 @@ mod token_in_file {
 
 impl ConfigFile {
     /// A file that is not there is an empty one.
-    pub(crate) fn load(path: Option<&Path>) -> Result<Self, CliError> {
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let failed = |reason: String| CliError::Config { path: path.to_owned(), reason };
+        let failed = |reason: String| ConfigError { path: path.to_owned(), reason };
         match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
                 // Line and column only: the text around may be the token.
@@ -100,7 +100,7 @@ impl ConfigFile {
             ));
         };
         let failed =
-            |e: std::io::Error| CliError::Config { path: path.to_owned(), reason: e.to_string() };
+            |e: std::io::Error| ConfigError { path: path.to_owned(), reason: e.to_string() };
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
         text.push(b'\n');
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -128,7 +128,7 @@ impl ConfigFile {
             // Best effort: what matters is the error that follows.
             let _ = std::fs::remove_file(&beside);
         }
-        written.map_err(failed)
+        Ok(written.map_err(failed)?)
     }
 }
 
@@ -136,24 +136,23 @@ impl ConfigFile {
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) environment: Environment,
-    pub(crate) file: ConfigFile,
+    /// A broken file stands in the way only of what it would have been asked for.
+    pub(crate) file: Result<ConfigFile, ConfigError>,
 }
 
 impl Context {
     pub(crate) fn load(environment: Environment) -> Result<Self, CliError> {
         let file = match ConfigFile::load(environment.config_file.as_deref()) {
-            // Nothing of it would be used but a default project: it need not be readable.
-            Err(_) if environment.server.is_some() && environment.token.is_some() => {
-                ConfigFile::default()
-            }
-            file => file?,
+            // Where to go and who we are is known without it.
+            Err(error) if environment.server.is_some() && environment.token.is_some() => Err(error),
+            file => Ok(file?),
         };
         Ok(Self { environment, file })
     }
 
     pub(crate) fn server(&self) -> &str {
-        let server = self.environment.server.as_deref().or(self.file.server.as_deref());
-        server.unwrap_or(DEFAULT_SERVER)
+        let file = || self.file.as_ref().ok().and_then(|file| file.server.as_deref());
+        self.environment.server.as_deref().or_else(file).unwrap_or(DEFAULT_SERVER)
     }
 
     /// The token to send. The file's belongs to the file's server and goes to no other.
@@ -161,18 +160,26 @@ impl Context {
         if self.environment.token.is_some() {
             return self.environment.token.clone();
         }
-        let home = self.file.server.as_deref().unwrap_or(DEFAULT_SERVER);
+        let file = self.file.as_ref().ok()?;
+        let home = file.server.as_deref().unwrap_or(DEFAULT_SERVER);
         let same = home.trim_end_matches('/') == self.server().trim_end_matches('/');
-        self.file.token.clone().filter(|_| same)
+        file.token.clone().filter(|_| same)
     }
 
     /// The project that `--project`, the environment or the file names.
-    pub(crate) fn project(&self, option: Option<&str>) -> String {
-        option
-            .or(self.environment.project.as_deref())
-            .or(self.file.project.as_deref())
-            .unwrap_or(DEFAULT_PROJECT)
-            .to_owned()
+    ///
+    /// # Errors
+    /// When only the file can say it and it cannot be read: a name would be looked up in another
+    /// project than the user's.
+    pub(crate) fn project(&self, option: Option<&str>) -> Result<String, CliError> {
+        if let Some(project) = option.or(self.environment.project.as_deref()) {
+            return Ok(project.to_owned());
+        }
+        let file = self.file.as_ref().map_err(|error| ConfigError {
+            path: error.path.clone(),
+            reason: format!("{}; repair it, or name the project with --project", error.reason),
+        })?;
+        Ok(file.project.as_deref().unwrap_or(DEFAULT_PROJECT).to_owned())
     }
 
     pub(crate) fn client(&self) -> Result<Client, ClientError> {
@@ -192,11 +199,11 @@ mod tests {
             token: Some(Secret::new("t")),
             project: Some("p".into()),
         };
-        let mut context = Context { environment: Environment::default(), file };
+        let mut context = Context { environment: Environment::default(), file: Ok(file) };
         assert_eq!(context.server(), "http://a:1");
         assert!(context.token().is_some());
-        assert_eq!(context.project(None), "p");
-        assert_eq!(context.project(Some("q")), "q");
+        assert_eq!(context.project(None).unwrap(), "p");
+        assert_eq!(context.project(Some("q")).unwrap(), "q");
         context.environment.server = Some("http://a:1/".into());
         assert!(context.token().is_some());
         context.environment.server = Some("http://b:1".into());
@@ -217,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_file_does_no_harm_where_the_environment_says_everything() {
+    fn broken_file_stands_in_the_way_only_of_what_it_alone_could_say() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         std::fs::write(&path, "not json").unwrap();
@@ -228,7 +235,13 @@ mod tests {
         };
         assert!(Context::load(environment.clone()).is_err());
         environment.token = Some(Secret::new("t"));
-        assert_eq!(Context::load(environment).unwrap().server(), "http://a:1");
+        let mut context = Context::load(environment).unwrap();
+        assert_eq!((context.server(), context.token()), ("http://a:1", Some(Secret::new("t"))));
+        assert_eq!(context.project(Some("q")).unwrap(), "q");
+        let error = context.project(None).unwrap_err().to_string();
+        assert!(error.contains("config.json") && error.contains("--project"), "{error}");
+        context.environment.project = Some("p".into());
+        assert_eq!(context.project(None).unwrap(), "p");
     }
 
     #[test]

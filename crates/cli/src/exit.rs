@@ -32,6 +32,14 @@ impl From<Exit> for std::process::ExitCode {
     }
 }
 
+/// The config file cannot be read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("config file {path}: {reason}", path = path.display())]
+pub(crate) struct ConfigError {
+    pub(crate) path: PathBuf,
+    pub(crate) reason: String,
+}
+
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -49,8 +57,8 @@ pub(crate) enum CliError {
     /// The user said no.
     #[error("not confirmed: nothing was done")]
     NotConfirmed,
-    #[error("config file {path}: {reason}", path = path.display())]
-    Config { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("{doing}: {cause}")]
     Io { doing: &'static str, cause: std::io::Error },
 }
@@ -68,7 +76,7 @@ impl CliError {
             },
             Self::TimedOut { .. } => Exit::TimedOut,
             Self::Usage(_) => Exit::Usage,
-            Self::Operation(_) | Self::NotConfirmed | Self::Config { .. } | Self::Io { .. } => {
+            Self::Operation(_) | Self::NotConfirmed | Self::Config(_) | Self::Io { .. } => {
                 Exit::Failed
             }
         }
@@ -82,7 +90,7 @@ impl CliError {
             Self::TimedOut { .. }
             | Self::Usage(_)
             | Self::NotConfirmed
-            | Self::Config { .. }
+            | Self::Config(_)
             | Self::Io { .. } => None,
         }
     }

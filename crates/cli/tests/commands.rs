@@ -87,7 +87,19 @@ impl World {
         self.run_at(&self.server, line, stdin).await
     }
 
+    fn environment(&self, server: &str) -> Environment {
+        Environment {
+            server: Some(server.to_owned()),
+            config_file: Some(self.config()),
+            ..Environment::default()
+        }
+    }
+
     async fn run_at(&self, server: &str, line: &str, stdin: &'static str) -> Ran {
+        self.run_in(self.environment(server), line, stdin).await
+    }
+
+    async fn run_in(&self, environment: Environment, line: &str, stdin: &'static str) -> Ran {
         let (out, err) = (Sink::default(), Sink::default());
         let words = std::iter::once("larder").chain(line.split_whitespace());
         let cli = match Cli::try_parse_from(words) {
@@ -105,11 +117,6 @@ impl World {
             stdout_is_terminal: false,
             stderr_is_terminal: false,
             format: cli.globals.output,
-        };
-        let environment = Environment {
-            server: Some(server.to_owned()),
-            config_file: Some(self.config()),
-            ..Environment::default()
         };
         let exit = run_with(cli.command, environment, &mut console).await;
         Ran { exit, out: out.text(), err: err.text() }
@@ -288,6 +295,31 @@ async fn login_keeps_its_token_in_a_private_file_and_shows_it_nowhere() {
 }
 
 #[tokio::test]
+async fn a_broken_config_file_is_not_guessed_around_nor_written_over() {
+    let world = World::new().await;
+    std::fs::create_dir_all(world.config().parent().unwrap()).unwrap();
+    std::fs::write(world.config(), "{\"project\": \"payments\",").unwrap();
+    let token = || Some(Secret::new("t"));
+    let all_said = Environment { token: token(), ..world.environment(&world.server) };
+    for line in [
+        "instance delete one --permanent --yes",
+        "instance list",
+        "event list --follow",
+        "login --user admin --password-stdin",
+    ] {
+        let ran = world.run_in(all_said.clone(), line, "hunter2\n").await;
+        assert_eq!(ran.exit, Exit::Failed, "{line}: {}", ran.err);
+        assert!(ran.err.contains("config.json"), "{}", ran.err);
+    }
+    assert!(world.requests.lock().unwrap().is_empty(), "nothing was asked of the server");
+    assert_eq!(std::fs::read_to_string(world.config()).unwrap(), "{\"project\": \"payments\",");
+    let ran = world.run_in(all_said.clone(), "instance list --project payments", "").await;
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
+    let ran = world.run_in(all_said, "operation get o-done", "").await;
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
+}
+
+#[tokio::test]
 async fn login_without_a_terminal_needs_the_password_on_stdin() {
     let world = World::new().await;
     let ran = world.run("login --user admin", "Hunter2-admin\n").await;
@@ -399,6 +431,20 @@ async fn histories_are_whole_as_json_and_short_as_a_table() {
         world.run(line, "").await;
         assert_eq!(world.last("GET").0, format!("GET /api/v1{asked}"), "{line}");
     }
+}
+
+#[tokio::test]
+async fn limit_0_is_refused_and_when_following_means_only_what_is_new() {
+    let world = World::new().await;
+    for line in ["event list --limit 0", "operation list --limit 0", "record list --csv --limit 0"]
+    {
+        assert_eq!(world.run(line, "").await.exit, Exit::Usage, "{line}");
+    }
+    assert!(world.requests.lock().unwrap().is_empty());
+    // The stream is refused here: what was asked for is what counts.
+    world.run("event list --follow --limit 0", "").await;
+    assert_eq!(world.last("GET").0, "GET /api/v1/events/stream?project=default");
+    assert_eq!(world.requests.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -59,15 +59,10 @@ impl NodeDir {
         readable::read(&self.boot())
     }
 
-    /// Whether the secrets are there and can be used: an agent does not start with others.
+    /// Whether the secrets are there and can be used.
     fn has_secrets(&self) -> Result<bool, ClusterError> {
         let secrets: Option<NodeSecrets> = readable::read(&self.secrets())?;
-        Ok(secrets.is_some_and(|secrets| {
-            let hash = secrets.default_password_sha256.expose();
-            !secrets.system_password.expose().is_empty()
-                && hash.len() == 64
-                && hash.bytes().all(|digit| digit.is_ascii_hexdigit())
-        }))
+        Ok(secrets.is_some_and(|secrets| secrets.is_usable()))
     }
 }
 
@@ -253,7 +248,10 @@ impl Place {
                 continue;
             }
             let boot = dir.read_boot()?;
-            let reserved = || files::read_json(&dir.address()).ok().flatten();
+            let address = match &boot {
+                Some(boot) => Some(boot.config.address.clone()),
+                None => readable::read(&dir.address())?,
+            };
             let realised = !leaving
                 && boot.is_some()
                 && dir.has_secrets()?
@@ -261,7 +259,7 @@ impl Place {
             let shown = BackendNode {
                 worker: self.worker.clone(),
                 generation: boot.as_ref().map_or(0, |boot| boot.config.generation),
-                address: boot.map(|boot| boot.config.address).or_else(reserved),
+                address,
                 realised,
                 volume: dir.volume().is_dir(),
             };
@@ -303,21 +301,7 @@ impl Place {
 
     /// Every wish that the keeper has.
     pub(crate) fn wishes(&self) -> Result<Vec<ProcessSpec>, ClusterError> {
-        let dir = self.keeper.desired_dir();
-        let mut wishes = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(error::io("list", &dir))? {
-            let entry = entry.map_err(error::io("list", &dir))?;
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            match files::read_json(&entry.path()) {
-                Ok(spec) => wishes.extend(spec),
-                Err(error) => {
-                    tracing::warn!(path = %entry.path().display(), %error, "wish cannot be read");
-                }
-            }
-        }
-        Ok(wishes)
+        larder_keeper::wishes(&self.keeper).map_err(error::io("list", &self.keeper.desired_dir()))
     }
 
     pub(crate) fn node_folders(&self, instance: &InstanceId) -> Result<Vec<NodeId>, ClusterError> {

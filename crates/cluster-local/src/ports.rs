@@ -6,12 +6,11 @@ use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use larder_cluster::ClusterError;
-use larder_keeper::files;
+use larder_keeper::{clock, files};
 use larder_model::local::DataDir;
-use larder_model::{Code, EndpointKind, InstanceId, Millis, NodeId, Timestamp};
+use larder_model::{Code, EndpointKind, InstanceId, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::options::LocalOptions;
@@ -64,7 +63,7 @@ impl Ports {
         if let Some(port) = held_by(&known, instance, owner) {
             return Ok(port);
         }
-        let now = now();
+        let now = clock::wall();
         // First what nobody can remember; then what has rested long enough though peers of its
         // former owner still live.
         for also_remembered in [false, true] {
@@ -96,7 +95,7 @@ impl Ports {
     /// `no-free-port` with what there is.
     pub(crate) fn check(&self, needed: usize) -> Result<(), ClusterError> {
         let known = self.read_all()?;
-        let now = now();
+        let now = clock::wall();
         let mut free = 0;
         for port in self.options.port_range.clone() {
             if free >= needed {
@@ -206,7 +205,7 @@ impl Ports {
         for (port, file) in self.read_all()? {
             let Some(mut file) = file else { continue };
             if file.released_at.is_none() && is_meant(&file) {
-                file.released_at = Some(now());
+                file.released_at = Some(clock::wall());
                 file.clustered = clustered;
                 let path = self.path(port);
                 files::write_json(&path, &file).map_err(error::io("write", &path))?;
@@ -261,7 +260,7 @@ impl Ports {
         let file = PortFile {
             instance: instance.clone(),
             owner: owner.clone(),
-            taken_at: now(),
+            taken_at: clock::wall(),
             released_at: None,
             clustered: false,
         };
@@ -326,11 +325,6 @@ fn held_by(
         (file.released_at.is_none() && file.instance == *instance && file.owner == *owner)
             .then_some(*port)
     })
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::default() + Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

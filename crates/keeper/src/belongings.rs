@@ -7,11 +7,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use larder_model::local::{DataDir, Guard, ProcessMark, ProcessSpec};
+use larder_model::local::{DataDir, Guard, ProcessMark};
 use rustix::process::geteuid;
 
 use crate::paths::KeeperPaths;
-use crate::{files, process, state};
+use crate::{desired, files, process, state};
 
 /// What runs for a data directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +34,11 @@ impl Belongings {
         let paths = KeeperPaths::new(data);
         let states = state::all(&paths)?;
         let mut found = Self::default();
-        let mut wishes = readable_wishes(&paths)?;
+        // Damaged wishes are passed over: what they were for is found in another way.
+        let mut wishes = match desired::wishes(&paths) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other?,
+        };
         for (_, state) in states {
             found.supervised.push(state.mark);
             wishes.extend(state.spec);
@@ -86,7 +90,7 @@ impl Belongings {
         }
         for mark in others {
             let pid = mark.pid;
-            let is_child = process::parent(pid).is_some_and(|parent| supervised.contains(&parent));
+            let is_child = process::stat(pid).is_some_and(|stat| supervised.contains(&stat.parent));
             if (is_child || is_server(pid)) && works_in(pid, &nodes) {
                 self.servers.push(mark);
             }
@@ -149,24 +153,10 @@ pub(crate) fn is_server(pid: u32) -> bool {
 }
 
 /// Where a link of the process leads; the kernel marks what was deleted meanwhile.
-fn link(pid: u32, name: &str) -> Option<PathBuf> {
+pub(crate) fn link(pid: u32, name: &str) -> Option<PathBuf> {
     let target = fs::read_link(format!("/proc/{pid}/{name}")).ok()?;
     Some(match target.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
         Some(former) => PathBuf::from(former),
         None => target,
     })
-}
-
-/// Damaged wishes are passed over: what they were for is found in another way.
-fn readable_wishes(paths: &KeeperPaths) -> io::Result<Vec<ProcessSpec>> {
-    let entries = match fs::read_dir(paths.desired_dir()) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut wishes = Vec::new();
-    for entry in entries {
-        wishes.extend(files::read_json::<ProcessSpec>(&entry?.path()).unwrap_or_default());
-    }
-    Ok(wishes)
 }

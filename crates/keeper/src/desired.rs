@@ -10,6 +10,7 @@ use std::sync::Arc;
 use larder_model::local::ProcessSpec;
 
 use crate::files;
+use crate::paths::KeeperPaths;
 
 /// What tells that a file was replaced: files are renamed into place, so each has its own inode.
 type Version = (u64, i64, i64, u64);
@@ -35,26 +36,20 @@ impl DesiredFolder {
         let mut present = HashMap::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            let file_name = entry.file_name();
-            let Some(name) = file_name.to_str().and_then(|n| n.strip_suffix(".json")) else {
-                continue;
-            };
-            if name.starts_with('.') {
-                continue;
-            }
+            let Some(name) = name_of(&entry) else { continue };
             let Ok(metadata) = entry.metadata() else { continue };
             let version =
                 (metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size());
-            let seen = self.seen.remove(name);
+            let seen = self.seen.remove(&name);
             let spec = match seen {
                 Some((same, spec)) if same == version => spec,
-                seen => match read_spec(&entry.path(), name) {
+                seen => match read_spec(&entry.path(), &name) {
                     Ok(Some(spec)) => Some(Arc::new(spec)),
                     Ok(None) => continue,
                     Err(error) => {
                         let last = seen.and_then(|(_, spec)| spec);
                         let last = last.or_else(|| {
-                            remembered(name).filter(|spec| spec.name == name).map(Arc::new)
+                            remembered(&name).filter(|spec| spec.name == name).map(Arc::new)
                         });
                         tracing::error!(
                             path = %entry.path().display(), %error, kept = last.is_some(),
@@ -64,7 +59,7 @@ impl DesiredFolder {
                     }
                 },
             };
-            present.insert(name.to_owned(), (version, spec));
+            present.insert(name, (version, spec));
         }
         self.seen = present;
         Ok(self
@@ -73,6 +68,33 @@ impl DesiredFolder {
             .filter_map(|(name, (_, spec))| Some((name.clone(), Arc::clone(spec.as_ref()?))))
             .collect())
     }
+}
+
+/// Every wish that the keeper would act on, in no order. Damaged ones are passed over; the log
+/// names them.
+///
+/// # Errors
+/// When the folder cannot be listed, as when there is none.
+pub fn wishes(paths: &KeeperPaths) -> io::Result<Vec<ProcessSpec>> {
+    let mut wishes = Vec::new();
+    for entry in fs::read_dir(paths.desired_dir())? {
+        let entry = entry?;
+        let Some(name) = name_of(&entry) else { continue };
+        match read_spec(&entry.path(), &name) {
+            Ok(wish) => wishes.extend(wish),
+            Err(error) => {
+                tracing::warn!(path = %entry.path().display(), %error, "wish cannot be read");
+            }
+        }
+    }
+    Ok(wishes)
+}
+
+/// Which process the file is for; `None` for what is no wish, such as one that is being written.
+fn name_of(entry: &fs::DirEntry) -> Option<String> {
+    let file_name = entry.file_name();
+    let name = file_name.to_str()?.strip_suffix(".json")?;
+    (!name.starts_with('.')).then(|| name.to_owned())
 }
 
 fn read_spec(path: &Path, name: &str) -> io::Result<Option<ProcessSpec>> {

@@ -32,19 +32,13 @@ pub(crate) enum Stuck {
     Silent,
 }
 
-impl Stuck {
-    /// The end of a sentence about the process.
-    pub(crate) fn what(self) -> &'static str {
-        match self {
-            Self::Stopped => "was stopped",
-            Self::Silent => "did not answer pings",
-        }
-    }
-}
-
+/// The end of a sentence about the process.
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what())
+        f.write_str(match self {
+            Self::Stopped => "was stopped",
+            Self::Silent => "did not answer pings",
+        })
     }
 }
 
@@ -57,7 +51,7 @@ pub(crate) async fn until_stuck(pid: u32, ping_socket: Option<&Path>) -> Stuck {
 }
 
 async fn until_stopped(pid: u32) {
-    let is_stopped = || process::stat(pid).is_some_and(|stat| stat.state == 'T');
+    let is_stopped = || process::stat(pid).is_some_and(process::Stat::is_stopped);
     loop {
         sleep(LOOK_EVERY).await;
         if is_stopped() {

@@ -7,6 +7,7 @@
 
 mod backoff;
 mod belongings;
+pub mod clock;
 mod desired;
 mod error;
 mod fence;
@@ -25,6 +26,7 @@ mod state;
 mod supervise;
 
 pub use belongings::Belongings;
+pub use desired::wishes;
 pub use error::KeeperError;
 pub use paths::KeeperPaths;
 pub use run::run;

@@ -87,10 +87,8 @@ fn server_binary(folder: &Path) -> Option<PathBuf> {
 }
 
 fn runs_binary(pid: u32, binary: &Path) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
-        // The kernel says so when the file was replaced, by an upgrade for example.
-        exe.to_string_lossy().trim_end_matches(" (deleted)") == binary.to_string_lossy()
-    })
+    // Also when the file was replaced meanwhile, by an upgrade for example.
+    belongings::link(pid, "exe").is_some_and(|exe| exe == binary)
 }
 
 fn belongs_to(pid: u32, folder: &Path) -> bool {

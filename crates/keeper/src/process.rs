@@ -1,5 +1,6 @@
 //! Processes by their mark: a pid alone is reused, pid + start time + boot id are not.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,8 +9,7 @@ use std::sync::OnceLock;
 use larder_model::local::ProcessMark;
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
-    waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,6 +19,8 @@ use tokio::io::unix::AsyncFd;
 pub struct Stat {
     /// `R`, `S`, `D`, `T` (stopped by a signal), `Z` …
     pub state: char,
+    /// Field 4: the pid of its parent.
+    pub parent: u32,
     /// Field 22: clock ticks since boot.
     pub start_ticks: u64,
 }
@@ -27,6 +29,11 @@ impl Stat {
     /// Gone in all but name: it runs no code and holds no file.
     pub fn is_dead(self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Held by a signal, until another one lets it go on.
+    pub fn is_stopped(self) -> bool {
+        self.state == 'T'
     }
 }
 
@@ -39,9 +46,10 @@ fn parse_stat(text: &str) -> Option<Stat> {
     // The name of the program stands in brackets and may hold spaces and brackets itself.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    // The field after the name is number 3.
-    let start_ticks = fields.nth(22 - 4)?.parse().ok()?;
-    Some(Stat { state, start_ticks })
+    let parent = fields.next()?.parse().ok()?;
+    // The one after it is number 5.
+    let start_ticks = fields.nth(22 - 5)?.parse().ok()?;
+    Some(Stat { state, parent, start_ticks })
 }
 
 /// Differs from boot to boot, and from machine to machine.
@@ -84,13 +92,6 @@ pub fn arguments(pid: u32) -> Vec<String> {
     // Each argument is followed by a zero byte.
     arguments.pop();
     arguments
-}
-
-/// The parent of a process; `None` for one that is gone.
-pub fn parent(pid: u32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 4, two after the name in brackets.
-    text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// All pids of this machine, except this process' own.
@@ -182,29 +183,45 @@ impl AsyncHandle {
     }
 
     /// Waits until the process has ended, whoever's child it is, and reaps it when it is ours.
-    /// The text is for people: `exit code 1`, `signal 9`, or `unknown` for who is not our child.
     /// Cancel-safe.
-    pub async fn exited(&self) -> String {
+    pub async fn exited(&self) -> End {
         // A pidfd becomes readable when its process ends and stays so (pidfd_open(2)).
         let _ = self.pidfd.readable().await;
         reap(&self.pidfd)
     }
 }
 
-fn reap(pidfd: &AsyncFd<OwnedFd>) -> String {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    match waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), options) {
-        Ok(Some(status)) => describe(&status),
-        // Not our child: whoever it belongs to reaps it.
-        Ok(None) | Err(_) => "unknown".to_owned(),
+/// How a process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+    /// It was not our child, or somebody else has reaped it.
+    Unknown,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("unknown"),
+        }
     }
 }
 
-fn describe(status: &WaitIdStatus) -> String {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "unknown".to_owned(),
+fn reap(pidfd: &AsyncFd<OwnedFd>) -> End {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    match waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), options) {
+        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => End::Exited(code),
+            (None, Some(signal)) => End::Killed(signal),
+            (None, None) => End::Unknown,
+        },
+        // Not our child: whoever it belongs to reaps it.
+        Ok(None) | Err(_) => End::Unknown,
     }
 }
 
@@ -226,7 +243,7 @@ mod tests {
     #[test]
     fn a_program_name_with_brackets_and_spaces_is_no_trap() {
         let line = "17 (a) b) (c) T 1 17 17 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 2 3";
-        assert_eq!(parse_stat(line), Some(Stat { state: 'T', start_ticks: 4242 }));
+        assert_eq!(parse_stat(line), Some(Stat { state: 'T', parent: 1, start_ticks: 4242 }));
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::files;
 /// is `a-<40 characters>.sock`.
 const LONGEST: usize = 107 - "/a-.sock".len() - 40;
 
+/// Every such folder is called so.
+const PREFIX: &str = "larder-";
+
 /// The run folder of a data directory: the one named in `DATA/run-dir`, else a new one whose name
 /// is written there. It is made again when it vanished, as it does with a reboot.
 ///
@@ -52,6 +55,25 @@ pub fn ensure(data: &Path) -> io::Result<RunDir> {
     Err(last_error.unwrap_or_else(|| io::Error::other("no place for the folder of sockets")))
 }
 
+/// Removes the folder that is named in `DATA/run-dir`, with the sockets in it. [`ensure`] makes it
+/// again. One that is gone is none; one that [`ensure`] would not have named so is left alone.
+///
+/// # Errors
+/// When the name cannot be read, or the folder is a link, somebody else's, or cannot be removed.
+pub fn remove(data: &Path) -> io::Result<()> {
+    let Some(named) = read_name(&DataDir(data.to_owned()).run_dir_file())? else { return Ok(()) };
+    // The file of the name may be anything by now.
+    let name = named.file_name().unwrap_or_default().to_string_lossy();
+    if !named.is_absolute() || !name.starts_with(PREFIX) {
+        let text = format!("{} is no folder of Larder's sockets", named.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    match check_ours(&named).and_then(|_| fs::remove_dir_all(&named)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 fn read_name(file: &Path) -> io::Result<Option<PathBuf>> {
     match fs::read_to_string(file) {
         Ok(text) => {
@@ -81,14 +103,15 @@ fn candidates(data: &Path) -> Vec<PathBuf> {
     let uid = geteuid();
     let mut candidates = Vec::new();
     if uid.is_root() && access("/run", Access::WRITE_OK).is_ok() {
-        candidates.push(PathBuf::from(format!("/run/larder-{hash}")));
+        candidates.push(PathBuf::from(format!("/run/{PREFIX}{hash}")));
     }
     if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
-        candidates.push(PathBuf::from(runtime).join(format!("larder-{hash}")));
+        candidates.push(PathBuf::from(runtime).join(format!("{PREFIX}{hash}")));
     }
     // Anybody may make folders in /tmp, also under the name that we would like to have.
     candidates.extend((0..4).map(|n| {
-        PathBuf::from(format!("/tmp/larder-{}-{hash}{}", uid.as_raw(), ["", "-b", "-c", "-d"][n]))
+        let end = ["", "-b", "-c", "-d"][n];
+        PathBuf::from(format!("/tmp/{PREFIX}{}-{hash}{end}", uid.as_raw()))
     }));
     candidates
 }
@@ -108,15 +131,20 @@ fn make(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
+    if check_ours(path)?.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// A folder, not a link to one, and of our user.
+fn check_ours(path: &Path) -> io::Result<fs::Metadata> {
     let metadata = fs::symlink_metadata(path)?;
     if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() {
         let text = format!("{} belongs to somebody else", path.display());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
-    if metadata.permissions().mode() & 0o077 != 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-    }
-    Ok(())
+    Ok(metadata)
 }
 
 #[cfg(test)]
@@ -153,6 +181,27 @@ mod tests {
         make(&path).expect("ours");
         let mode = fs::metadata(&path).expect("metadata").permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn only_a_folder_of_sockets_that_is_ours_is_removed() {
+        let data = tempfile::tempdir().expect("temp dir");
+        remove(data.path()).expect("none was ever made");
+        let made = ensure(data.path()).expect("made").0;
+        fs::write(made.join("a-1.sock"), "").expect("written");
+        remove(data.path()).expect("removed");
+        assert!(!made.exists());
+        remove(data.path()).expect("gone already");
+
+        let name = data.path().join("run-dir");
+        let (others, link) = (data.path().join("precious"), data.path().join("larder-1"));
+        fs::create_dir(&others).expect("make");
+        std::os::unix::fs::symlink(&others, &link).expect("link");
+        for named in [&others, &link] {
+            fs::write(&name, format!("{}\n", named.display())).expect("name");
+            assert!(remove(data.path()).is_err());
+            assert!(others.exists() && link.exists());
+        }
     }
 
     #[test]

@@ -110,14 +110,8 @@ pub fn running_pid(data: &Path) -> Result<Option<u32>, KeeperError> {
 pub struct Beat {
     /// Who holds the lock.
     pub keeper: ProcessMark,
-    turned_at: Option<SystemTime>,
-}
-
-impl Beat {
-    /// A sign of life of `keeper` at a time.
-    pub fn new(keeper: ProcessMark, turned_at: Option<SystemTime>) -> Self {
-        Self { keeper, turned_at }
-    }
+    /// When its loop has turned last; `None` when the lock file does not say.
+    pub turned_at: Option<SystemTime>,
 }
 
 /// The keeper's last sign of life; `None` when none runs, or when it has just been started.
@@ -131,7 +125,7 @@ pub fn beat(data: &Path) -> Result<Option<Beat>, KeeperError> {
     let path = KeeperPaths::new(data).lock();
     let mark: Option<ProcessMark> = files::read_json(&path).unwrap_or_default();
     let turned_at = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
-    Ok(mark.filter(process::is_alive).map(|keeper| Beat::new(keeper, turned_at)))
+    Ok(mark.filter(process::is_alive).map(|keeper| Beat { keeper, turned_at }))
 }
 
 /// The keeper's lock, held until it is dropped or the process ends.

@@ -2,9 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use larder_model::Timestamp;
 use larder_model::local::ProcessSpec;
 use rustix::process::Signal;
 use tokio::sync::watch;
@@ -12,9 +11,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backoff::Backoff;
 use crate::paths::KeeperPaths;
-use crate::process::{self, AsyncHandle, Handle};
+use crate::process::{self, AsyncHandle, End, Handle};
 use crate::state::{LastEnd, StateFile};
-use crate::{fence, files, health, log_file, orphans, session};
+use crate::{clock, fence, files, health, log_file, orphans, session};
 
 /// A process whose command line changed has this long to end by itself.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -98,8 +97,8 @@ impl Supervisor {
             }
             let pid = process.handle.mark().pid;
             tokio::select! {
-                status = process.handle.exited() => {
-                    not_before = Instant::now() + self.ended(&process, &status);
+                end = process.handle.exited() => {
+                    not_before = Instant::now() + self.ended(&process, end);
                 }
                 changed = self.wish.changed() => {
                     if changed.is_err() {
@@ -112,7 +111,7 @@ impl Supervisor {
                 stuck = health::until_stuck(pid, spec.ping_socket.as_deref()) => {
                     tracing::warn!(name = self.name, pid, reason = %stuck, "process killed");
                     if kill(&process).await {
-                        self.note_end(format!("it was killed, because it {}", stuck.what()));
+                        self.note_end(format!("it was killed, because it {stuck}"));
                         not_before = Instant::now();
                     } else {
                         running = Some(process);
@@ -209,13 +208,13 @@ impl Supervisor {
     /// Remembers why the next start is one more; the next mark tells it to who wants to know.
     fn note_end(&mut self, how: String) {
         self.restarts += 1;
-        self.last_end = Some(LastEnd { at: now(), how });
+        self.last_end = Some(LastEnd { at: clock::wall(), how });
     }
 
     /// Takes note of an end; answers how long to wait before the next start.
-    fn ended(&mut self, process: &Running, status: &str) -> Duration {
+    fn ended(&mut self, process: &Running, end: End) -> Duration {
         let mark = process.handle.mark().clone();
-        self.note_end(in_words(status));
+        self.note_end(in_words(end));
         let started = Duration::from_millis(mark.start_ticks * (1000 / TICKS_PER_SECOND));
         let life = fence::since_boot().saturating_sub(started);
         let wait = self.backoff.ended_after(life);
@@ -225,13 +224,13 @@ impl Supervisor {
             tracing::warn!(
                 name = self.name,
                 pid = mark.pid,
-                status,
+                status = %end,
                 life_ms,
                 wait_ms,
                 "process keeps ending"
             );
         } else {
-            tracing::info!(name = self.name, pid = mark.pid, status, life_ms, wait_ms, "ended");
+            tracing::info!(name = self.name, pid = mark.pid, status = %end, life_ms, wait_ms, "ended");
         }
         wait
     }
@@ -293,17 +292,12 @@ impl Supervisor {
     }
 }
 
-fn in_words(status: &str) -> String {
-    match status.strip_prefix("signal ") {
-        Some(number) => format!("it was killed by signal {number}"),
-        None if status == "unknown" => "it had ended".to_owned(),
-        None => format!("it had ended with {status}"),
+fn in_words(end: End) -> String {
+    match end {
+        End::Killed(signal) => format!("it was killed by signal {signal}"),
+        End::Exited(_) => format!("it had ended with {end}"),
+        End::Unknown => "it had ended".to_owned(),
     }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Asks a process to end, and makes it end.

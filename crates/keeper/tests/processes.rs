@@ -498,6 +498,22 @@ fn a_keeper_that_turns_leaves_signs_of_life_and_a_stopped_one_none() {
     eventually("a sign of life", || {
         beat(world.data()).expect("lock").is_some_and(|b| b != first && b.keeper == first.keeper)
     });
+    let handle = process::Handle::open(&first.keeper).expect("open").expect("it runs");
+    handle.signal(Signal::STOP).expect("stop");
+    eventually("it is stopped", || {
+        process::stat(first.keeper.pid).is_some_and(process::Stat::is_stopped)
+    });
+    let last = beat(world.data()).expect("lock").expect("it holds its lock");
+    // Longer than between two of its signs.
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        assert_eq!(beat(world.data()).expect("lock").as_ref(), Some(&last), "it is stopped");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    handle.signal(Signal::CONT).expect("continue");
+    eventually("another sign of life", || {
+        beat(world.data()).expect("lock").is_some_and(|b| b != last && b.keeper == last.keeper)
+    });
 }
 
 #[test]

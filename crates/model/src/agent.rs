@@ -11,6 +11,10 @@ use crate::size::ByteSize;
 use crate::slots::{SlotRange, SlotSet};
 use crate::time::{Millis, Timestamp};
 
+/// How many events an agent keeps and tells again and again; older ones have long been read by
+/// `serve`. The store must know as many of a living node, or it would take them for new ones.
+pub const EVENTS_KEPT: usize = 64;
+
 /// Everything an agent needs to run its node, without secrets. Kept on the node's disk, so that
 /// agents and keeper go on while `serve` is down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,6 +49,16 @@ pub struct NodeSecrets {
     pub default_password_sha256: Secret,
 }
 
+impl NodeSecrets {
+    /// Whether a node can run with them: no agent starts with others.
+    pub fn is_usable(&self) -> bool {
+        let hash = self.default_password_sha256.expose();
+        !self.system_password.expose().is_empty()
+            && hash.len() == 64
+            && hash.bytes().all(|digit| digit.is_ascii_hexdigit())
+    }
+}
+
 /// `relay/relay.json`: what `larder proxy --dir relay` (relay mode) starts from. Rewritten when
 /// members change; the relay follows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,6 +17,11 @@ impl Millis {
         Self(seconds * 1000)
     }
 
+    /// Days of 24 hours.
+    pub const fn days(days: u64) -> Self {
+        Self(days * 24 * 3600 * 1000)
+    }
+
     pub const fn duration(self) -> std::time::Duration {
         std::time::Duration::from_millis(self.0)
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -49,6 +49,16 @@ pub struct EngineProbe {
     pub directives: BTreeSet<String>,
     /// The file that was probed, as it was named.
     pub path: PathBuf,
+}
+
+/// What tells one server binary from another at the same path, without running it. `None` when it
+/// cannot be looked at.
+pub fn fingerprint(binary: &Path) -> Option<String> {
+    let file = fs::metadata(binary).ok()?;
+    let (size, inode) = (file.len(), file.ino());
+    // Package managers and copies set the time of the content back, nobody that of the change.
+    let (seconds, nanos) = (file.ctime(), file.ctime_nsec());
+    Some(format!("{} {size} {inode} {seconds}.{nanos:09}", binary.display()))
 }
 
 /// Probes `binary`, within about 15 s. Leaves no process and no file behind, also when the future

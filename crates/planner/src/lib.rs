@@ -35,6 +35,7 @@ mod heal;
 mod lint;
 mod op_steps;
 mod placement;
+mod refused;
 mod render;
 mod report;
 mod restart;
@@ -47,7 +48,8 @@ use larder_model::{
 
 pub use lint::{Violation, lint};
 pub use placement::{Placement, check_room, place};
-pub use render::{RENDERER, config_generation, members, node_config};
+pub use refused::ended_by_refusal;
+pub use render::{RENDERER, config_generation, endpoint_members, members, node_config};
 pub use report::{conditions, instance_state};
 
 use draft::Draft;

@@ -58,17 +58,16 @@ fn in_words(wait: &Wait) -> String {
 
 /// The report of an operation that is refused or cannot be ended.
 pub(crate) fn failed(phases: Vec<Phase>, refusal: Refusal) -> OperationReport {
-    let mut steps = steps(phases, false, None, false);
-    if let Some(step) = steps.iter_mut().find(|step| step.state != StepState::Succeeded) {
-        step.state = StepState::Failed;
-        step.message.clone_from(&refusal.detail);
-    }
-    OperationReport { steps, outcome: OperationOutcome::Failed(refusal) }
+    stopped(steps(phases, false, None, false), refusal)
 }
 
 /// The report of an operation that cannot get there: its steps as they were last recorded.
 pub(crate) fn broke(operation: &Operation, refusal: Refusal) -> OperationReport {
-    let mut steps = operation.steps.clone();
+    stopped(operation.steps.clone(), refusal)
+}
+
+/// The report of an operation that ends here: the step at work is the one that failed.
+pub(crate) fn stopped(mut steps: Vec<OperationStep>, refusal: Refusal) -> OperationReport {
     if let Some(step) = steps.iter_mut().find(|step| step.state != StepState::Succeeded) {
         step.state = StepState::Failed;
         step.message.clone_from(&refusal.detail);

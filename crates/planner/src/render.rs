@@ -17,9 +17,17 @@ pub fn config_generation(desired: &Desired) -> u64 {
 /// The nodes that their peers have to know, sorted by id: the wanted ones, and those on their way
 /// out for as long as they have a record. Nodes without an address are left out.
 pub fn members(desired: &Desired) -> Vec<Member> {
-    let mut members: Vec<Member> = desired
-        .nodes
-        .iter()
+    members_of(desired.nodes.iter())
+}
+
+/// The nodes that an endpoint may lead to, sorted by id: the wanted ones that have an address,
+/// which is not to say that they exist yet.
+pub fn endpoint_members(desired: &Desired) -> Vec<Member> {
+    members_of(desired.nodes.iter().filter(|record| record.phase == NodePhase::Wanted))
+}
+
+fn members_of<'a>(records: impl Iterator<Item = &'a NodeRecord>) -> Vec<Member> {
+    let mut members: Vec<Member> = records
         .filter_map(|record| {
             Some(Member {
                 node: record.id.clone(),

@@ -3,7 +3,7 @@
 
 use futures::future::join_all;
 use larder_cluster::{AgentError, Agents, Cluster, ClusterError, EndpointSpec};
-use larder_model::agent::{Fence, Member, Order};
+use larder_model::agent::{Fence, Order};
 use larder_model::plan::{PlannedStep, Step};
 use larder_model::{Desired, NodeId, NodePhase, NodeRecord, Refusal, Timestamp};
 
@@ -163,7 +163,7 @@ impl Executor<'_> {
                 let spec = EndpointSpec {
                     instance: instance.clone(),
                     kind: *endpoint,
-                    members: self.members(),
+                    members: larder_planner::endpoint_members(self.desired),
                     generation: planned.generation,
                 };
                 self.cluster.ensure_endpoint(fence, &spec).await?;
@@ -236,14 +236,5 @@ impl Executor<'_> {
     fn node_config(&self, node: &NodeId) -> Result<larder_model::agent::NodeConfig, StepError> {
         let config = larder_planner::node_config(self.desired, self.record(node)?);
         config.ok_or(StepError::OutOfDate("a node has no address"))
-    }
-
-    /// The nodes that an endpoint may lead to.
-    fn members(&self) -> Vec<Member> {
-        let mut members = larder_planner::members(self.desired);
-        members.retain(|member| {
-            self.record(&member.node).is_ok_and(|record| record.phase == NodePhase::Wanted)
-        });
-        members
     }
 }

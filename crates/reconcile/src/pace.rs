@@ -18,6 +18,19 @@ pub(crate) struct Pace {
     /// Whose steps they are: another operation begins anew.
     operation: Option<OperationId>,
     given: Vec<Given>,
+    /// What was planned when something was planned last.
+    planned: Vec<Step>,
+}
+
+/// What is to be done of a plan now.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Due {
+    pub(crate) steps: Vec<PlannedStep>,
+    /// The same was planned the time before.
+    pub(crate) repeated: bool,
+    /// Nothing is due, and that only because what is planned was refused: there is no effect to
+    /// be seen soon.
+    pub(crate) only_refused: bool,
 }
 
 #[derive(Debug)]
@@ -50,7 +63,12 @@ impl Pace {
         steps: &[PlannedStep],
         operation: Option<&OperationId>,
         now: Timestamp,
-    ) -> Vec<PlannedStep> {
+    ) -> Due {
+        let planned: Vec<Step> = steps.iter().map(|planned| planned.step.clone()).collect();
+        let repeated = !steps.is_empty() && self.planned == planned;
+        if !steps.is_empty() {
+            self.planned = planned;
+        }
         if self.operation.as_ref() != operation {
             self.operation = operation.cloned();
             self.given.clear();
@@ -60,6 +78,7 @@ impl Pace {
         });
         let mut held_up = Vec::new();
         let mut due = Vec::new();
+        let mut on_its_way = false;
         for planned in steps {
             let node = planned.step.node();
             if node.is_some() && held_up.contains(&node) {
@@ -69,12 +88,15 @@ impl Pace {
                 Some(given) if given.rests(now) => {
                     if given.refused > 0 {
                         held_up.push(node);
+                    } else {
+                        on_its_way = true;
                     }
                 }
                 _ => due.push(planned.clone()),
             }
         }
-        due
+        let only_refused = !steps.is_empty() && due.is_empty() && !on_its_way;
+        Due { steps: due, repeated, only_refused }
     }
 
     /// The step was taken; that is not to say that it has had its effect.
@@ -168,7 +190,7 @@ mod tests {
         let (mut pace, plan, mut at) = (Pace::default(), hand_over(), Vec::new());
         for ms in (0..seconds * 1000).step_by(20) {
             let now = Timestamp(ms);
-            for planned in pace.due(&plan, None, now) {
+            for planned in pace.due(&plan, None, now).steps {
                 at.push(ms / 1000);
                 if refused {
                     pace.refused(&planned.step, "no", true, now);
@@ -196,7 +218,7 @@ mod tests {
         let step = &plan[0].step;
         assert!(!pace.refused(step, "no", true, Timestamp(0)));
         // Seen to be done: planned no more, and forgotten after its pause.
-        assert!(pace.due(&[], None, Timestamp(1_500)).is_empty());
+        assert!(pace.due(&[], None, Timestamp(1_500)).steps.is_empty());
         let told: Vec<bool> =
             (2..6).map(|n| pace.refused(step, "no", true, Timestamp(n * 40_000))).collect();
         assert_eq!(told, [false, true, false, false]);
@@ -208,9 +230,9 @@ mod tests {
     fn a_plan_that_goes_back_and_forth_orders_no_faster() {
         let (mut pace, plan) = (Pace::default(), hand_over());
         pace.refused(&plan[0].step, "no", true, Timestamp(0));
-        assert!(pace.due(&[], None, Timestamp(10)).is_empty());
-        assert!(pace.due(&plan, None, Timestamp(20)).is_empty());
-        assert_eq!(pace.due(&plan, None, Timestamp(1_000)).len(), 1);
+        assert!(pace.due(&[], None, Timestamp(10)).steps.is_empty());
+        assert!(pace.due(&plan, None, Timestamp(20)).steps.is_empty());
+        assert_eq!(pace.due(&plan, None, Timestamp(1_000)).steps.len(), 1);
     }
 
     #[test]
@@ -218,8 +240,8 @@ mod tests {
         let (mut pace, plan) = (Pace::default(), hand_over());
         let operation = OperationId::new("o-1").unwrap();
         pace.taken(&plan[0].step, Timestamp(0));
-        assert!(pace.due(&plan, None, Timestamp(10)).is_empty());
-        assert_eq!(pace.due(&plan, Some(&operation), Timestamp(20)).len(), 1);
+        assert!(pace.due(&plan, None, Timestamp(10)).steps.is_empty());
+        assert_eq!(pace.due(&plan, Some(&operation), Timestamp(20)).steps.len(), 1);
     }
 
     #[test]
@@ -229,13 +251,39 @@ mod tests {
         let plan = [step("n1"), after("n1"), step("n2"), after("n2")];
         let mut pace = Pace::default();
         pace.refused(&plan[0].step, "no", true, Timestamp(0));
-        assert_eq!(pace.due(&plan, None, Timestamp(10)), [step("n2"), after("n2")]);
+        assert_eq!(pace.due(&plan, None, Timestamp(10)).steps, [step("n2"), after("n2")]);
+    }
+
+    #[test]
+    fn only_what_was_refused_has_no_effect_on_its_way() {
+        let step = |node| planned(Step::TakeLease { node: id(node) });
+        let mut pace = Pace::default();
+        let mut rests = |plan: &[PlannedStep], at| {
+            let due = pace.due(plan, None, Timestamp(at));
+            for planned in &due.steps {
+                if planned.step.node() == Some(&id("n1")) {
+                    pace.refused(&planned.step, "no", true, Timestamp(at));
+                } else {
+                    pace.taken(&planned.step, Timestamp(at));
+                }
+            }
+            (due.steps.len(), due.repeated, due.only_refused)
+        };
+        let after = planned(Step::StartEmpty { node: id("n1") });
+        assert_eq!(rests(&[], 0), (0, false, false));
+        assert_eq!(rests(&[step("n1")], 0), (1, false, false));
+        assert_eq!(rests(&[step("n1")], 10), (0, true, true));
+        assert_eq!(rests(&[], 20), (0, false, false));
+        assert_eq!(rests(&[step("n1")], 30), (0, true, true));
+        assert_eq!(rests(&[step("n1"), after.clone()], 40), (0, false, true));
+        assert_eq!(rests(&[step("n1"), after.clone(), step("n2")], 50), (1, false, false));
+        assert_eq!(rests(&[step("n1"), after, step("n2")], 60), (0, true, false));
     }
 
     #[test]
     fn a_clock_that_is_set_back_holds_nothing_up() {
         let (mut pace, plan) = (Pace::default(), hand_over());
         pace.taken(&plan[0].step, Timestamp(1_000_000));
-        assert_eq!(pace.due(&plan, None, Timestamp(0)).len(), 1);
+        assert_eq!(pace.due(&plan, None, Timestamp(0)).steps.len(), 1);
     }
 }

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use larder_cluster::Agents;
-use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
+use larder_model::plan::{OperationOutcome, OperationReport, Plan, Report, Step};
 use larder_model::{
-    Code, Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId,
-    Operation, OperationKind, OperationState, OperationStep, Refusal, Severity, StepState,
-    Timestamp,
+    Condition, Desired, Event, EventKind, IdSource, InstanceId, InstanceState, NodeId, Operation,
+    OperationState, Severity, Timestamp,
 };
+use larder_planner::ended_by_refusal;
 
 use crate::book::{Book, BookError};
 use crate::clusters::Clusters;
@@ -64,7 +64,6 @@ struct Memory {
     backend_seen_at: Option<Timestamp>,
     /// When which order was given.
     pace: Pace,
-    last_steps: Vec<Step>,
 }
 
 /// What the record of an instance says.
@@ -136,10 +135,6 @@ impl Reconciler {
         let plan = self.plan(&desired, &seen, now);
         tracing::debug!(%instance, generation = plan.generation, "{plan}");
         self.record(&desired, &seen, &plan, now).await?;
-        let steps: Vec<Step> = plan.steps.iter().map(|planned| planned.step.clone()).collect();
-        let repeated = self.memory_of(instance, |memory| {
-            !steps.is_empty() && std::mem::replace(&mut memory.last_steps, steps.clone()) == steps
-        });
         let operation = desired.operation.as_ref().map(|operation| &operation.id);
         let due = self.memory_of(instance, |memory| memory.pace.due(&plan.steps, operation, now));
         if plan.steps.is_empty() {
@@ -153,6 +148,12 @@ impl Reconciler {
                 (None, false) => TickOutcome::Waiting,
             });
         }
+        if due.steps.is_empty() {
+            // Given a moment ago; what comes of it is not seen yet. What was refused has to wait.
+            let outcome =
+                if due.only_refused { TickOutcome::Failed } else { TickOutcome::Repeated };
+            return Ok(outcome);
+        }
         let executor = Executor {
             book: &*self.book,
             cluster: &*cluster,
@@ -161,12 +162,8 @@ impl Reconciler {
             controller_epoch: self.controller_epoch,
             now,
         };
-        if due.is_empty() {
-            // Given a moment ago; what comes of it is not seen yet.
-            return Ok(TickOutcome::Repeated);
-        }
-        let outcomes = executor.execute(&due).await;
-        self.judge(&desired, outcomes, repeated, now).await
+        let outcomes = executor.execute(&due.steps).await;
+        self.judge(&desired, &plan.report, outcomes, due.repeated, now).await
     }
 
     fn plan(&self, desired: &Desired, seen: &Seen, now: Timestamp) -> Plan {
@@ -221,27 +218,37 @@ impl Reconciler {
             });
         }
         if let (Some(operation), Some(progress)) = (&desired.operation, &report.operation) {
-            let (state, error) = match &progress.outcome {
-                OperationOutcome::Running => (OperationState::Running, None),
-                OperationOutcome::Waiting => (OperationState::Waiting, None),
-                OperationOutcome::Succeeded => (OperationState::Succeeded, None),
-                OperationOutcome::Failed(refusal) => (OperationState::Failed, Some(refusal)),
-            };
-            let unchanged = operation.state == state
-                && operation.error.as_ref() == error
-                && same_steps(operation, &progress.steps);
-            if !unchanged {
-                self.book.operation_report(&operation.id, &progress.steps, state, error).await?;
-            }
+            self.report_operation(operation, progress).await?;
         }
         Ok(())
     }
 
-    /// Looks at how the steps went. A refusal ends a creation, and a failover to a node that has no
-    /// data; anything else is tried again.
+    /// Writes down how far the operation has come, when that is news.
+    async fn report_operation(
+        &self,
+        known: &Operation,
+        report: &OperationReport,
+    ) -> Result<(), BookError> {
+        let (state, error) = match &report.outcome {
+            OperationOutcome::Running => (OperationState::Running, None),
+            OperationOutcome::Waiting => (OperationState::Waiting, None),
+            OperationOutcome::Succeeded => (OperationState::Succeeded, None),
+            OperationOutcome::Failed(refusal) => (OperationState::Failed, Some(refusal)),
+        };
+        let unchanged = known.state == state
+            && known.error.as_ref() == error
+            && same_steps(known, &report.steps);
+        if unchanged {
+            return Ok(());
+        }
+        self.book.operation_report(&known.id, &report.steps, state, error).await
+    }
+
+    /// Looks at how the steps went. Some refusals end the operation; anything else is tried again.
     async fn judge(
         &self,
         desired: &Desired,
+        report: &Report,
         outcomes: Vec<Outcome<'_>>,
         repeated: bool,
         now: Timestamp,
@@ -273,34 +280,21 @@ impl Reconciler {
                 continue;
             }
             tracing::info!(%instance, step = %step.step, %error, "step not taken");
-            let Some(refusal) = error.refusal().cloned() else { continue };
-            if let Some(operation) = desired.operation.as_ref().filter(|o| never(o, step, &refusal))
-            {
-                let refusal = named(&step.step, refusal);
-                let (steps, failed) = (stopped_at(operation, &refusal), OperationState::Failed);
-                self.book.operation_report(&operation.id, &steps, failed, Some(&refusal)).await?;
-                return Ok(TickOutcome::Acted);
-            }
+            let Some(refusal) = error.refusal() else { continue };
             let text = format!("{}: {refusal}", step.step);
-            let may_pass = !error.is_from_cluster();
+            let from_cluster = error.is_from_cluster();
             let tell = self.memory_of(instance, |memory| {
-                memory.pace.refused(&step.step, &text, may_pass, now)
+                memory.pace.refused(&step.step, &text, !from_cluster, now)
             });
             if tell {
                 let told = event(desired, now, Severity::Warning, "step-refused", text);
                 self.book.events_append(&[told]).await?;
             }
-            // What the container cluster cannot do it cannot do later by itself: no port, no room,
-            // no engine. What an agent refuses may pass: its server is only starting.
-            let creation = desired.operation.as_ref().filter(|operation| {
-                operation.kind.as_str() == "create"
-                    && desired.deletion.is_none()
-                    && error.is_from_cluster()
-            });
-            if let Some(operation) = creation {
-                let steps = operation.steps.clone();
-                let failed = OperationState::Failed;
-                self.book.operation_report(&operation.id, &steps, failed, Some(&refusal)).await?;
+            if let (Some(operation), Some(progress)) = (&desired.operation, &report.operation)
+                && let Some(ended) =
+                    ended_by_refusal(desired, progress, &step.step, refusal, from_cluster)
+            {
+                self.report_operation(operation, &ended).await?;
                 return Ok(TickOutcome::Acted);
             }
         }
@@ -377,34 +371,6 @@ fn event(
         reason: reason.to_owned(),
         message,
     }
-}
-
-/// A node that has no data to lead with says so: ordering it again changes nothing.
-fn never(operation: &Operation, planned: &PlannedStep, refusal: &Refusal) -> bool {
-    matches!(operation.kind, OperationKind::Failover { .. })
-        && matches!(planned.step, Step::TakeLease { .. })
-        && refusal.code == Code::NoEligibleReplica
-}
-
-/// The refusal with the node that it speaks of.
-fn named(step: &Step, refusal: Refusal) -> Refusal {
-    match step.node() {
-        Some(node) => {
-            let detail = format!("node {node} cannot take over: {}", refusal.detail);
-            Refusal { detail, ..refusal }
-        }
-        None => refusal,
-    }
-}
-
-/// The operation's steps, the one at work being the one that failed.
-fn stopped_at(operation: &Operation, refusal: &Refusal) -> Vec<OperationStep> {
-    let mut steps = operation.steps.clone();
-    if let Some(step) = steps.iter_mut().find(|step| step.state != StepState::Succeeded) {
-        step.state = StepState::Failed;
-        step.message.clone_from(&refusal.detail);
-    }
-    steps
 }
 
 /// The operation that holds the instance has got there, or never will.

@@ -16,9 +16,6 @@ use crate::{Result, Store, column};
 
 /// The counter of event numbers.
 pub(crate) const COUNTER: &str = "event";
-/// Rows in one answer unless the filter says otherwise, and never more than [`LIMIT_MAX`].
-const LIMIT_DEFAULT: u32 = 100;
-const LIMIT_MAX: u32 = 100_000;
 
 /// An event as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +36,7 @@ pub struct EventFilter {
     /// Of this project, and of the installation itself (a keeper that hangs).
     pub project: Option<ProjectName>,
     pub instance: Option<InstanceId>,
-    /// At most this many; 100 unless set, never more than 100,000.
+    /// At most this many; 100 unless set, never more than [`LIMIT_MAX`](crate::LIMIT_MAX).
     pub limit: Option<u32>,
     /// Newest first; otherwise oldest first, as a follower reads.
     pub newest_first: bool,
@@ -116,7 +113,7 @@ impl Store {
             .bind(big(filter.after.unwrap_or(0)))
             .bind(filter.project.as_ref().map(ProjectName::as_str))
             .bind(filter.instance.as_ref().map(InstanceId::as_str))
-            .bind(i64::from(filter.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX)))
+            .bind(crate::limit::of_history(filter.limit))
             .fetch_all(&mut *tx)
             .await
             .doing(doing)?;

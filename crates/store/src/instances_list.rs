@@ -6,9 +6,6 @@ use crate::error::Doing;
 use crate::instances::{InstanceRow, instance_of};
 use crate::{Result, Store};
 
-/// No list is longer.
-const LIMIT_MAX: u32 = 100_000;
-
 /// Which instances to read. Everything unset: all, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstanceFilter {
@@ -18,6 +15,7 @@ pub struct InstanceFilter {
     /// Part of name, description or a tag (`key=value`); case does not matter.
     pub search: Option<String>,
     pub sort: InstanceSort,
+    /// At most this many, never more than [`LIMIT_MAX`](crate::LIMIT_MAX).
     pub limit: Option<u32>,
 }
 
@@ -90,7 +88,7 @@ impl Store {
             .bind(filter.state.map(InstanceState::as_str))
             .bind(filter.architecture.map(Architecture::as_str))
             .bind(filter.search.as_deref().map(pattern))
-            .bind(i64::from(filter.limit.unwrap_or(LIMIT_MAX).min(LIMIT_MAX)))
+            .bind(crate::limit::of_list(filter.limit))
             .fetch_all(&mut *tx)
             .await
             .doing(doing)?;

@@ -118,7 +118,9 @@ impl Store {
         let row = sqlx::query(
             "INSERT INTO leases (name, epoch, taken_at) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE
-             SET epoch = MAX(leases.epoch + 1, excluded.epoch), taken_at = excluded.taken_at
+             SET epoch = CASE WHEN leases.epoch >= excluded.epoch THEN leases.epoch + 1
+                              ELSE excluded.epoch END,
+                 taken_at = excluded.taken_at
              RETURNING epoch",
         )
         .bind(CONTROLLER_LEASE)

@@ -15,9 +15,6 @@ use crate::tx::WriteTx;
 use crate::{Result, Store, StoreError, clock, column, events, instances, records};
 
 const COUNTER: &str = "operation";
-/// Rows in one answer unless the filter says otherwise, and never more than [`LIMIT_MAX`].
-const LIMIT_DEFAULT: u32 = 100;
-const LIMIT_MAX: u32 = 100_000;
 
 /// Which operations to read. Everything unset: the newest 100.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +23,7 @@ pub struct OperationFilter {
     /// Name or id of an instance, also of one that is gone.
     pub instance: Option<String>,
     pub state: Option<OperationState>,
-    /// At most this many; 100 unless set, never more than 100,000.
+    /// At most this many; 100 unless set, never more than [`LIMIT_MAX`](crate::LIMIT_MAX).
     pub limit: Option<u32>,
 }
 
@@ -175,7 +172,7 @@ impl Store {
         .bind(filter.project.as_ref().map(ProjectName::as_str))
         .bind(&filter.instance)
         .bind(filter.state.map(OperationState::as_str))
-        .bind(i64::from(filter.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX)))
+        .bind(crate::limit::of_history(filter.limit))
         .fetch_all(&mut *tx)
         .await
         .doing(doing)?;

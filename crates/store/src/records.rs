@@ -13,9 +13,6 @@ use crate::tx::WriteTx;
 use crate::{Result, Store, StoreError, column};
 
 const COUNTER: &str = "record";
-/// Rows in one answer unless the filter says otherwise, and never more than [`LIMIT_MAX`].
-const LIMIT_DEFAULT: u32 = 100;
-const LIMIT_MAX: u32 = 100_000;
 
 /// What a person or a program asked for. Never holds secrets.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +68,7 @@ pub struct RecordFilter {
     pub user: Option<String>,
     /// Only what happened at or after this time.
     pub since: Option<Timestamp>,
-    /// At most this many; 100 unless set, never more than 100,000.
+    /// At most this many; 100 unless set, never more than [`LIMIT_MAX`](crate::LIMIT_MAX).
     pub limit: Option<u32>,
 }
 
@@ -98,7 +95,7 @@ impl Store {
         .bind(&filter.instance)
         .bind(&filter.user)
         .bind(filter.since.map(|t| t.0))
-        .bind(i64::from(filter.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX)))
+        .bind(crate::limit::of_history(filter.limit))
         .fetch_all(&mut *tx)
         .await
         .doing(doing)?;

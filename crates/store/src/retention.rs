@@ -1,15 +1,11 @@
 //! How long the history is kept: events, finished operations, records.
 
+use larder_model::agent::EVENTS_KEPT;
 use larder_model::{Millis, Timestamp};
 
 use crate::error::Doing;
 use crate::tx::WriteTx;
 use crate::{Result, Store, column};
-
-/// A node tells its newest events again and again, at most this many; those of a living node stay,
-/// or they would be taken for new ones.
-const NODE_EVENTS: i64 = 64;
-const DAY: u64 = 24 * 3600 * 1000;
 
 /// What is kept. Unfinished operations always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +22,7 @@ pub struct Retention {
 impl Default for Retention {
     /// 30 days of events, at most 10,000 of an instance; 400 days of operations and records.
     fn default() -> Self {
-        Self { events: Millis(30 * DAY), events_per_instance: 10_000, records: Millis(400 * DAY) }
+        Self { events: Millis::days(30), events_per_instance: 10_000, records: Millis::days(400) }
     }
 }
 
@@ -63,11 +59,10 @@ impl Store {
             .rows_affected();
         let records = sqlx::query(
             "DELETE FROM records
-             WHERE at < $1
-               AND NOT EXISTS (SELECT 1 FROM records AS kept
-                               WHERE kept.number < records.number AND kept.at >= $1)",
+             WHERE number < COALESCE((SELECT MIN(number) FROM records WHERE at >= $1), $2)",
         )
         .bind(before.0)
+        .bind(i64::MAX)
         .execute(tx.conn())
         .await
         .doing(doing)?
@@ -77,18 +72,22 @@ impl Store {
     }
 }
 
-/// True of the events that their node may tell again.
-const TOLD_AGAIN: &str = "node_seq IS NOT NULL
-    AND node IN (SELECT id FROM nodes)
-    AND node_seq > (SELECT MAX(newest.node_seq) FROM events AS newest
-                    WHERE newest.node = events.node) - $2";
+/// True of the events that their node may tell again: those of a living node stay, or they would
+/// be taken for new ones.
+fn told_again() -> String {
+    format!(
+        "node_seq IS NOT NULL
+         AND node IN (SELECT id FROM nodes)
+         AND node_seq > (SELECT MAX(newest.node_seq) FROM events AS newest
+                         WHERE newest.node = events.node) - {EVENTS_KEPT}"
+    )
+}
 
 async fn old_events(tx: &mut WriteTx, before: Timestamp) -> Result<u64> {
     let doing = tx.doing();
-    let query = format!("DELETE FROM events WHERE at < $1 AND NOT ({TOLD_AGAIN})");
+    let query = format!("DELETE FROM events WHERE at < $1 AND NOT ({})", told_again());
     let done = sqlx::query(sqlx::AssertSqlSafe(query))
         .bind(before.0)
-        .bind(NODE_EVENTS)
         .execute(tx.conn())
         .await
         .doing(doing)?;
@@ -102,21 +101,20 @@ async fn surplus_events(tx: &mut WriteTx, most: u32) -> Result<u64> {
         .fetch_all(tx.conn())
         .await
         .doing(doing)?;
+    let query = format!(
+        "DELETE FROM events
+         WHERE instance IS NOT DISTINCT FROM $1
+           AND seq <= (SELECT surplus.seq FROM events AS surplus
+                       WHERE surplus.instance IS NOT DISTINCT FROM $1
+                       ORDER BY surplus.seq DESC LIMIT 1 OFFSET $2)
+           AND NOT ({})",
+        told_again()
+    );
     let mut removed = 0;
     for row in full {
         let instance: Option<String> = column::get(&row, "instance")?;
-        let query = format!(
-            "DELETE FROM events
-             WHERE (instance = $1 OR (instance IS NULL AND $1 IS NULL))
-               AND seq <= (SELECT surplus.seq FROM events AS surplus
-                           WHERE surplus.instance = $1
-                              OR (surplus.instance IS NULL AND $1 IS NULL)
-                           ORDER BY surplus.seq DESC LIMIT 1 OFFSET $3)
-               AND NOT ({TOLD_AGAIN})"
-        );
-        let done = sqlx::query(sqlx::AssertSqlSafe(query))
+        let done = sqlx::query(sqlx::AssertSqlSafe(query.as_str()))
             .bind(instance)
-            .bind(NODE_EVENTS)
             .bind(i64::from(most))
             .execute(tx.conn())
             .await

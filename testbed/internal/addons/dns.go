@@ -19,7 +19,10 @@ import (
 // DNSImage is CoreDNS as the test bed's registry has it.
 const DNSImage = plan.RegistryName + "/testbed/coredns:1"
 
-const dnsName = "coredns"
+// DNSName is what everything of DNS is called in the namespace kube-system.
+const DNSName = "coredns"
+
+const dnsRole = "system:" + DNSName
 
 const corefile = `.:5353 {
     errors
@@ -43,9 +46,9 @@ func Install(ctx context.Context, client kubernetes.Interface, workers int) erro
 	}
 	const system = meta.NamespaceSystem
 	labels := map[string]string{"k8s-app": "kube-dns"}
-	named := meta.ObjectMeta{Name: dnsName, Namespace: system, Labels: labels}
+	named := meta.ObjectMeta{Name: DNSName, Namespace: system, Labels: labels}
 	role := &rbac.ClusterRole{
-		ObjectMeta: meta.ObjectMeta{Name: "system:coredns"},
+		ObjectMeta: meta.ObjectMeta{Name: dnsRole},
 		Rules: []rbac.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"services", "pods", "namespaces"}, Verbs: []string{"list", "watch"}},
 			{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
@@ -55,9 +58,9 @@ func Install(ctx context.Context, client kubernetes.Interface, workers int) erro
 		return fmt.Errorf("creating the role of DNS: %w", err)
 	}
 	binding := &rbac.ClusterRoleBinding{
-		ObjectMeta: meta.ObjectMeta{Name: "system:coredns"},
-		RoleRef:    rbac.RoleRef{APIGroup: rbac.GroupName, Kind: "ClusterRole", Name: "system:coredns"},
-		Subjects:   []rbac.Subject{{Kind: rbac.ServiceAccountKind, Name: dnsName, Namespace: system}},
+		ObjectMeta: meta.ObjectMeta{Name: dnsRole},
+		RoleRef:    rbac.RoleRef{APIGroup: rbac.GroupName, Kind: "ClusterRole", Name: dnsRole},
+		Subjects:   []rbac.Subject{{Kind: rbac.ServiceAccountKind, Name: DNSName, Namespace: system}},
 	}
 	if _, err := client.RbacV1().ClusterRoleBindings().Create(ctx, binding, meta.CreateOptions{}); ignoreExisting(err) != nil {
 		return fmt.Errorf("binding the role of DNS: %w", err)
@@ -114,7 +117,7 @@ func dnsDeployment(named meta.ObjectMeta, labels map[string]string, replicas int
 			Template: core.PodTemplateSpec{
 				ObjectMeta: meta.ObjectMeta{Labels: labels},
 				Spec: core.PodSpec{
-					ServiceAccountName:            dnsName,
+					ServiceAccountName:            DNSName,
 					PriorityClassName:             "system-cluster-critical",
 					DNSPolicy:                     core.DNSDefault,
 					TerminationGracePeriodSeconds: &grace,
@@ -123,7 +126,7 @@ func dnsDeployment(named meta.ObjectMeta, labels map[string]string, replicas int
 						LabelSelector: &meta.LabelSelector{MatchLabels: labels},
 					}},
 					Containers: []core.Container{{
-						Name: "coredns", Image: DNSImage, Args: []string{"-conf", "/etc/coredns/Corefile"},
+						Name: DNSName, Image: DNSImage, Args: []string{"-conf", "/etc/coredns/Corefile"},
 						Resources: core.ResourceRequirements{Requests: core.ResourceList{
 							core.ResourceCPU: resource.MustParse("10m"), core.ResourceMemory: resource.MustParse("32Mi"),
 						}},
@@ -136,7 +139,7 @@ func dnsDeployment(named meta.ObjectMeta, labels map[string]string, replicas int
 						VolumeMounts: []core.VolumeMount{{Name: "config", MountPath: "/etc/coredns", ReadOnly: true}},
 					}},
 					Volumes: []core.Volume{{Name: "config", VolumeSource: core.VolumeSource{ConfigMap: &core.ConfigMapVolumeSource{
-						LocalObjectReference: core.LocalObjectReference{Name: dnsName},
+						LocalObjectReference: core.LocalObjectReference{Name: DNSName},
 					}}}},
 				},
 			},

@@ -71,18 +71,23 @@ func (b *Balancer) Round(ctx context.Context) error {
 		if s.Spec.ExternalTrafficPolicy != core.ServiceExternalTrafficPolicyLocal {
 			continue
 		}
+		ip := s.Status.LoadBalancer.Ingress[0].IP
+		routed[ip] = true
 		nodes, err := b.nodes(s)
 		if err != nil {
 			failed = errors.Join(failed, err)
 			continue
 		}
-		ip := s.Status.LoadBalancer.Ingress[0].IP
 		failed = errors.Join(failed, b.Route(ip, nodes))
-		routed[ip] = true
 	}
 	for ip := range b.routed {
-		if !routed[ip] {
-			failed = errors.Join(failed, b.Route(ip, nil))
+		if routed[ip] {
+			continue
+		}
+		if err := b.Route(ip, nil); err != nil {
+			// Still there, so that the next round removes it.
+			routed[ip] = true
+			failed = errors.Join(failed, err)
 		}
 	}
 	b.routed = routed

@@ -21,12 +21,13 @@ import (
 	"larder/testbed/internal/plan"
 )
 
-const root = "/sys/fs/cgroup"
+// Root is where hierarchies of control groups are mounted, on the machine and in a worker.
+const Root = "/sys/fs/cgroup"
 
 // Unified says whether the machine has version 2 alone.
 func Unified() bool {
 	var stat unix.Statfs_t
-	return unix.Statfs(root, &stat) == nil && stat.Type == unix.CGROUP2_SUPER_MAGIC
+	return unix.Statfs(Root, &stat) == nil && stat.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // Find lists the hierarchies of the machine, with a group called name below the caller's own in each.
@@ -47,7 +48,7 @@ func Find(name string) ([]plan.Cgroup, error) {
 		}
 	}
 	if len(kept) == 0 {
-		return nil, fmt.Errorf("no hierarchy of control groups is mounted below %s", root)
+		return nil, fmt.Errorf("no hierarchy of control groups is mounted below %s", Root)
 	}
 	return kept, nil
 }
@@ -65,14 +66,14 @@ func parse(lines io.Reader, unified bool, name string) ([]plan.Cgroup, error) {
 		switch {
 		case unified && controllers == "":
 			// At the top, not below the own group: there a group with processes may not pass controllers on.
-			found = append(found, plan.Cgroup{Path: filepath.Join(root, name)})
+			found = append(found, plan.Cgroup{Path: filepath.Join(Root, name)})
 		case !unified && controllers != "":
 			mount := strings.TrimPrefix(controllers, "name=")
 			options := controllers
 			if mount != controllers {
 				options = "none," + controllers
 			}
-			found = append(found, plan.Cgroup{Mount: mount, Options: options, Path: filepath.Join(root, mount, path, name)})
+			found = append(found, plan.Cgroup{Mount: mount, Options: options, Path: filepath.Join(Root, mount, path, name)})
 		}
 	}
 	return found, scanner.Err()

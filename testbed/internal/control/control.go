@@ -1,5 +1,6 @@
-// Package control is how commands speak to a running test bed: one request and one answer in JSON for each connection
-// to a unix socket in its directory.
+// Package control is how commands speak to a running test bed, and the test bed to its workers: one request and one
+// answer in JSON for each connection to a unix socket in the directory of the one that is asked. A request that takes
+// long holds up no other.
 package control
 
 import (
@@ -18,7 +19,7 @@ import (
 type Request struct {
 	// Op is one of the constants below.
 	Op string `json:"op"`
-	// Worker is the worker that is meant; empty for the control plane.
+	// Worker is the worker that is meant; empty for the control plane, and where a worker itself is asked.
 	Worker string `json:"worker,omitempty"`
 	// Component is the program that is meant.
 	Component string `json:"component,omitempty"`
@@ -44,12 +45,17 @@ const (
 	OpResume    = "resume"
 	OpImageLoad = "image load"
 	OpImagePush = "image push"
+	// OpImport is the part of OpImageLoad that each worker does.
+	OpImport = "import"
 )
 
 // Reply is the answer; an empty Error means that it was done.
 type Reply struct {
-	Error  string  `json:"error,omitempty"`
+	Error string `json:"error,omitempty"`
+	// Status is the test bed's answer to OpStatus.
 	Status *Status `json:"status,omitempty"`
+	// Units are a worker's answer to OpStatus.
+	Units []units.Status `json:"units,omitempty"`
 }
 
 // Status is what the test bed knows of itself.
@@ -71,7 +77,7 @@ type Worker struct {
 	Units []units.Status `json:"units,omitempty"`
 }
 
-// SocketFile is the socket's name in the test bed's directory.
+// SocketFile is the socket's name in the directory of the test bed, or of a worker.
 const SocketFile = "control.sock"
 
 // socket gives a path to the socket of at most 108 bytes, which is all that the kernel takes, however long the
@@ -79,7 +85,7 @@ const SocketFile = "control.sock"
 func socket(dir string) (*os.File, string, error) {
 	file, err := os.Open(dir)
 	if err != nil {
-		return nil, "", fmt.Errorf("opening the test bed's directory: %w", err)
+		return nil, "", fmt.Errorf("opening the directory of the control socket: %w", err)
 	}
 	return file, fmt.Sprintf("/proc/self/fd/%d/%s", file.Fd(), SocketFile), nil
 }
@@ -102,7 +108,19 @@ func Listen(dir string) (*net.UnixListener, error) {
 	return listener, os.Chmod(filepath.Join(dir, SocketFile), 0o600)
 }
 
-// Ask sends one request to the test bed in dir and waits for the answer.
+// Inherited takes over a listening socket that this process was started with.
+func Inherited(fd uintptr, name string) (net.Listener, error) {
+	file := os.NewFile(fd, name)
+	defer file.Close()
+	listener, err := net.FileListener(file)
+	if err != nil {
+		return nil, fmt.Errorf("taking over the %s socket: %w", name, err)
+	}
+	return listener, nil
+}
+
+// Ask sends one request to the test bed, or the worker, in dir and waits for the answer, no longer than limit. Past that,
+// and when the one that was asked ends, it fails; what was asked for may be done all the same.
 func Ask(dir string, r Request, limit time.Duration) (Reply, error) {
 	var reply Reply
 	file, path, err := socket(dir)
@@ -112,17 +130,17 @@ func Ask(dir string, r Request, limit time.Duration) (Reply, error) {
 	defer file.Close()
 	conn, err := net.DialTimeout("unix", path, limit)
 	if err != nil {
-		return reply, fmt.Errorf("no test bed runs in %s: %w", dir, err)
+		return reply, fmt.Errorf("no test bed, or worker of one, runs in %s: %w", dir, err)
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return reply, err
 	}
 	if err := json.NewEncoder(conn).Encode(r); err != nil {
-		return reply, fmt.Errorf("asking the test bed for %q: %w", r.Op, err)
+		return reply, fmt.Errorf("asking for %q: %w", r.Op, err)
 	}
 	if err := json.NewDecoder(conn).Decode(&reply); err != nil {
-		return reply, fmt.Errorf("waiting for the test bed's answer to %q: %w", r.Op, err)
+		return reply, fmt.Errorf("waiting for the answer to %q: %w", r.Op, err)
 	}
 	if reply.Error != "" {
 		return reply, errors.New(reply.Error)

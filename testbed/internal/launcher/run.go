@@ -17,6 +17,7 @@ import (
 
 	"larder/testbed/internal/cgroups"
 	"larder/testbed/internal/control"
+	"larder/testbed/internal/jsonfile"
 	"larder/testbed/internal/plan"
 	"larder/testbed/internal/supervisor"
 )
@@ -81,7 +82,7 @@ func Run(o Options) (err error) {
 	}
 	state := State{Launcher: os.Getpid(), Spec: spec}
 	// Written before anything is changed, so that whoever finds it can put it back.
-	if err := writeJSON(filepath.Join(o.Dir, stateFile), state); err != nil {
+	if err := jsonfile.Write(filepath.Join(o.Dir, stateFile), state); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, clean(o.Dir)) }()
@@ -89,7 +90,7 @@ func Run(o Options) (err error) {
 		return err
 	}
 	file := filepath.Join(o.Dir, specFile)
-	if err := writeJSON(file, spec); err != nil {
+	if err := jsonfile.Write(file, spec); err != nil {
 		return err
 	}
 	command, err := start(file, api.(*net.TCPListener), commands)
@@ -97,7 +98,7 @@ func Run(o Options) (err error) {
 		return err
 	}
 	state.Supervisor = command.Process.Pid
-	if err := writeJSON(filepath.Join(o.Dir, stateFile), state); err != nil {
+	if err := jsonfile.Write(filepath.Join(o.Dir, stateFile), state); err != nil {
 		_ = command.Process.Kill()
 		_ = command.Wait()
 		return err

@@ -3,7 +3,6 @@
 package launcher
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +13,7 @@ import (
 
 	"larder/testbed/internal/cgroups"
 	"larder/testbed/internal/control"
+	"larder/testbed/internal/jsonfile"
 	"larder/testbed/internal/plan"
 )
 
@@ -79,29 +79,11 @@ func Running(dir string) (State, error) {
 }
 
 func readState(dir string) (State, error) {
-	var state State
-	data, err := os.ReadFile(filepath.Join(dir, stateFile))
+	state, err := jsonfile.Read[State](filepath.Join(dir, stateFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return state, ErrNotRunning
 	}
-	if err != nil {
-		return state, fmt.Errorf("reading the test bed's state: %w", err)
-	}
-	if err := json.Unmarshal(data, &state); err != nil {
-		return state, fmt.Errorf("reading the test bed's state: %w", err)
-	}
-	return state, nil
-}
-
-func writeJSON(path string, value any) error {
-	data, err := json.MarshalIndent(value, "", "  ")
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	return os.Rename(path+".new", path)
+	return state, err
 }
 
 // raiseInotify makes room for many workers' watches and returns the limit from before, or zero.

@@ -39,6 +39,9 @@ func (e *Enforcer) Round(context.Context) error {
 
 // Refresh brings one worker's table up to date.
 func (e *Enforcer) Refresh(worker string) error {
+	// Held from the first look on: a table that was rendered earlier may not be applied later.
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	cluster, err := e.cluster()
 	if err != nil {
 		return err
@@ -47,8 +50,6 @@ func (e *Enforcer) Refresh(worker string) error {
 	if err != nil {
 		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if e.applied[worker] == rules {
 		return nil
 	}

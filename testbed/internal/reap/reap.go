@@ -73,7 +73,9 @@ type Command struct {
 	Args []string
 	// Env is the whole environment; nil means this process's.
 	Env []string
-	// Files are the child's descriptors from 0 on.
+	// Log, if set, is the file that output and errors are appended to; the child's input is empty then.
+	Log string
+	// Files are the child's descriptors from 0 on, or from 3 on with a Log.
 	Files []*os.File
 	// Attr may be nil.
 	Attr *syscall.SysProcAttr
@@ -87,8 +89,22 @@ func (r *Reaper) Start(c Command) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", c.Path, err)
 	}
-	files := make([]uintptr, len(c.Files))
-	for i, f := range c.Files {
+	all := c.Files
+	if c.Log != "" {
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			return nil, fmt.Errorf("opening the input of %s: %w", path, err)
+		}
+		defer null.Close()
+		output, err := os.OpenFile(c.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		if err != nil {
+			return nil, fmt.Errorf("opening the log of %s: %w", path, err)
+		}
+		defer output.Close()
+		all = append([]*os.File{null, output, output}, c.Files...)
+	}
+	files := make([]uintptr, len(all))
+	for i, f := range all {
 		files[i] = f.Fd()
 	}
 	env := c.Env
@@ -114,7 +130,7 @@ func (r *Reaper) Start(c Command) (*Process, error) {
 		err = InNetNS(c.NetNS, register)
 	}
 	// The descriptors in `files` are bare numbers: without this the collector might close them too early.
-	runtime.KeepAlive(c.Files)
+	runtime.KeepAlive(all)
 	return p, err
 }
 
@@ -184,6 +200,16 @@ func (r *Reaper) Run(c Command, input string) (string, error) {
 		return string(printed), fmt.Errorf("%s %s: %s", c.Path, Describe(p.Status), printed)
 	}
 	return string(printed), nil
+}
+
+// Ended says whether the process has ended and was reaped.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.Done:
+		return true
+	default:
+		return false
+	}
 }
 
 // Describe says in words how a process ended.

@@ -14,9 +14,9 @@ import (
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"larder/testbed/internal/addons"
 	"larder/testbed/internal/control"
 	"larder/testbed/internal/images"
-	"larder/testbed/internal/worker"
 )
 
 // handle carries one command out.
@@ -52,7 +52,7 @@ func (s *Supervisor) handle(r control.Request) control.Reply {
 // component kills, starts, pauses or resumes a program of the control plane, or of a worker.
 func (s *Supervisor) component(r control.Request) error {
 	if r.Worker != "" {
-		_, err := s.ask(r.Worker, worker.Request{Op: r.Op, Unit: r.Component})
+		_, err := s.ask(r.Worker, control.Request{Op: r.Op, Component: r.Component}, askLimit)
 		return err
 	}
 	name := r.Component
@@ -69,25 +69,36 @@ func (s *Supervisor) component(r control.Request) error {
 	}
 }
 
+// statusLimit is how long a part of the status may take before it is left out: what hangs is not to hide the rest.
+const statusLimit = 2 * time.Second
+
 func (s *Supervisor) status() *control.Status {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), statusLimit)
 	defer cancel()
-	status := &control.Status{Control: s.control.Status()}
-	ready, err := s.readyNodes(ctx)
-	status.API = err == nil
-	for _, w := range s.spec.Workers {
+	status := &control.Status{Control: s.control.Status(), Workers: make([]control.Worker, len(s.spec.Workers))}
+	var wait sync.WaitGroup
+	for i, w := range s.spec.Workers {
+		line := &status.Workers[i]
 		s.mu.Lock()
 		state := s.workers[w.Name]
-		line := control.Worker{
-			Name: w.Name, Zone: w.Zone, IP: w.IP(), On: state.process != nil, Cut: state.cut, Ready: ready[w.Name],
-		}
+		*line = control.Worker{Name: w.Name, Zone: w.Zone, IP: w.IP(), On: state.process != nil, Cut: state.cut}
 		s.mu.Unlock()
-		if line.On {
-			if reply, err := s.ask(w.Name, worker.Request{Op: "status"}); err == nil {
-				line.Units = reply.Status
-			}
+		if !line.On {
+			continue
 		}
-		status.Workers = append(status.Workers, line)
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			if reply, err := s.ask(w.Name, control.Request{Op: control.OpStatus}, statusLimit); err == nil {
+				line.Units = reply.Units
+			}
+		}()
+	}
+	ready, err := s.readyNodes(ctx)
+	wait.Wait()
+	status.API = err == nil
+	for i := range status.Workers {
+		status.Workers[i].Ready = ready[status.Workers[i].Name]
 	}
 	return status
 }
@@ -108,7 +119,7 @@ func (s *Supervisor) readyNodes(ctx context.Context) (map[string]bool, error) {
 	return ready, nil
 }
 
-// waitReady returns when all workers with power are ready, and DNS is.
+// waitReady returns when all workers that are switched on are ready, and DNS is.
 func (s *Supervisor) waitReady(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -130,16 +141,12 @@ func (s *Supervisor) notReady(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	for _, w := range s.spec.Workers {
-		// At the beginning those that are being switched on count as well: they have no node yet, or no process.
-		if state := s.workers[w.Name]; !ready[w.Name] && (state.process != nil || len(ready) == 0) {
-			s.mu.Unlock()
+	for _, w := range s.list(func(state *workerState) bool { return state.wanted }) {
+		if !ready[w.Name] {
 			return fmt.Errorf("%s is not ready", w.Name)
 		}
 	}
-	s.mu.Unlock()
-	dns, err := s.client.AppsV1().Deployments(meta.NamespaceSystem).Get(ctx, "coredns", meta.GetOptions{})
+	dns, err := s.client.AppsV1().Deployments(meta.NamespaceSystem).Get(ctx, addons.DNSName, meta.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("looking at DNS: %w", err)
 	}
@@ -160,17 +167,11 @@ func (s *Supervisor) loadImage(path string) error {
 	var wait sync.WaitGroup
 	var mu sync.Mutex
 	var failed error
-	for _, w := range s.spec.Workers {
-		s.mu.Lock()
-		on := s.workers[w.Name].process != nil
-		s.mu.Unlock()
-		if !on {
-			continue
-		}
+	for _, w := range s.list(func(state *workerState) bool { return state.process != nil }) {
 		wait.Add(1)
 		go func() {
 			defer wait.Done()
-			if _, err := s.ask(w.Name, worker.Request{Op: "import", Path: copied}); err != nil {
+			if _, err := s.ask(w.Name, control.Request{Op: control.OpImport, Path: copied}, askLimit); err != nil {
 				mu.Lock()
 				failed = errors.Join(failed, err)
 				mu.Unlock()

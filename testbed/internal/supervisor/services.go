@@ -100,10 +100,7 @@ func (s *Supervisor) startAddons(ctx context.Context) error {
 
 // applyRules gives a worker nftables rules in its own network namespace.
 func (s *Supervisor) applyRules(name, rules string) error {
-	state := s.workers[name]
-	s.mu.Lock()
-	process := state.process
-	s.mu.Unlock()
+	process := s.power(s.workers[name])
 	if process == nil {
 		return nil
 	}

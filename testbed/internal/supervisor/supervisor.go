@@ -4,7 +4,6 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -26,6 +25,7 @@ import (
 	"larder/testbed/internal/config"
 	"larder/testbed/internal/control"
 	"larder/testbed/internal/images"
+	"larder/testbed/internal/jsonfile"
 	"larder/testbed/internal/netpol"
 	"larder/testbed/internal/network"
 	"larder/testbed/internal/pki"
@@ -70,7 +70,7 @@ func Run(file string) error {
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
-	spec, err := readSpec(file)
+	spec, err := jsonfile.Read[plan.Spec](file)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func Run(file string) error {
 		lb: addons.NewTrigger(), netpol: addons.NewTrigger(), workers: map[string]*workerState{},
 	}
 	for _, w := range spec.Workers {
-		s.workers[w.Name] = &workerState{Worker: w}
+		s.workers[w.Name] = &workerState{Worker: w, wanted: true}
 	}
 	if s.client, err = client(spec); err != nil {
 		return err
@@ -114,11 +114,11 @@ func Run(file string) error {
 	if err := s.startControlPlane(); err != nil {
 		return err
 	}
-	forwarded, err := inherited(APIFD, "api")
+	forwarded, err := control.Inherited(APIFD, "api")
 	if err != nil {
 		return err
 	}
-	commands, err := inherited(ControlFD, "control")
+	commands, err := control.Inherited(ControlFD, "control")
 	if err != nil {
 		return err
 	}
@@ -136,28 +136,6 @@ func Run(file string) error {
 	case err := <-failed:
 		return err
 	}
-}
-
-func readSpec(file string) (plan.Spec, error) {
-	var spec plan.Spec
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return spec, fmt.Errorf("reading what to run: %w", err)
-	}
-	if err := json.Unmarshal(data, &spec); err != nil {
-		return spec, fmt.Errorf("reading what to run from %s: %w", file, err)
-	}
-	return spec, nil
-}
-
-func inherited(fd uintptr, name string) (net.Listener, error) {
-	file := os.NewFile(fd, name)
-	defer file.Close()
-	listener, err := net.FileListener(file)
-	if err != nil {
-		return nil, fmt.Errorf("taking over the %s socket: %w", name, err)
-	}
-	return listener, nil
 }
 
 // view gives the control plane its own mounts. Etcd's data lie in memory: a test bed does not outlive its processes.
@@ -211,12 +189,8 @@ func credentials(spec plan.Spec) error {
 				return fmt.Errorf("reading a credential: %w", err)
 			}
 		}
-		// Written beside and renamed: whoever waits for the file finds it whole.
-		if err := os.WriteFile(path+".new", []byte(config.Kubeconfig(who[1], c)), 0o600); err != nil {
-			return fmt.Errorf("writing %s: %w", path, err)
-		}
-		if err := os.Rename(path+".new", path); err != nil {
-			return fmt.Errorf("writing %s: %w", path, err)
+		if err := jsonfile.Replace(path, []byte(config.Kubeconfig(who[1], c))); err != nil {
+			return err
 		}
 	}
 	if err := giveToCaller(spec.Kubeconfig()); err != nil {

@@ -1,30 +1,36 @@
 package supervisor
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
 	"log"
 	"os"
 	"sync"
 	"syscall"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"larder/testbed/internal/cgroups"
+	"larder/testbed/internal/control"
+	"larder/testbed/internal/jsonfile"
 	"larder/testbed/internal/network"
 	"larder/testbed/internal/plan"
 	"larder/testbed/internal/reap"
 	"larder/testbed/internal/worker"
 )
 
+// askLimit is how long a worker may take over one request: less than whoever asked the test bed waits, who so hears which
+// worker it was.
+const askLimit = 4*time.Minute + 30*time.Second
+
 type workerState struct {
 	plan.Worker
-	// power is held while the worker is being switched on or off.
-	power sync.Mutex
-	// The rest is guarded by the supervisor's mutex; process is nil without power.
+	// switching is held while the worker is being switched on or off, by command or by its own end.
+	switching sync.Mutex
+	// The rest is guarded by the supervisor's mutex. process is nil without power.
 	process *reap.Process
-	link    *worker.Link
-	cut     bool
+	// wanted says whether the worker was switched on last, or off; it need not have got there.
+	wanted bool
+	cut    bool
 }
 
 func (s *Supervisor) find(name string) (*workerState, error) {
@@ -36,17 +42,29 @@ func (s *Supervisor) find(name string) (*workerState, error) {
 	return state, nil
 }
 
-// reachable lists the workers that have power and a cable.
-func (s *Supervisor) reachable() []plan.Worker {
+// power is a worker's PID 1, or nil.
+func (s *Supervisor) power(state *workerState) *reap.Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return state.process
+}
+
+// list gives the workers whose state fits.
+func (s *Supervisor) list(fits func(*workerState) bool) []plan.Worker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var list []plan.Worker
 	for _, w := range s.spec.Workers {
-		if state := s.workers[w.Name]; state.process != nil && !state.cut {
+		if fits(s.workers[w.Name]) {
 			list = append(list, w)
 		}
 	}
 	return list
+}
+
+// reachable lists the workers that have power and a cable.
+func (s *Supervisor) reachable() []plan.Worker {
+	return s.list(func(state *workerState) bool { return state.process != nil && !state.cut })
 }
 
 func (s *Supervisor) reachableNames() []string {
@@ -67,41 +85,45 @@ func (s *Supervisor) reroute() error {
 	return network.Services(s.reachable())
 }
 
+// want notes that a worker is to have power, or none.
+func (s *Supervisor) want(state *workerState, on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	state.wanted = on
+}
+
 // powerOn boots a worker with the disk that it had. One that has power already is left alone.
 func (s *Supervisor) powerOn(name string) error {
 	state, err := s.find(name)
 	if err != nil {
 		return err
 	}
-	state.power.Lock()
-	defer state.power.Unlock()
-	s.mu.Lock()
-	on := state.process != nil
-	s.mu.Unlock()
-	if on {
-		return nil
+	state.switching.Lock()
+	defer state.switching.Unlock()
+	s.want(state, true)
+	if before := s.power(state); before != nil {
+		if !before.Ended() {
+			return nil
+		}
+		// It has just ended by itself, and mourn has not come to it yet.
+		log.Printf("%s %s", name, reap.Describe(before.Status))
+		if err := s.lost(state, before); err != nil {
+			return err
+		}
 	}
 	// Left over from before the power went: the kubelet would take seconds over each dead pod's group.
 	if err := cgroups.Clear(s.spec.Cgroups, name); err != nil {
 		return err
 	}
-	boot, err := json.Marshal(worker.Boot{Spec: s.spec, Worker: state.Worker})
-	if err != nil {
-		return fmt.Errorf("writing what %s boots: %w", name, err)
-	}
 	if err := os.MkdirAll(s.spec.Disk(name, ""), 0o755); err != nil {
 		return fmt.Errorf("making the disk of %s: %w", name, err)
 	}
-	file := s.spec.Disk(name, "boot.json")
-	if err := os.WriteFile(file, boot, 0o600); err != nil {
-		return fmt.Errorf("writing what %s boots: %w", name, err)
-	}
-	process, link, err := s.boot(state.Worker, file)
+	process, err := s.boot(state.Worker)
 	if err != nil {
 		return fmt.Errorf("powering %s on: %w", name, err)
 	}
 	s.mu.Lock()
-	state.process, state.link, state.cut = process, link, false
+	state.process, state.cut = process, false
 	policies := s.policies
 	s.mu.Unlock()
 	go s.mourn(state, process)
@@ -115,79 +137,66 @@ func (s *Supervisor) powerOn(name string) error {
 	return s.reroute()
 }
 
-// mourn takes note when a worker loses its power by itself: its PID 1 could not boot, or somebody killed it.
-func (s *Supervisor) mourn(state *workerState, process *reap.Process) {
-	<-process.Done
-	s.mu.Lock()
-	mine := state.process == process
-	if mine {
-		state.process, state.link, state.cut = nil, nil, false
-	}
-	s.mu.Unlock()
-	if !mine {
-		return
-	}
-	log.Printf("%s %s", state.Name, reap.Describe(process.Status))
-	if err := s.reroute(); err != nil {
-		log.Print(err)
-	}
-}
-
 // boot starts a worker's PID 1, and lets it go on once its groups and its cable are ready.
-func (s *Supervisor) boot(w plan.Worker, file string) (*reap.Process, *worker.Link, error) {
+func (s *Supervisor) boot(w plan.Worker) (*reap.Process, error) {
+	file := s.spec.Disk(w.Name, "boot.json")
+	if err := jsonfile.Write(file, worker.Boot{Spec: s.spec, Worker: w}); err != nil {
+		return nil, err
+	}
 	gate, open, err := os.Pipe()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer gate.Close()
+	// It opens the gate, whatever came of it: by then a worker that was not to go on has been killed.
 	defer open.Close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	// Only the worker keeps it: whoever asks one that has ended is refused at once.
+	requests, err := control.Listen(s.spec.Disk(w.Name, ""))
 	if err != nil {
-		return nil, nil, fmt.Errorf("making a control socket: %w", err)
+		return nil, err
 	}
-	own, its := os.NewFile(uintptr(pair[0]), "link"), os.NewFile(uintptr(pair[1]), "link")
-	defer own.Close()
+	defer requests.Close()
+	its, err := requests.File()
+	if err != nil {
+		return nil, fmt.Errorf("handing over the control socket: %w", err)
+	}
 	defer its.Close()
-	output, err := os.OpenFile(s.spec.Logs(w.Name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return nil, nil, fmt.Errorf("opening its log: %w", err)
-	}
-	defer output.Close()
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer null.Close()
 	process, err := s.reaper.Start(reap.Command{
 		Path: s.self, Args: []string{"testbed", worker.Stage1, file},
-		Files: []*os.File{null, output, output, gate, its},
+		Log: s.spec.Logs(w.Name + ".log"), Files: []*os.File{gate, its},
 		Attr: &syscall.SysProcAttr{
 			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
 			Setsid:     true,
 		},
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	ready := func() error {
-		if err := cgroups.Move(s.spec.Cgroups, w.Name, process.PID); err != nil {
-			return err
-		}
-		return network.Worker(w, process.PID)
+	err = cgroups.Move(s.spec.Cgroups, w.Name, process.PID)
+	if err == nil {
+		err = network.Worker(w, process.PID)
 	}
-	if err := ready(); err != nil {
-		_ = syscall.Kill(process.PID, syscall.SIGKILL)
-		<-process.Done
-		return nil, nil, err
-	}
-	link, err := worker.NewLink(own)
 	if err != nil {
 		_ = syscall.Kill(process.PID, syscall.SIGKILL)
 		<-process.Done
-		return nil, nil, err
+		return nil, errors.Join(err, network.Gone(w))
 	}
-	open.Close()
-	return process, link, nil
+	return process, nil
+}
+
+// mourn takes note when a worker loses its power by itself: its PID 1 could not boot, or somebody killed it.
+func (s *Supervisor) mourn(state *workerState, process *reap.Process) {
+	<-process.Done
+	state.switching.Lock()
+	defer state.switching.Unlock()
+	if s.power(state) != process {
+		// Switched off by command, or on again.
+		return
+	}
+	log.Printf("%s %s", state.Name, reap.Describe(process.Status))
+	if err := s.lost(state, process); err != nil {
+		log.Printf("%s: %v", state.Name, err)
+	}
 }
 
 // powerOff takes a worker's power: every process of it ends at once, without a word to anybody.
@@ -196,31 +205,32 @@ func (s *Supervisor) powerOff(name string) error {
 	if err != nil {
 		return err
 	}
-	state.power.Lock()
-	defer state.power.Unlock()
-	s.mu.Lock()
-	process, link, policies := state.process, state.link, s.policies
-	s.mu.Unlock()
+	state.switching.Lock()
+	defer state.switching.Unlock()
+	s.want(state, false)
+	process := s.power(state)
 	if process == nil {
 		return nil
 	}
-	if err := syscall.Kill(process.PID, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(process.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("powering %s off: %w", name, err)
 	}
-	<-process.Done
-	if link != nil {
-		link.Close()
-	}
+	return s.lost(state, process)
+}
+
+// lost follows from the end of a worker's PID 1, which it waits for: the worker has no power, no rules and no cable, and
+// nothing leads to it. Call it with state.switching held, or it could take a later boot's cable.
+func (s *Supervisor) lost(state *workerState, process *reap.Process) error {
 	s.mu.Lock()
-	state.process, state.link, state.cut = nil, nil, false
+	// At once: until its last process has ended, nobody should reach for it.
+	state.process, state.cut = nil, false
+	policies := s.policies
 	s.mu.Unlock()
+	<-process.Done
 	if policies != nil {
-		policies.Forget(name)
+		policies.Forget(state.Name)
 	}
-	if err := network.Gone(state.Worker); err != nil {
-		return err
-	}
-	return s.reroute()
+	return errors.Join(network.Gone(state.Worker), s.reroute())
 }
 
 // cut pulls a worker's cable, or plugs it in again.
@@ -229,12 +239,9 @@ func (s *Supervisor) cut(name string, cut bool) error {
 	if err != nil {
 		return err
 	}
-	state.power.Lock()
-	defer state.power.Unlock()
-	s.mu.Lock()
-	on := state.process != nil
-	s.mu.Unlock()
-	if !on {
+	state.switching.Lock()
+	defer state.switching.Unlock()
+	if s.power(state) == nil {
 		return fmt.Errorf("%s has no power", name)
 	}
 	if err := network.Cut(state.Worker, cut); err != nil {
@@ -246,19 +253,16 @@ func (s *Supervisor) cut(name string, cut bool) error {
 	return s.reroute()
 }
 
-// ask sends a request to a worker.
-func (s *Supervisor) ask(name string, r worker.Request) (worker.Reply, error) {
+// ask sends a request to a worker and waits for the answer, no longer than limit.
+func (s *Supervisor) ask(name string, r control.Request, limit time.Duration) (control.Reply, error) {
 	state, err := s.find(name)
 	if err != nil {
-		return worker.Reply{}, err
+		return control.Reply{}, err
 	}
-	s.mu.Lock()
-	link := state.link
-	s.mu.Unlock()
-	if link == nil {
-		return worker.Reply{}, fmt.Errorf("%s has no power", name)
+	if s.power(state) == nil {
+		return control.Reply{}, fmt.Errorf("%s has no power", name)
 	}
-	reply, err := link.Ask(r)
+	reply, err := control.Ask(s.spec.Disk(name, ""), r, limit)
 	if err != nil {
 		return reply, fmt.Errorf("%s: %w", name, err)
 	}

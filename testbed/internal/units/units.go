@@ -3,9 +3,9 @@
 package units
 
 import (
+	"errors"
 	"fmt"
 	"log"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -70,13 +70,23 @@ func (m *Manager) Add(u Unit) {
 	m.order = append(m.order, u.Name)
 }
 
-// Start wants a unit to run, and returns when its first process has been started. Starting what runs is no error.
-func (m *Manager) Start(name string) error {
-	m.mu.Lock()
+// find gives the unit of a name. It is asked with the lock held.
+func (m *Manager) find(name string) (*unit, error) {
 	u := m.units[name]
 	if u == nil {
+		return nil, fmt.Errorf("no component is called %q here, only %v", name, m.order)
+	}
+	return u, nil
+}
+
+// Start wants a unit to run, and returns when its process has been started, or could not be: then it stays stopped. For a
+// unit that runs, that is being started, or that waits for its next start, it returns at once.
+func (m *Manager) Start(name string) error {
+	m.mu.Lock()
+	u, err := m.find(name)
+	if err != nil {
 		m.mu.Unlock()
-		return fmt.Errorf("no component is called %q here, only %v", name, m.order)
+		return err
 	}
 	u.wanted = true
 	if u.looping {
@@ -110,23 +120,28 @@ func (m *Manager) keep(u *unit, started chan<- error) {
 		} else {
 			log.Printf("%v", err)
 		}
-		m.mu.Lock()
-		if !u.wanted {
-			u.process, u.looping = nil, false
-			m.mu.Unlock()
+		if m.given(u) {
 			return
 		}
-		m.mu.Unlock()
 		time.Sleep(pause)
-		m.mu.Lock()
-		if !u.wanted {
-			u.process, u.looping = nil, false
-			m.mu.Unlock()
+		if m.given(u) {
 			return
 		}
+		m.mu.Lock()
 		u.restarts++
 		m.mu.Unlock()
 	}
+}
+
+// given says whether a unit is given up, since nobody wants it to run any more, and takes note of it.
+func (m *Manager) given(u *unit) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if u.wanted {
+		return false
+	}
+	u.process, u.looping = nil, false
+	return true
 }
 
 func (m *Manager) launch(u *unit) error {
@@ -135,20 +150,9 @@ func (m *Manager) launch(u *unit) error {
 			return fmt.Errorf("before starting %s: %w", u.Name, err)
 		}
 	}
-	file, err := os.OpenFile(u.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return fmt.Errorf("opening the log of %s: %w", u.Name, err)
-	}
-	defer file.Close()
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
 	p, err := m.reaper.Start(reap.Command{
-		Path: u.Path, Args: u.Args, Env: u.Env,
-		Files: []*os.File{null, file, file},
-		Attr:  &syscall.SysProcAttr{Setsid: true},
+		Path: u.Path, Args: u.Args, Env: u.Env, Log: u.Log,
+		Attr: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		return err
@@ -167,23 +171,18 @@ func (m *Manager) launch(u *unit) error {
 // Kill ends a unit's process at once, without a word of warning, and returns when it has ended. It stays down.
 func (m *Manager) Kill(name string) error {
 	m.mu.Lock()
-	u := m.units[name]
-	if u == nil {
+	u, err := m.find(name)
+	if err != nil {
 		m.mu.Unlock()
-		return fmt.Errorf("no component is called %q here, only %v", name, m.order)
+		return err
 	}
 	u.wanted = false
 	p := u.process
 	m.mu.Unlock()
-	if p == nil {
+	if p == nil || p.Ended() {
 		return nil
 	}
-	select {
-	case <-p.Done:
-		return nil
-	default:
-	}
-	if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("killing %s: %w", name, err)
 	}
 	<-p.Done
@@ -194,9 +193,9 @@ func (m *Manager) Kill(name string) error {
 func (m *Manager) Pause(name string, paused bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	u := m.units[name]
-	if u == nil {
-		return fmt.Errorf("no component is called %q here, only %v", name, m.order)
+	u, err := m.find(name)
+	if err != nil {
+		return err
 	}
 	if !u.running() {
 		return fmt.Errorf("%s does not run", name)
@@ -213,17 +212,7 @@ func (m *Manager) Pause(name string, paused bool) error {
 }
 
 // running is asked with the manager's lock held.
-func (u *unit) running() bool {
-	if u.process == nil {
-		return false
-	}
-	select {
-	case <-u.process.Done:
-		return false
-	default:
-		return true
-	}
-}
+func (u *unit) running() bool { return u.process != nil && !u.process.Ended() }
 
 // Status lists all units in the order in which they were added.
 func (m *Manager) Status() []Status {

@@ -109,21 +109,20 @@ func overlays(boot Boot) error {
 
 // groups mounts the hierarchies of control groups, whose root is now the worker's group.
 func groups(spec plan.Spec) error {
-	const root = "/sys/fs/cgroup"
 	const tidy = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	for _, c := range spec.Cgroups {
 		if c.Mount == "" {
-			if err := (mount{"cgroup2", root, "cgroup2", tidy, ""}).do(); err != nil {
+			if err := (mount{"cgroup2", cgroups.Root, "cgroup2", tidy, ""}).do(); err != nil {
 				return err
 			}
-			return leaf(root)
+			return leaf(cgroups.Root)
 		}
 	}
-	if err := (mount{"tmpfs", root, "tmpfs", tidy, "mode=755"}).do(); err != nil {
+	if err := (mount{"tmpfs", cgroups.Root, "tmpfs", tidy, "mode=755"}).do(); err != nil {
 		return err
 	}
 	for _, c := range spec.Cgroups {
-		dir := filepath.Join(root, c.Mount)
+		dir := filepath.Join(cgroups.Root, c.Mount)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"larder/testbed/internal/config"
+	"larder/testbed/internal/control"
+	"larder/testbed/internal/jsonfile"
 	"larder/testbed/internal/network"
 	"larder/testbed/internal/reap"
 	"larder/testbed/internal/units"
@@ -22,11 +24,11 @@ const containerdWait = 60 * time.Second
 
 const containerdSocket = "/run/containerd/containerd.sock"
 
-// RunStage2 boots the worker and serves the supervisor until it hangs up. As PID 1 its end is the end of every
+// RunStage2 boots the worker and answers the supervisor until it loses its power. As PID 1 its end is the end of every
 // process of the worker.
 func RunStage2(file string) error {
 	syscall.CloseOnExec(ControlFD)
-	boot, err := ReadBoot(file)
+	boot, err := jsonfile.Read[Boot](file)
 	if err != nil {
 		return err
 	}
@@ -73,23 +75,29 @@ func RunStage2(file string) error {
 			return err
 		}
 	}
+	requests, err := control.Inherited(ControlFD, "control")
+	if err != nil {
+		return err
+	}
 	log.Print("powered on")
-	return answer(os.NewFile(ControlFD, "control"), func(r Request) Reply { return handle(manager, reaper, r) })
+	return control.Serve(requests, func(r control.Request) control.Reply { return handle(manager, reaper, r) })
 }
 
-func handle(manager *units.Manager, reaper *reap.Reaper, r Request) Reply {
+// handle carries one request out. Several run at a time: one that waits for a program that hangs may not hold up the one
+// that lets it go on.
+func handle(manager *units.Manager, reaper *reap.Reaper, r control.Request) control.Reply {
 	var err error
-	var reply Reply
+	var reply control.Reply
 	switch r.Op {
-	case "start":
-		err = manager.Start(r.Unit)
-	case "kill":
-		err = manager.Kill(r.Unit)
-	case "pause", "resume":
-		err = manager.Pause(r.Unit, r.Op == "pause")
-	case "status":
-		reply.Status = manager.Status()
-	case "import":
+	case control.OpStart:
+		err = manager.Start(r.Component)
+	case control.OpKill:
+		err = manager.Kill(r.Component)
+	case control.OpPause, control.OpResume:
+		err = manager.Pause(r.Component, r.Op == control.OpPause)
+	case control.OpStatus:
+		reply.Units = manager.Status()
+	case control.OpImport:
 		if err = waitForContainerd(); err == nil {
 			_, err = reaper.Run(reap.Command{
 				Path: "ctr",

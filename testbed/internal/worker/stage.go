@@ -3,7 +3,6 @@
 package worker
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +24,7 @@ const (
 const (
 	// GateFD is a pipe: when it is closed, the worker's control groups and cable are ready.
 	GateFD = 3
-	// ControlFD is one end of a socket pair on which the supervisor asks and the worker answers.
+	// ControlFD listens on the socket, on the worker's disk, on which the supervisor asks.
 	ControlFD = 4
 )
 
@@ -54,17 +53,4 @@ func RunStage1(file string) error {
 	}
 	err = syscall.Exec(self, []string{"testbed", Stage2, file}, os.Environ())
 	return fmt.Errorf("becoming stage 2: %w", err)
-}
-
-// ReadBoot reads what the supervisor wrote for the worker.
-func ReadBoot(file string) (Boot, error) {
-	var boot Boot
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return boot, fmt.Errorf("reading what to boot: %w", err)
-	}
-	if err := json.Unmarshal(data, &boot); err != nil {
-		return boot, fmt.Errorf("reading what to boot from %s: %w", file, err)
-	}
-	return boot, nil
 }

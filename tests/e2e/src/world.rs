@@ -72,6 +72,10 @@ pub async fn settled(larder: &Larder, instance: &Instance, within: Duration) -> 
         i.nodes.iter().map(|node| (node.id.clone(), node.last_seen_at.clone())).collect()
     };
     let before = heard(&larder.get(&instance.name).await?);
+    // What is shown of an idle instance may be a minute old: a record costs a flush to disk.
+    let noticeable = "v".repeat(4096);
+    let mut client = connect(instance.endpoint("write")?).await?;
+    ensure!(client.call(&["SET", "settled", &noticeable, "EX", "60"]).await?.is_ok());
     let shown = larder.wait_for(&instance.name, &what, within, |i| {
         let is_news = heard(i).iter().all(|(node, at)| before.get(node) != Some(at));
         i.state == "running" && i.primary(0).is_ok_and(|p| p.id == primary) && is_news

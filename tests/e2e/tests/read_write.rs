@@ -51,7 +51,9 @@ async fn write_endpoint_is_the_primary_and_reads_are_balanced_over_replicas() ->
     ensure!(refused.starts_with("READONLY"), "{refused}");
 
     // Only when no replica is left, reads go to the primary.
-    let keeper = larder.keeper_pid()?;
+    // `serve` would put another keeper in the place of one that is stopped for ten seconds.
+    let (serve, keeper) = (larder.serve_pid()?, larder.keeper_pid()?);
+    sigstop(serve)?;
     sigstop(keeper)?;
     for replica in instance.replicas(0) {
         kill9(larder.agent_pid(&replica.id)?)?;
@@ -62,6 +64,7 @@ async fn write_endpoint_is_the_primary_and_reads_are_balanced_over_replicas() ->
     })
     .await;
     sigcont(keeper)?;
+    sigcont(serve)?;
     last?;
     eventually("reads go to the replicas again", SOON, async || {
         Ok((behind(read, 10).await? == replicas).then_some(()))

@@ -71,9 +71,12 @@ pub(crate) async fn add(
         Err(error) => return Err(error.into()),
     }
     state.store().engine_upsert(&engine).await?;
-    state.parts().engine_probe.added(&engine);
+    let replaced = state.parts().engine_probe.added(&engine).await?;
     let object = Object::Engine(engine.name.to_string());
-    let detail = json!({ "path": asked.path, "version": engine.version });
+    let mut detail = json!({ "path": asked.path, "version": engine.version });
+    if !replaced.is_empty() {
+        detail["replaced"] = json!(replaced);
+    }
     state.store().record_append(&caller.record(Action::EngineAdd, &object, detail)).await?;
     Ok((StatusCode::CREATED, Json(render::engine(&engine))))
 }

@@ -19,9 +19,6 @@ use crate::permission::{Action, Object};
 use crate::render;
 use crate::state::ApiState;
 
-/// Rows of a list unless the request says otherwise.
-const LIMIT_MAX: u32 = 100_000;
-
 /// The project that a name is looked up in.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -150,7 +147,7 @@ pub(crate) async fn list(
         )?,
         search: params.search,
         sort: sort.unwrap_or_default(),
-        limit: params.limit.map(|limit| limit.min(LIMIT_MAX)),
+        limit: params.limit,
     };
     let rows = state.store().instance_list(&filter).await?;
     let engines = state.store().engine_list().await?;

@@ -50,6 +50,8 @@ pub struct World {
 #[derive(Default)]
 pub struct FakeCapacity {
     pub refuse: Mutex<Option<Refusal>>,
+    /// `standard` alone unless set.
+    pub storage_classes: Mutex<Option<Vec<String>>>,
 }
 
 #[async_trait]
@@ -65,7 +67,12 @@ impl Capacity for FakeCapacity {
                 allocatable: ByteSize::gib(8),
                 requested: ByteSize::mib(256),
             }],
-            storage_classes: vec!["standard".into()],
+            storage_classes: self
+                .storage_classes
+                .lock()
+                .unwrap()
+                .clone()
+                .unwrap_or_else(|| vec!["standard".into()]),
         }]
     }
 

@@ -1,8 +1,9 @@
 //! Events and records.
 
 use jiff::{SignedDuration, Timestamp};
+use larder_client::Client;
 
-use crate::args::{EventCommand, RecordCommand};
+use crate::args::{EventCommand, LimitOption, RecordCommand};
 use crate::config::Context;
 use crate::console::Console;
 use crate::duration;
@@ -17,29 +18,47 @@ pub(crate) async fn run(
 ) -> Result<(), CliError> {
     let EventCommand::List { project, instance, follow, limit } = command;
     let client = context.client()?;
-    let project = context.project(project.project.as_deref());
+    let project = context.project(project.project.as_deref())?;
     let instance = instance.as_deref();
-    let limit = Limit::of(limit, console);
-    let events = client.event_list(&project, instance, limit.rows).await?;
-    if !follow {
-        return if console.is_json() {
-            console.json(&events)
-        } else {
-            let text = render::events(console, &events);
-            console.data(&text)?;
-            limit.say_if_cut(console, events.len());
-            Ok(())
-        };
+    if follow {
+        return self::follow(&client, &project, instance, limit, console).await;
     }
+    let limit = Limit::of(limit, console)?;
+    let events = client.event_list(&project, instance, limit.rows).await?;
+    if console.is_json() {
+        console.json(&events)?;
+    } else {
+        let text = render::events(console, &events);
+        console.data(&text)?;
+    }
+    limit.say_if_cut(console, events.len());
+    Ok(())
+}
+
+/// Lists, then goes on with what happens from there; with a limit of 0 only the latter.
+async fn follow(
+    client: &Client,
+    project: &str,
+    instance: Option<&str>,
+    limit: LimitOption,
+    console: &mut Console,
+) -> Result<(), CliError> {
+    let listed = match limit.limit {
+        Some(0) => None,
+        _ => {
+            let rows = Limit::of(limit, console)?.rows;
+            Some(client.event_list(project, instance, rows).await?)
+        }
+    };
     if !console.is_json() {
         console.data(&render::event_header())?;
     }
-    // From where the list ends; an empty list ends before the very first event.
-    let after = events.last().map_or(0, |event| event.seq);
-    for event in &events {
+    for event in listed.iter().flatten() {
         print(console, event)?;
     }
-    let mut stream = client.event_stream(&project, instance, Some(after)).await?;
+    // From where the list ends; an empty list ends before the very first event, none ends now.
+    let after = listed.map(|events| events.last().map_or(0, |event| event.seq));
+    let mut stream = client.event_stream(project, instance, after).await?;
     loop {
         let event = stream.next().await?;
         print(console, &event)?;
@@ -63,20 +82,20 @@ pub(crate) async fn run_records(
     let since = since.map(|text| since_time(&text, Timestamp::now())).transpose()?;
     let client = context.client()?;
     // A table is for looking at; what goes on to other programs is whole.
-    let limit = if csv { Limit::whole(limit) } else { Limit::of(limit, console) };
+    let limit = if csv { Limit::whole(limit)? } else { Limit::of(limit, console)? };
     let records = client
         .record_list(instance.as_deref(), user.as_deref(), since.as_deref(), limit.rows)
         .await?;
     if csv {
-        console.data(&render::records_csv(&records))
+        console.data(&render::records_csv(&records))?;
     } else if console.is_json() {
-        console.json(&records)
+        console.json(&records)?;
     } else {
         let text = render::records(console, &records);
         console.data(&text)?;
-        limit.say_if_cut(console, records.len());
-        Ok(())
     }
+    limit.say_if_cut(console, records.len());
+    Ok(())
 }
 
 /// RFC 3339, a date (its beginning in UTC), or how long ago; answers RFC 3339.

@@ -23,7 +23,7 @@ pub(crate) async fn run(
     console: &mut Console,
 ) -> Result<(), CliError> {
     let client = context.client()?;
-    let project = context.project(args.project.project.as_deref());
+    let project = context.project(args.project.project.as_deref())?;
     let project = project.as_str();
     match args.command {
         InstanceCommand::Create(args) => Box::pin(create(*args, &client, project, console)).await,

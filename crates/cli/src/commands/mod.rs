@@ -22,11 +22,11 @@ pub(crate) async fn run(
     if matches!(command, Commands::Version) {
         return session::version(console);
     }
-    let mut context = Context::load(environment)?;
+    let context = Context::load(environment)?;
     match command {
         Commands::Version => Ok(()),
-        Commands::Login(args) => session::login(args, &mut context, console).await,
-        Commands::Logout => session::logout(&mut context, console).await,
+        Commands::Login(args) => session::login(args, &context, console).await,
+        Commands::Logout => session::logout(&context, console).await,
         Commands::Whoami => session::whoami(&context, console).await,
         Commands::Status => session::status(&context, console).await,
         // Boxed: by far the largest future of the tree.

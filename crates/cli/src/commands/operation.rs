@@ -19,20 +19,20 @@ pub(crate) async fn run(
     console: &mut Console,
 ) -> Result<(), CliError> {
     let client = context.client()?;
-    let project = context.project(args.project.project.as_deref());
+    let project = || context.project(args.project.project.as_deref());
     match args.command {
         OperationCommand::List { instance, limit } => {
-            let limit = Limit::of(limit, console);
+            let limit = Limit::of(limit, console)?;
             let operations =
-                client.operation_list(&project, instance.as_deref(), limit.rows).await?;
+                client.operation_list(&project()?, instance.as_deref(), limit.rows).await?;
             if console.is_json() {
-                console.json(&operations)
+                console.json(&operations)?;
             } else {
                 let text = render::operations(console, &operations);
                 console.data(&text)?;
-                limit.say_if_cut(console, operations.len());
-                Ok(())
             }
+            limit.say_if_cut(console, operations.len());
+            Ok(())
         }
         OperationCommand::Get { id } => {
             let operation = client.operation_get(&id).await?;
@@ -42,7 +42,7 @@ pub(crate) async fn run(
             let operation = client.operation_get(&id).await?;
             let timeout = timeout.unwrap_or(NO_LIMIT).min(NO_LIMIT);
             let operation =
-                wait::until_finished(&client, console, &project, operation, timeout).await?;
+                wait::until_finished(&client, console, &project()?, operation, timeout).await?;
             print(console, &operation)?;
             if operation.state == "succeeded" {
                 Ok(())

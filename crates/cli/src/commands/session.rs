@@ -20,9 +20,11 @@ pub(crate) fn version(console: &mut Console) -> Result<(), CliError> {
 
 pub(crate) async fn login(
     args: LoginArgs,
-    context: &mut Context,
+    context: &Context,
     console: &mut Console,
 ) -> Result<(), CliError> {
+    // Before anything is asked: what cannot be read would be written over.
+    let mut file = context.file.clone()?;
     let server = args.server.unwrap_or_else(|| context.server().to_owned());
     let client = Client::new(&server, None)?;
     let password = if args.password_stdin {
@@ -35,9 +37,9 @@ pub(crate) async fn login(
         })?
     };
     let session = client.login(&args.user, &password).await?;
-    client.server().clone_into(context.file.server.get_or_insert_default());
-    context.file.token.clone_from(&session.token);
-    context.file.save(context.environment.config_file.as_deref())?;
+    client.server().clone_into(file.server.get_or_insert_default());
+    file.token.clone_from(&session.token);
+    file.save(context.environment.config_file.as_deref())?;
     if session.password_is_generated {
         console.say(&format!(
             "this password was made by Larder: choose another with `larder user update {}`",
@@ -58,15 +60,18 @@ pub(crate) async fn login(
     }
 }
 
-pub(crate) async fn logout(context: &mut Context, console: &mut Console) -> Result<(), CliError> {
+pub(crate) async fn logout(context: &Context, console: &mut Console) -> Result<(), CliError> {
     let client = context.client()?;
     let ended = match context.token() {
         None => Ok(()),
         Some(_) => client.logout().await,
     };
     // The token goes from the file in any case: that is what the user wants on this machine.
-    if context.environment.token.is_none() && context.file.token.take().is_some() {
-        context.file.save(context.environment.config_file.as_deref())?;
+    if context.environment.token.is_none() {
+        let mut file = context.file.clone()?;
+        if file.token.take().is_some() {
+            file.save(context.environment.config_file.as_deref())?;
+        }
     }
     match ended {
         // Not valid any more: that is as good as ended.

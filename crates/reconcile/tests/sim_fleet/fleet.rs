@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use larder_cluster::Cluster as _;
 use larder_cluster::sim::{Sim, SimConfig};
@@ -39,6 +40,8 @@ pub(crate) struct Fleet {
     pub(crate) sim: Sim,
     pub(crate) book: Arc<MemoryBook>,
     pub(crate) reconciler: Reconciler,
+    /// The container cluster refuses to make nodes.
+    pub(crate) no_room: Arc<AtomicBool>,
     controller_epoch: u64,
     ids: SeededIds,
     pub(crate) instances: Vec<InstanceId>,
@@ -51,9 +54,19 @@ impl Fleet {
             sim.keep_all_events();
         }
         let book = Arc::new(MemoryBook::default());
-        let reconciler = control_plane(&sim, &book, seed, 1);
+        let no_room = Arc::<AtomicBool>::default();
+        let reconciler = control_plane(&sim, &book, &no_room, seed, 1);
         let ids = SeededIds(seed ^ 0xf1ee7);
-        Self { seed, sim, book, reconciler, controller_epoch: 1, ids, instances: Vec::new() }
+        Self {
+            seed,
+            sim,
+            book,
+            reconciler,
+            no_room,
+            controller_epoch: 1,
+            ids,
+            instances: Vec::new(),
+        }
     }
 
     pub(crate) fn create(
@@ -125,8 +138,9 @@ impl Fleet {
     /// Kills the control plane and starts it again: only the book survives.
     pub(crate) fn restart_control_plane(&mut self) {
         self.controller_epoch += 1;
+        let seed = self.ids.next_u64();
         self.reconciler =
-            control_plane(&self.sim, &self.book, self.ids.next_u64(), self.controller_epoch);
+            control_plane(&self.sim, &self.book, &self.no_room, seed, self.controller_epoch);
     }
 
     async fn round(&self) -> Run {
@@ -234,12 +248,18 @@ pub(crate) fn no_limit_of_failovers() -> PlannerPolicy {
     PlannerPolicy { election, ..PlannerPolicy::default() }
 }
 
-fn control_plane(sim: &Sim, book: &Arc<MemoryBook>, seed: u64, epoch: u64) -> Reconciler {
+fn control_plane(
+    sim: &Sim,
+    book: &Arc<MemoryBook>,
+    no_room: &Arc<AtomicBool>,
+    seed: u64,
+    epoch: u64,
+) -> Reconciler {
     let clock: Arc<dyn Clock> = Arc::new(SimClock(sim.clone()));
     let agents = Arc::new(sim.clone());
     Reconciler::new(
         book.clone(),
-        Arc::new(OnlyCluster(Arc::new(Placing::new(sim, "local", book.clone())))),
+        Arc::new(OnlyCluster(Arc::new(Placing::new(sim, "local", book.clone(), no_room.clone())))),
         agents.clone(),
         Arc::new(DirectStatuses::new(agents, clock.clone())),
         clock,

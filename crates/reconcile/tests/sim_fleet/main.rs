@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use larder_cluster::sim::{Fault, Profile, Rng};
 use larder_model::{
-    Architecture, ElectionPolicy, InstanceId, Millis, OperationKind, OperationState, PlannerPolicy,
+    Architecture, Code, ElectionPolicy, InstanceId, Millis, OperationKind, OperationState,
+    PlannerPolicy, StepState,
 };
 use larder_reconcile::{Book as _, TickOutcome};
 
@@ -228,6 +229,25 @@ fn a_converged_fleet_is_left_alone() {
             let plan = fleet.book.observation(instance).unwrap().plan;
             assert!(plan.is_settled(), "{plan}");
         }
+        Ok(())
+    }));
+}
+
+#[test]
+fn a_creation_that_finds_no_room_ends_at_the_step_that_failed() {
+    or_panic(run(async {
+        let mut fleet = Fleet::new(4);
+        fleet.no_room.store(true, Ordering::Relaxed);
+        fleet.create(Architecture::ReadWrite, 1, 2, &no_limit_of_failovers());
+        fleet.run_for(5000).await?;
+        let finished = fleet.book.finished();
+        let [creation] = finished.as_slice() else { panic!("{finished:?}") };
+        assert_eq!(creation.state, OperationState::Failed);
+        assert_eq!(creation.error.as_ref().unwrap().code, Code::CapacityExceeded);
+        let failed: Vec<_> =
+            creation.steps.iter().filter(|step| step.state == StepState::Failed).collect();
+        assert_eq!(failed.len(), 1, "{:?}", creation.steps);
+        assert_eq!(failed[0].message, "no room is left");
         Ok(())
     }));
 }

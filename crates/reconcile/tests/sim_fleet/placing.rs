@@ -5,24 +5,31 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use larder_cluster::sim::{Sim, SimCluster};
 use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, EndpointKind, InstanceId, NodeId, Worker};
+use larder_model::{Address, Code, EndpointKind, InstanceId, NodeId, Refusal, Worker};
 use larder_reconcile::{Book as _, MemoryBook};
 
 pub(crate) struct Placing {
     sim: Sim,
     inner: SimCluster,
     book: Arc<MemoryBook>,
+    no_room: Arc<AtomicBool>,
 }
 
 impl Placing {
-    pub(crate) fn new(sim: &Sim, name: &str, book: Arc<MemoryBook>) -> Self {
-        Self { sim: sim.clone(), inner: sim.cluster(name), book }
+    pub(crate) fn new(
+        sim: &Sim,
+        name: &str,
+        book: Arc<MemoryBook>,
+        no_room: Arc<AtomicBool>,
+    ) -> Self {
+        Self { sim: sim.clone(), inner: sim.cluster(name), book, no_room }
     }
 
     async fn place(&self, instance: &InstanceId, node: &NodeId) {
@@ -66,6 +73,9 @@ impl Cluster for Placing {
         config: &NodeConfig,
         secrets: &NodeSecrets,
     ) -> Result<(), ClusterError> {
+        if self.no_room.load(Ordering::Relaxed) {
+            return Err(Refusal::new(Code::CapacityExceeded, "no room is left").into());
+        }
         self.place(&config.instance, &config.node).await;
         self.inner.ensure_node(fence, config, secrets).await
     }

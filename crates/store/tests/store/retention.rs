@@ -1,6 +1,6 @@
 //! What is kept of the history, and for how long.
 
-use larder_model::agent::AgentEvent;
+use larder_model::agent::{AgentEvent, EVENTS_KEPT};
 use larder_model::{Event, EventKind, InstanceId, Millis, OperationState, Severity, Timestamp};
 use larder_store::{EventFilter, OperationFilter, Pruned, RecordFilter, Retention, Store};
 
@@ -8,7 +8,7 @@ use crate::support::{
     Folder, created, instance_id, node, node_id, operation, operation_id, record, restart, spec,
 };
 
-const DAY: i64 = 24 * 3600 * 1000;
+const DAY: i64 = Millis::days(1).0 as i64;
 
 fn event(at: i64, instance: Option<InstanceId>) -> Event {
     Event {
@@ -80,35 +80,49 @@ async fn what_a_living_node_tells_again_is_not_taken_for_news() {
     let all = EventFilter { limit: Some(1000), ..EventFilter::default() };
     let left = store.event_list(&all).await.expect("list");
     assert!(left.iter().all(|row| row.event.node != Some(node_id(9))));
+    assert_eq!(left.len(), EVENTS_KEPT, "what it tells no more is gone");
 }
 
 #[tokio::test]
-async fn operations_and_records_go_after_more_than_a_year_and_unfinished_ones_stay() {
+async fn operations_go_400_days_after_their_end_and_unfinished_ones_stay() {
     let folder = Folder::new();
     let store = folder.store().await;
     let one = created(&store, 1, "one").await;
     let begun = operation(7, &one, restart());
     store.operation_begin(&begun, &record("restart", &one)).await.expect("begin");
-    let count = async |store: &Store| {
-        let operations = store.operation_list(&OperationFilter::default()).await.expect("list");
-        let records = store.record_list(&RecordFilter::default()).await.expect("list");
-        (operations.len(), records.len())
+    let left = async || -> Vec<_> {
+        let rows = store.operation_list(&OperationFilter::default()).await.expect("list");
+        rows.into_iter().map(|row| (row.id, row.state)).collect()
     };
-    // Records say when by themselves (2023), the operation has just finished.
-    let now = Timestamp(1_700_000_000_000 + 399 * DAY);
+    let created = store.operation_get(&operation_id(1)).await.expect("get");
+    let ended = created.finished_at.expect("it has ended");
+    store.prune(ended + Millis::days(399), &Retention::default()).await.expect("prune");
+    assert_eq!(left().await.len(), 2);
+    let pruned = store.prune(ended + Millis::days(401), &Retention::default()).await;
+    assert_eq!(pruned.expect("prune").operations, 1);
+    assert_eq!(left().await, [(operation_id(7), OperationState::Queued)]);
+    store.prune(Timestamp(4_000_000_000_000), &Retention::default()).await.expect("prune");
+    assert_eq!(left().await.len(), 1);
+}
+
+#[tokio::test]
+async fn records_go_after_400_days_from_the_beginning_only() {
+    let folder = Folder::new();
+    let store = folder.store().await;
+    let one = created(&store, 1, "one").await;
+    store.record_append(&record("restart", &one)).await.expect("append");
+    let written = record("restart", &one).at;
+    let now = written + Millis::days(399);
     store.prune(now, &Retention::default()).await.expect("prune");
-    assert_eq!(count(&store).await, (2, 2));
+    assert_eq!(store.record_list(&RecordFilter::default()).await.expect("list").len(), 2);
     let mut late = record("late", &spec(1, "one"));
-    late.at = Timestamp(now.0);
+    late.at = now;
     let number = store.record_append(&late).await.expect("append");
     // The clock was wrong once: what comes after a kept record stays with it.
     store.record_append(&record("odd", &one)).await.expect("append");
-    store.prune(now + Millis(2 * DAY as u64), &Retention::default()).await.expect("prune");
+    store.prune(now + Millis::days(2), &Retention::default()).await.expect("prune");
     let left = store.record_list(&RecordFilter::default()).await.expect("list");
     assert_eq!(left.iter().map(|row| row.number).collect::<Vec<_>>(), [number + 1, number]);
-    let far = Timestamp(4_000_000_000_000);
-    store.prune(far, &Retention::default()).await.expect("prune");
-    let left = store.operation_list(&OperationFilter::default()).await.expect("list");
-    assert_eq!(left.iter().map(|o| o.id.clone()).collect::<Vec<_>>(), [operation_id(7)]);
-    assert_ne!(left[0].state, OperationState::Succeeded);
+    let far = store.prune(Timestamp(4_000_000_000_000), &Retention::default()).await;
+    assert_eq!(far.expect("prune").records, 2, "none is left to keep any");
 }
