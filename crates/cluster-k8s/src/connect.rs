@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apply::Place;
 use crate::error::chain;
-use crate::options::KubeOptions;
+use crate::options::{KubeOptions, Reach};
 
 /// A connection that is not there by then is not there.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -142,6 +142,11 @@ const CLUSTER_RIGHTS: &[(&str, &str, &[&str])] = &[
     ("storage.k8s.io", "storageclasses", &["list"]),
 ];
 
+/// Inside of the cluster agents are reached by their addresses.
+fn is_needed(resource: &str, reach: Reach) -> bool {
+    resource != "pods/portforward" || reach == Reach::PortForward
+}
+
 /// Asks a cluster what it is and what may be done there. Makes nothing.
 ///
 /// # Errors
@@ -196,7 +201,10 @@ pub async fn ensure_namespace(client: Client, options: &KubeOptions) -> Result<(
 
 impl Place {
     async fn missing_rights(&self) -> Result<Vec<String>, ClusterError> {
-        let own = RIGHTS.iter().map(|right| (right, Some(self.options.namespace.clone())));
+        let own = RIGHTS
+            .iter()
+            .filter(|(_, resource, _)| is_needed(resource, self.options.reach))
+            .map(|right| (right, Some(self.options.namespace.clone())));
         let everywhere = CLUSTER_RIGHTS.iter().map(|right| (right, None));
         let mut missing = Vec::new();
         for ((group, resource, verbs), namespace) in own.chain(everywhere) {
@@ -292,6 +300,35 @@ mod tests {
         let credentials = Credentials::Kubeconfig { text, context: Some("elsewhere".to_owned()) };
         let error = connect(&credentials).await.err().expect("refused");
         assert!(error.to_string().contains("elsewhere"), "{error}");
+    }
+
+    /// The rules of a Role, one a line.
+    fn rules(rights: &[(&str, &str, &[&str])]) -> Vec<String> {
+        let rule = |(group, resource, verbs): &(&str, &str, &[&str])| {
+            let group = if group.is_empty() { "\"\"" } else { group };
+            let verbs = verbs.join(", ");
+            format!("- {{ apiGroups: [{group}], resources: [{resource}], verbs: [{verbs}] }}")
+        };
+        rights.iter().map(rule).collect()
+    }
+
+    fn rules_in(manifest: &str) -> Vec<&str> {
+        manifest.lines().map(str::trim).filter(|line| line.starts_with("- { apiGroups:")).collect()
+    }
+
+    #[test]
+    fn the_manifests_grant_exactly_what_is_asked_for() {
+        let of_chart = include_str!("../../../packaging/helm/larder/files/rules.yaml");
+        let inside: Vec<_> = RIGHTS
+            .iter()
+            .filter(|(_, resource, _)| is_needed(resource, Reach::Inside))
+            .copied()
+            .collect();
+        assert_eq!(rules_in(of_chart), rules(&inside));
+        let of_cluster = include_str!("../../../packaging/helm/larder/files/cluster-rules.yaml");
+        assert_eq!(rules_in(of_cluster), rules(CLUSTER_RIGHTS));
+        let by_kubeconfig = include_str!("../../../packaging/kubernetes/bind.yaml");
+        assert_eq!(rules_in(by_kubeconfig), [rules(RIGHTS), rules(CLUSTER_RIGHTS)].concat());
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Capacity for FakeCapacity {
                 requested: ByteSize::mib(256),
             }],
             storage_classes: vec!["standard".into()],
+            engines: None,
         }]
     }
 
@@ -100,6 +101,11 @@ impl Binder for FakeBinder {
 
     fn unbound(&self, _: &str) {}
 
+    fn engines(&self) -> Vec<(String, Vec<EngineName>)> {
+        let names = ["redis-7.0", "valkey-8.0"].map(|name| EngineName::new(name).unwrap());
+        vec![("east".to_owned(), names.to_vec())]
+    }
+
     async fn look(&self, name: &str) -> Option<ContainerCluster> {
         Some(ContainerCluster {
             name: name.to_owned(),
@@ -109,6 +115,8 @@ impl Binder for FakeBinder {
             version: None,
             namespace: None,
             expose: None,
+            image: None,
+            engines: Vec::new(),
             workers: Vec::new(),
             storage_classes: Vec::new(),
         })
@@ -167,6 +175,8 @@ impl World {
             capacity: capacity.clone(),
             engine_probe: Arc::new(FakeProbe),
             binder: Arc::new(FakeBinder),
+            default_container_cluster: "local".into(),
+            has_local: true,
             policy: PlannerPolicy::default(),
             version: "0.0.1".into(),
             started_at: Timestamp(1_700_000_000_000),
