@@ -21,7 +21,9 @@ work=$(mktemp -d /tmp/l-XXXXXX)
 trap 'rm -rf "$work"' EXIT
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() { say "FAIL: $*"; exit 1; }
-kube() { if [ -n "$bed" ]; then $bed kubectl "$@"; else kubectl "$@"; fi; }
+# The test bed's own, where the machine has none.
+kubectl=$(command -v kubectl || echo "$(dirname "$(scripts/testbed.sh build)")/kubectl")
+kube() { "$kubectl" "$@"; }
 k() { kube --namespace "$namespace" "$@"; }
 larder() { k exec larder-0 -- larder "$@"; }
 until_true() { # seconds what command...
@@ -40,7 +42,7 @@ refused() { # what wanted-words command...
 }
 # Everything of an instance's pods that a restart would change.
 pods() { k get pods -l larder.io/instance -o json | jq -c '[.items[] | [.metadata.name, .metadata.uid, .status.podIP, [.status.containerStatuses[].restartCount]]] | sort'; }
-endpoints() { larder instance get shop -o json | jq -c '[.endpoints, .state, [.nodes[] | [.id, .role]] | sort]'; }
+endpoints() { larder instance get shop -o json | jq -c '[.endpoints, .state, ([.nodes[] | [.id, .role]] | sort)]'; }
 # A client in the cluster that writes for so many seconds; `written` waits for it, and for nothing lost.
 write() {
     [ -n "$bed" ] || return 0
@@ -70,21 +72,22 @@ for wrong in containerCluster.expose=somehow containerCluster.name=local contain
 done
 # Every value of values.yaml is in the README's table.
 paths=$(helm show values "$chart" | awk '/^[a-zA-Z]/ {top=$1; sub(":.*","",top); print top} /^  [a-zA-Z]/ {leaf=$1; sub(":.*","",leaf); print top "." leaf}')
-for path in $paths; do grep -qE "\`$path(\`|\.)" "$chart/README.md" || fail "value $path is not in the chart's README"; done
+for path in $paths; do
+    grep -qE "\`($path(\`|\.)|${path%%.*}\`)" "$chart/README.md" || fail "value $path is not in the chart's README"
+done
 # The schemas of this very API server, made strict: a field that it does not know is an error.
 mkdir -p "$work/schemas"
 kube get --raw /openapi/v2 | jq '.definitions
     | map_values(if .properties and (has("additionalProperties") | not) then .additionalProperties = false else . end)
     | ."io.k8s.apimachinery.pkg.util.intstr.IntOrString" = {"oneOf": [{"type": "string"}, {"type": "integer"}]}
     | {definitions: .}' >"$work/schemas/all.json"
-jq -r '.definitions | to_entries[] | .key as $key | .value["x-kubernetes-group-version-kind"][]? | [$key, .group, .version, .kind] | @tsv' "$work/schemas/all.json" |
-    while IFS=$'\t' read -r key group version kind; do
-        printf '{"$ref": "all.json#/definitions/%s"}\n' "$key" >"$work/schemas/${kind,,}-${group:-core}-$version.json"
+jq -r '.definitions | to_entries[] | .key as $key | .value["x-kubernetes-group-version-kind"][]? | [$key, .group, .version, .kind] | join("|")' "$work/schemas/all.json" |
+    while IFS='|' read -r key group version kind; do
+        printf '{"$ref": "all.json#/definitions/%s"}\n' "$key" >"$work/schemas/${kind,,}${group:+-${group%%.*}}-$version.json"
     done
-# `core` stands for the group without a name: a file's name cannot be empty in the middle.
 conform() {
     helm template larder "$chart" --namespace "$namespace" --kube-version 1.34.0 "$@" |
-        kubeconform -strict -summary -schema-location "$work/schemas/{{.ResourceKind}}-{{or .Group \"core\"}}-{{.ResourceAPIVersion}}.json" ||
+        kubeconform -strict -summary -schema-location "$work/schemas/{{.ResourceKind}}{{.KindSuffix}}.json" ||
         fail "the API server does not know what the chart makes with: $*"
 }
 conform

@@ -42,6 +42,9 @@ for library in libnss_dns.so.2 libnss_files.so.2; do
     found=$(ldconfig -p | awk -v name="$library" '$1 == name {print $NF; exit}')
     [ -z "$found" ] || install -D -m 0755 "$(readlink -f "$found")" "$dir$found"
 done
+# The command line may speak to another Larder, behind TLS.
+authorities=/etc/ssl/certs/ca-certificates.crt
+if [ "$engine" = - ] && [ -r "$authorities" ]; then install -D -m 0644 "$authorities" "$dir$authorities"; fi
 printf 'hosts: files dns\n' > "$dir/etc/nsswitch.conf"
 printf 'larder:x:65532:65532::/data:/nonexistent\n' > "$dir/etc/passwd"
 printf 'larder:x:65532:\n' > "$dir/etc/group"
