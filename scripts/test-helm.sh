@@ -15,6 +15,9 @@ image=${LARDER_TEST_SERVE_IMAGE:-localhost/larder:testbed}
 writer=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/writer
 chart=packaging/helm/larder
 namespace=${LARDER_TEST_NAMESPACE:-chart-test}
+# Of a test bed that was started with --audit.
+audit=${LARDER_TEST_AUDIT:-}
+audited=$([ -z "$audit" ] || wc -l <"$audit")
 PATH=$(scripts/helm.sh):$PATH
 
 work=$(mktemp -d /tmp/l-XXXXXX)
@@ -59,6 +62,33 @@ written() { # longest-gap-in-ms what
     tail -n 1 "$work/written" | jq -e --argjson gap "$1" '.lost == 0 and .acked > 100 and .worst_gap_ms <= $gap' >/dev/null ||
         fail "$2: $(tail -n 1 "$work/written")"
     say "$2: $(tail -n 1 "$work/written")"
+}
+# What the audit log of the test bed says that a service account has done, as lines of what a rule grants. An apply that
+# makes an object is both patch and create.
+asked() { tail -n +$((audited + 1)) "$audit"; }
+used() { # service-account
+    asked | jq -r --arg user "system:serviceaccount:$1" 'select(.user.username == $user and .objectRef.resource and .responseStatus.code != 403)
+        | select(.objectRef.apiGroup != "authorization.k8s.io")
+        | [(if .objectRef.namespace then "namespace" else "cluster" end), (.objectRef.apiGroup // "core"),
+           .objectRef.resource + (if .objectRef.subresource then "/" + .objectRef.subresource else "" end), .verb] as $call
+        | $call, (if .verb == "patch" and .responseStatus.code == 201 then $call[:3] + ["create"] else empty end) | join(" ")' | sort -u
+}
+granted() { # scope: roles on standard input
+    jq -r --arg scope "$1" 'if .kind == "List" then .items[] else . end | .rules[]
+        | [$scope, (.apiGroups[] | if . == "" then "core" else . end), .resources[], .verbs[]] | join(" ")' | sort -u
+}
+# None unused, none missing. Kubernetes lets nobody grant what he has not: what instances' Roles hold counts as used.
+check_rights() { # service-account cluster-role role namespace
+    [ -n "$audit" ] || { say "SKIP: the rights of $1 need LARDER_TEST_AUDIT"; return 0; }
+    { kube get clusterrole "$2" -o json | granted cluster; kube --namespace "$4" get role "$3" -o json | granted namespace; } | sort -u >"$work/granted"
+    { used "$1"; cat "$work/passed-on"; } | sort -u >"$work/used"
+    [ -z "$(comm -23 "$work/granted" "$work/used")" ] || fail "rights of $1 that nobody has used: $(comm -23 "$work/granted" "$work/used" | tr '\n' ',')"
+    # A right on all namespaces is one on each.
+    comm -13 "$work/granted" "$work/used" | while read -r scope rest; do grep -qx "cluster $rest" "$work/granted" || echo "$scope $rest"; done >"$work/beyond"
+    [ ! -s "$work/beyond" ] || fail "$1 has done what nobody has granted: $(tr '\n' ',' <"$work/beyond")"
+    asked | jq -r --arg user "system:serviceaccount:$1" 'select(.user.username == $user and .responseStatus.code == 403) | "\(.verb) \(.requestURI)"' >"$work/denied"
+    [ ! -s "$work/denied" ] || fail "$1 has been denied: $(sort -u "$work/denied" | tr '\n' ',')"
+    say "$1 has used each of its $(wc -l <"$work/granted") rights, and needed no other"
 }
 settings=(--set image.repository="${image%:*}" --set image.tag="${image##*:}" --set containerCluster.engineImage="$engine_image"
     --set 'containerCluster.engines={redis-7.0}' --set containerCluster.volumeSize=1GiB --set persistence.size=1Gi)
@@ -158,9 +188,19 @@ until_true 20 'the refusal is not told' told
 [ "$(pods)" = "$before" ] || fail "that upgrade has touched pods: $before, now $(pods)"
 say "upgrades have moved nothing"
 
+# --- rights ------------------------------------------------------------------------------------------------------
+k get roles -l larder.io/instance -o json | granted namespace >"$work/passed-on"
+agents=$(k get serviceaccounts -l larder.io/instance -o jsonpath='{.items[0].metadata.name}')
+if [ -n "$audit" ]; then
+    used "$namespace:$agents" >"$work/used"
+    [ "$(cat "$work/used")" = "$(cat "$work/passed-on")" ] || fail "the agents' rights are not what they use: $(diff "$work/passed-on" "$work/used" | tr '\n' ',')"
+    say "agents have used each of their $(wc -l <"$work/passed-on") rights, and needed no other"
+fi
+
 # --- away --------------------------------------------------------------------------------------------------------
 larder instance delete shop --permanent --yes --wait --timeout 120s >/dev/null
 [ -z "$(k get all,pvc,secrets,configmaps,roles,leases -l larder.io/instance -o name)" ] || fail "left of the instance: $(k get all,pvc -l larder.io/instance -o name)"
+check_rights "$namespace:larder" "$namespace-larder" larder "$namespace"
 password=$(k get secret larder-admin -o jsonpath='{.data.password}')
 helm uninstall larder --namespace "$namespace" --wait >/dev/null
 [ "$(k get pvc,secrets -l app.kubernetes.io/instance=larder -o name | sort | tr '\n' ' ')" = 'persistentvolumeclaim/larder-data secret/larder-admin ' ] ||
@@ -170,5 +210,40 @@ login
 [ "$(k get secret larder-admin -o jsonpath='{.data.password}')" = "$password" ] || fail "there is another password after the second installation"
 [ "$(larder record list -o json | jq '[.[] | select(.action == "instance-create")] | length')" -ge 1 ] || fail "the second installation does not know the first one's history"
 helm uninstall larder --namespace "$namespace" --wait >/dev/null
-kube delete namespace "$namespace" --wait=false >/dev/null
 say "installed again on the same volume, and gone"
+
+# --- a control plane elsewhere, bound with the least rights ---------------------------------------------------------
+kube delete namespace "$namespace" --wait=false >/dev/null
+namespace=$namespace-outside
+sed "s/^\( *namespace\): larder$/\1: $namespace/; /^kind: Namespace$/,/^---/ s/^  name: larder$/  name: $namespace/" packaging/kubernetes/bind.yaml >"$work/bind.yaml"
+kube apply -f "$work/bind.yaml" >/dev/null
+has_token() { [ -n "$(k get secret larder-token -o jsonpath='{.data.token}')" ]; }
+until_true 20 'the service account gets no token' has_token
+server=$(kube config view --minify -o jsonpath='{.clusters[0].cluster.server}')
+jq -n --arg server "$server" --arg ca "$(k get secret larder-token -o jsonpath='{.data.ca\.crt}')" \
+    --arg token "$(k get secret larder-token -o jsonpath='{.data.token}' | base64 -d)" '{
+        apiVersion: "v1", kind: "Config", "current-context": "larder",
+        clusters: [{name: "larder", cluster: {server: $server, "certificate-authority-data": $ca}}],
+        users: [{name: "larder", user: {token: $token}}],
+        contexts: [{name: "larder", context: {cluster: "larder", user: "larder"}}]}' >"$work/kubeconfig"
+mkdir "$work/data"
+# Without a keeper there is nothing of it on this machine but one process.
+printf 'default_container_cluster = "east"\nlisten = "127.0.0.1:0"\n[local]\nenabled = false\n' >"$work/config.toml"
+outside=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder
+LARDER_ADMIN_PASSWORD=Pantry-2026 "$outside" serve --data "$work/data" --config "$work/config.toml" >"$work/serve.out" 2>"$work/serve.log" &
+serve=$!
+trap 'kill "$serve" 2>/dev/null; rm -rf "$work"' EXIT
+until_true 20 'the control plane outside does not start' grep -q 'running at' "$work/serve.out"
+LARDER_SERVER=$(grep -o 'http://[0-9.:]*' "$work/serve.out" | head -n 1)
+export LARDER_SERVER LARDER_CONFIG=$work/cli.json
+printf 'Pantry-2026\n' | "$outside" login --server "$LARDER_SERVER" --user admin --password-stdin >/dev/null
+"$outside" container-cluster bind east --kubeconfig "$work/kubeconfig" --namespace "$namespace" --image "$engine_image" --engine redis-7.0 --volume-size 1GiB >/dev/null
+printf 'Pantry-2026\n' | "$outside" instance create shop --engine redis-7.0 --architecture read-write --memory 128MiB --password-stdin --wait --timeout 120s >/dev/null
+k get roles -l larder.io/instance -o json | granted namespace >"$work/passed-on"
+"$outside" instance failover shop --wait >/dev/null
+"$outside" instance delete shop --permanent --yes --wait --timeout 120s >/dev/null
+"$outside" container-cluster unbind east >/dev/null
+check_rights "$namespace:larder" larder larder "$namespace"
+kill "$serve" && wait "$serve" || true
+kube delete -f "$work/bind.yaml" --wait=false >/dev/null
+say "bound from outside with the rights of packaging/kubernetes/bind.yaml, used and unbound"
