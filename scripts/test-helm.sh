@@ -75,7 +75,8 @@ used() { # service-account
 }
 granted() { # scope: roles on standard input
     jq -r --arg scope "$1" 'if .kind == "List" then .items[] else . end | .rules[]
-        | [$scope, (.apiGroups[] | if . == "" then "core" else . end), .resources[], .verbs[]] | join(" ")' | sort -u
+        | . as $rule | (.apiGroups[] | if . == "" then "core" else . end) as $group | $rule.resources[] as $kind | $rule.verbs[]
+        | "\($scope) \($group) \($kind) \(.)"' | sort -u
 }
 # None unused, none missing. Kubernetes lets nobody grant what he has not: what instances' Roles hold counts as used.
 check_rights() { # service-account cluster-role role namespace

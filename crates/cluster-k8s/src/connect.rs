@@ -128,7 +128,7 @@ const RIGHTS: &[(&str, &str, &[&str])] = &[
     ("", "persistentvolumeclaims", &["get", "list", "create", "delete"]),
     ("", "pods", &["get", "list", "delete"]),
     ("", "pods/portforward", &["get", "create"]),
-    ("apps", "statefulsets", &["get", "list", "create", "patch", "delete"]),
+    ("apps", "statefulsets", &["list", "create", "patch", "delete"]),
     ("coordination.k8s.io", "leases", &["get", "list", "watch", "create", "update", "delete"]),
     ("discovery.k8s.io", "endpointslices", &["get", "list", "create", "update", "delete"]),
     ("policy", "poddisruptionbudgets", &["list", "create", "patch", "delete"]),
