@@ -345,6 +345,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_binding_keeps_its_engines_until_others_are_named() {
+        let asked = |names: Option<&[&str]>| BindContainerCluster {
+            name: "east".to_owned(),
+            kubeconfig: None,
+            context: None,
+            namespace: None,
+            expose: None,
+            image: None,
+            engines: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+            storage_class: None,
+            volume_bytes: None,
+        };
+        let of =
+            |names: &[&str]| names.iter().map(|name| EngineName::new(*name).unwrap()).collect();
+        let old = serde_json::json!({ "namespace": "n", "image": "i", "volume_bytes": 1 });
+        let mut old: Options = serde_json::from_value(old).unwrap();
+        assert_eq!(old.engines, known_engines(), "a binding of before there was a list");
+        assert_eq!(engines(&asked(None), None), Ok(known_engines()));
+        old.engines = of(&["valkey-8.0"]);
+        assert_eq!(engines(&asked(None), Some(&old)), Ok(of(&["valkey-8.0"])));
+        let twice = asked(Some(&["redis-7.0", "redis-6.2", "redis-7.0"]));
+        assert_eq!(engines(&twice, Some(&old)), Ok(of(&["redis-6.2", "redis-7.0"])));
+        for wrong in [&[][..], &["No Engine"]] {
+            let refusal = engines(&asked(Some(wrong)), None).unwrap_err();
+            assert_eq!(refusal.field.as_deref(), Some("engines"), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn the_class_that_is_used_by_itself_comes_first() {
         let found = [("fast", false), ("plain", true), ("tape", false)];
         let seen = Check {

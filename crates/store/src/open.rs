@@ -329,10 +329,8 @@ mod tests {
     async fn instances_of_an_older_database_keep_their_nodes_and_need_no_catalogue() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("larder.db");
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .foreign_keys(true);
+        let options =
+            SqliteConnectOptions::new().filename(&path).create_if_missing(true).foreign_keys(true);
         let pool = pool_options(1).connect_with(options).await.expect("database");
         sqlx::migrate!("./migrations").run_to(2, &pool).await.expect("the older schema");
         let instance = "INSERT INTO instances
