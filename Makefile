@@ -67,7 +67,7 @@ chaos: engines ## 50 random kills of serve during random operations, long form
 bench: build ## Measure the figures of docs/measurements.md
 	cargo run --locked --release -p larder-e2e --bin figures -- target/release/larder
 
-images: build engines ## Build the images of all engines into target/images (buildah, no registry)
+images: build engines ## Build the images of all engines and of the control plane into target/images (buildah, no registry)
 	@scripts/images.sh
 
 testbed-setup: ## Install what the test bed needs and is missing: containerd, runc, CNI plugins, Go (says what)

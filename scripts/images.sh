@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds one image per engine with buildah, without any registry, and writes each as an archive:
-# target/images/larder-ENGINE.tar, to be loaded as localhost/larder-ENGINE:TAG.
+# Builds one image per engine, and the one of the control plane, with buildah, without any registry, and writes each as
+# an archive: target/images/larder-ENGINE.tar, to be loaded as localhost/larder-ENGINE:TAG, and larder.tar (localhost/larder:TAG).
 # LARDER_IMAGE_ENGINES, LARDER_IMAGE_TAG and LARDER_IMAGE_BINARY choose otherwise.
 set -euo pipefail
 
@@ -19,19 +19,26 @@ mkdir -p "$out"
 buildah=(buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs)
 version=$("$binary" --version | awk '{print $2}')
 
+build() { # name containerfile build-args...
+    local name=$1 file=$2 image=localhost/$1:$tag context=$work/$1 args=() arg
+    shift 2
+    for arg in "LARDER_VERSION=$version" "$@"; do args+=(--build-arg "$arg"); done
+    # The same files make the same image: no times of the build.
+    "${buildah[@]}" bud --quiet --isolation chroot --timestamp 0 "${args[@]}" \
+        --file "$here/packaging/images/$file" --tag "$image" "$context" >/dev/null
+    rm -f "$out/$name.tar"
+    "${buildah[@]}" push --quiet "$image" "docker-archive:$out/$name.tar:$image" >/dev/null
+    rm -rf "$context"
+    printf 'images: %s in %s\n' "$image" "$out/$name.tar" >&2
+}
+
 for engine in $engines; do
-    context=$work/$engine
+    context=$work/larder-$engine
     mkdir -p "$context"
     "$here/packaging/images/rootfs.sh" "$engine" "$binary" "$context/rootfs"
     engine_version=$("$context/rootfs/opt/larder/bin/server" --version | grep -o 'v=[0-9.]*' | cut -c3-)
-    image=localhost/larder-$engine:$tag
-    # The same files make the same image: no times of the build.
-    "${buildah[@]}" bud --quiet --isolation chroot --timestamp 0 \
-        --build-arg "ENGINE=$engine" --build-arg "ENGINE_VERSION=$engine_version" \
-        --build-arg "LARDER_VERSION=$version" \
-        --file "$here/packaging/images/Containerfile" --tag "$image" "$context" >/dev/null
-    rm -f "$out/larder-$engine.tar"
-    "${buildah[@]}" push --quiet "$image" "docker-archive:$out/larder-$engine.tar:$image" >/dev/null
-    rm -rf "$context"
-    printf 'images: %s (%s) in %s\n' "$image" "$engine_version" "$out/larder-$engine.tar" >&2
+    build "larder-$engine" Containerfile "ENGINE=$engine" "ENGINE_VERSION=$engine_version"
 done
+mkdir -p "$work/larder"
+"$here/packaging/images/rootfs.sh" - "$binary" "$work/larder/rootfs"
+build larder Containerfile.serve

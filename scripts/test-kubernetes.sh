@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What needs a Kubernetes: the conformance suite and the stories, on a test bed of its own (docs/testbed.md), or on
-# the cluster of LARDER_TEST_KUBECONFIG. The images there are those of LARDER_TEST_IMAGE; a story that switches
-# workers off needs LARDER_TEST_BED, the command of the cluster's test bed. Full output is in target/test-logs/.
+# What needs a Kubernetes: the conformance suite, the chart and the stories, on a test bed of its own (docs/testbed.md), or on
+# the cluster of LARDER_TEST_KUBECONFIG. The images there are those of LARDER_TEST_IMAGE and LARDER_TEST_SERVE_IMAGE; a story
+# that switches workers off needs LARDER_TEST_BED, the command of the cluster's test bed. Full output is in target/test-logs/.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -9,7 +9,7 @@ logs=target/test-logs
 mkdir -p "$logs"
 failed=0
 
-cargo build --locked --package larder
+cargo build --locked --package larder --package larder-e2e
 
 if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     # Short: sockets of the test bed are in it, and their paths must fit.
@@ -20,11 +20,13 @@ if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     # What the tests use: the suite and the stories are about pods, not about engines.
     LARDER_IMAGE_ENGINES=redis-7.0 LARDER_IMAGE_TAG=testbed \
         LARDER_IMAGE_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder scripts/images.sh "$work/images"
-    scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3
+    scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
     for image in "$work"/images/*.tar; do scripts/testbed.sh --dir "$bed" image load "$image"; done
     export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
     export LARDER_TEST_BED="$root/scripts/testbed.sh --dir $bed"
     export LARDER_TEST_IMAGE="localhost/larder-{engine}:testbed"
+    export LARDER_TEST_SERVE_IMAGE=localhost/larder:testbed
+    export LARDER_TEST_AUDIT=$bed/logs/audit.log
 fi
 
 check() { # name command...
@@ -40,6 +42,7 @@ check() { # name command...
 }
 
 check kubernetes-conformance cargo test --locked -p larder-cluster-k8s --test kubernetes
+check kubernetes-chart scripts/test-helm.sh
 if [ -n "${LARDER_TEST_BED:-}" ]; then
     check kubernetes-stories cargo test --locked -p larder-e2e --test kubernetes
 else

@@ -95,6 +95,7 @@ func size(command *cobra.Command, o *launcher.Options) {
 	flags.IntVar(&o.Zones, "zones", 1, "how many zones they are spread over, in turn")
 	flags.IntVar(&o.Port, "port", 0, "port of the API server on 127.0.0.1 (0 takes a free one)")
 	flags.Int64Var(&o.Memory, "memory", 5<<30+512<<20, "what pods may request on one worker, in bytes")
+	flags.BoolVar(&o.Audit, "audit", false, "write what service accounts ask of the API server into DIR/logs/audit.log")
 }
 
 func up() *cobra.Command {

@@ -1,5 +1,6 @@
 //! Binding Kubernetes clusters: from what a person asks to a backend of the fleet, and back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,13 @@ use larder_api_types::{BindContainerCluster, ContainerCluster, StorageClass, Wor
 use larder_cluster::Cluster as _;
 use larder_cluster_k8s::{
     Check, Credentials, Expose, KubeCluster, KubeOptions, Reach, check, connect, ensure_namespace,
+    known_engines,
 };
-use larder_model::{ByteSize, Code, IdSource as _, Refusal, STANDARD_STORAGE_CLASS, Secret};
+use larder_model::{
+    ByteSize, Code, EngineName, IdSource as _, Refusal, STANDARD_STORAGE_CLASS, Secret,
+};
 use larder_reconcile::Clock;
-use larder_store::ContainerClusterRow;
+use larder_store::{ContainerClusterRow, InstanceFilter, InstanceRow};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::Fleet;
@@ -34,6 +38,9 @@ struct Options {
     volume_bytes: u64,
     #[serde(default)]
     expose: Expose,
+    /// That there are images of.
+    #[serde(default = "known_engines")]
+    engines: Vec<EngineName>,
 }
 
 /// Binds Kubernetes clusters into a fleet.
@@ -52,6 +59,27 @@ impl KubeBinder {
     pub(crate) async fn take_up(&self, rows: &[ContainerClusterRow]) {
         for row in rows {
             self.bound(row).await;
+        }
+    }
+
+    /// An engine that instances run on there keeps its image: their next pods need it.
+    async fn refuse_engines_in_use(
+        &self,
+        cluster: &str,
+        engines: &[EngineName],
+    ) -> Result<(), Refusal> {
+        let all = self.fleet.store().instance_list(&InstanceFilter::default()).await;
+        let all = all.map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
+        let left = |row: &&InstanceRow| {
+            row.spec.container_cluster == cluster && !engines.contains(&row.spec.engine)
+        };
+        match all.iter().find(left) {
+            None => Ok(()),
+            Some(row) => {
+                let (engine, name) = (&row.spec.engine, &row.spec.name);
+                let detail = format!("engine `{engine}` runs instance `{name}`: it has to stay");
+                Err(Refusal::new(Code::EngineInUse, detail).field("engines"))
+            }
         }
     }
 }
@@ -94,7 +122,9 @@ impl Binder for KubeBinder {
                 .or(before.as_ref().map(|old| old.volume_bytes))
                 .unwrap_or(defaults.volume_size.bytes()),
             expose,
+            engines: engines(asked, before.as_ref())?,
         };
+        self.refuse_engines_in_use(&asked.name, &options.engines).await?;
         if let Some(before) = &before
             && before.namespace != options.namespace
         {
@@ -118,7 +148,10 @@ impl Binder for KubeBinder {
         let seen = check(client.clone(), &kube).await.map_err(|e| unusable(&e.to_string()))?;
         refuse_useless(&kube, &seen)?;
         options.storage_classes = classes(kube.storage_class.as_deref(), &seen);
-        ensure_namespace(client, &kube).await.map_err(|e| unusable(&e.to_string()))?;
+        // Who may work in the namespace that it runs in needs no right to make one.
+        if credentials != Credentials::InCluster {
+            ensure_namespace(client, &kube).await.map_err(|e| unusable(&e.to_string()))?;
+        }
         let text = |error: serde_json::Error| Refusal::new(Code::Internal, error.to_string());
         Ok(ContainerClusterRow {
             name: asked.name.clone(),
@@ -142,9 +175,15 @@ impl Binder for KubeBinder {
         self.fleet.remove(name);
     }
 
+    fn engines(&self) -> Vec<(String, Vec<EngineName>)> {
+        let bound = self.fleet.bindings().into_iter();
+        bound.map(|one| (one.name().to_owned(), one.options().engines.clone())).collect()
+    }
+
     async fn look(&self, name: &str) -> Option<ContainerCluster> {
-        if name == self.fleet.local().name() {
-            let workers = self.fleet.local().workers().await;
+        if let Some(local) = self.fleet.local(name) {
+            let workers = local.workers().await;
+            let engines = self.fleet.store().engine_list().await.unwrap_or_default();
             return Some(ContainerCluster {
                 name: name.to_owned(),
                 kind: "local".to_owned(),
@@ -153,6 +192,8 @@ impl Binder for KubeBinder {
                 version: None,
                 namespace: None,
                 expose: None,
+                image: None,
+                engines: engines.into_iter().map(|engine| engine.name.to_string()).collect(),
                 workers: workers.unwrap_or_default().iter().map(worker).collect(),
                 storage_classes: vec![StorageClass {
                     name: STANDARD_STORAGE_CLASS.to_owned(),
@@ -175,6 +216,8 @@ impl Binder for KubeBinder {
             version: None,
             namespace: Some(options.namespace.clone()),
             expose: expose.and_then(|value| Some(value.as_str()?.to_owned())),
+            image: Some(options.image.clone()),
+            engines: options.engines.iter().map(ToString::to_string).collect(),
             workers: Vec::new(),
             storage_classes: Vec::new(),
         };
@@ -199,6 +242,24 @@ fn worker(worker: &larder_model::Worker) -> Worker {
         memory_bytes: worker.allocatable.bytes(),
         requested_memory_bytes: worker.requested.bytes(),
     }
+}
+
+/// The engines of a binding: those asked for, those that it had, or those that Larder knows.
+fn engines(
+    asked: &BindContainerCluster,
+    before: Option<&Options>,
+) -> Result<Vec<EngineName>, Refusal> {
+    let Some(names) = &asked.engines else {
+        return Ok(before.map_or_else(known_engines, |old| old.engines.clone()));
+    };
+    let refuse = |detail| Refusal::new(Code::InvalidRequest, detail).field("engines");
+    let all: Result<BTreeSet<_>, _> =
+        names.iter().map(|name| EngineName::new(name.as_str())).collect();
+    let all = all.map_err(|error| refuse(format!("{error}: write it like redis-7.0")))?;
+    if all.is_empty() {
+        return Err(refuse("at least one engine has to have an image".to_owned()));
+    }
+    Ok(all.into_iter().collect())
 }
 
 /// A cluster in which no instance could live.
@@ -262,6 +323,7 @@ fn kube_options(
         storage_classes: options.storage_classes.clone(),
         volume_size: ByteSize(options.volume_bytes),
         expose: options.expose,
+        engines: options.engines.clone(),
         reach: match credentials {
             Credentials::InCluster => Reach::Inside,
             Credentials::Kubeconfig { .. } => Reach::PortForward,
@@ -281,6 +343,35 @@ async fn open(row: &ContainerClusterRow) -> Result<KubeCluster, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_binding_keeps_its_engines_until_others_are_named() {
+        let asked = |names: Option<&[&str]>| BindContainerCluster {
+            name: "east".to_owned(),
+            kubeconfig: None,
+            context: None,
+            namespace: None,
+            expose: None,
+            image: None,
+            engines: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+            storage_class: None,
+            volume_bytes: None,
+        };
+        let of =
+            |names: &[&str]| names.iter().map(|name| EngineName::new(*name).unwrap()).collect();
+        let old = serde_json::json!({ "namespace": "n", "image": "i", "volume_bytes": 1 });
+        let mut old: Options = serde_json::from_value(old).unwrap();
+        assert_eq!(old.engines, known_engines(), "a binding of before there was a list");
+        assert_eq!(engines(&asked(None), None), Ok(known_engines()));
+        old.engines = of(&["valkey-8.0"]);
+        assert_eq!(engines(&asked(None), Some(&old)), Ok(of(&["valkey-8.0"])));
+        let twice = asked(Some(&["redis-7.0", "redis-6.2", "redis-7.0"]));
+        assert_eq!(engines(&twice, Some(&old)), Ok(of(&["redis-6.2", "redis-7.0"])));
+        for wrong in [&[][..], &["No Engine"]] {
+            let refusal = engines(&asked(Some(wrong)), None).unwrap_err();
+            assert_eq!(refusal.field.as_deref(), Some("engines"), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn the_class_that_is_used_by_itself_comes_first() {

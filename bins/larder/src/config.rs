@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use larder_model::{ElectionPolicy, Millis, PlannerPolicy};
+use larder_model::{
+    ByteSize, ElectionPolicy, InstanceName, LOCAL_CONTAINER_CLUSTER, Millis, PlannerPolicy,
+};
 use larder_store::Retention;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// What the file may hold. Unknown keys are errors: a misspelt key must not be silently ignored.
 #[derive(Debug, Default, Deserialize)]
@@ -14,6 +16,13 @@ use serde::Deserialize;
 pub(crate) struct Config {
     pub(crate) data: Option<PathBuf>,
     pub(crate) listen: Option<SocketAddr>,
+    /// First password of `admin`, on the first line of a file. Read at the first start alone.
+    pub(crate) admin_password_file: Option<PathBuf>,
+    /// Key of the database's secrets; in the data folder unless named. Made when it is missing.
+    pub(crate) key_file: Option<PathBuf>,
+    /// Where instances are created that name no container cluster.
+    pub(crate) default_container_cluster: Option<String>,
+    pub(crate) kubernetes: Option<Kubernetes>,
     pub(crate) local: Local,
     pub(crate) policy: Policy,
     pub(crate) retention: History,
@@ -23,6 +32,8 @@ pub(crate) struct Config {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Local {
+    /// Whether instances may live on this machine.
+    pub(crate) enabled: bool,
     /// Where servers and relays listen.
     pub(crate) bind: String,
     /// What clients and peers are told; the same as `bind` unless set.
@@ -38,6 +49,7 @@ pub(crate) struct Local {
 impl Default for Local {
     fn default() -> Self {
         Self {
+            enabled: true,
             bind: "127.0.0.1".to_owned(),
             advertise: None,
             port_first: 17_000,
@@ -45,6 +57,41 @@ impl Default for Local {
             engine_dirs: Vec::new(),
         }
     }
+}
+
+/// The Kubernetes cluster that this control plane is a pod of, to be bound by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kubernetes {
+    pub(crate) bind: OwnBinding,
+    /// The container cluster's name.
+    #[serde(default = "kubernetes_name")]
+    pub(crate) name: String,
+    /// As in `larder container-cluster bind`; what is left out has its default there.
+    pub(crate) namespace: Option<String>,
+    pub(crate) image: Option<String>,
+    pub(crate) engines: Option<Vec<String>>,
+    pub(crate) expose: Option<String>,
+    pub(crate) storage_class: Option<String>,
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) volume_size: Option<ByteSize>,
+}
+
+/// How a cluster is bound that the configuration names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OwnBinding {
+    /// By the service account of the pod that this runs in.
+    InCluster,
+}
+
+fn kubernetes_name() -> String {
+    "kubernetes".to_owned()
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// Numbers of the deciders, in milliseconds where they are times.
@@ -90,6 +137,15 @@ impl History {
     }
 }
 
+impl Config {
+    /// Where instances are created that name no container cluster.
+    pub(crate) fn home(&self) -> Option<&str> {
+        let named = self.default_container_cluster.as_deref();
+        let local = self.local.enabled.then_some(LOCAL_CONTAINER_CLUSTER);
+        named.or(local).or(self.kubernetes.as_ref().map(|own| own.name.as_str()))
+    }
+}
+
 /// Reads the file, if one was named, and checks what can be checked without the machine.
 pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     let config = match path {
@@ -106,6 +162,17 @@ pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Config> {
         local.port_first >= 1024 && local.port_first <= local.port_last && local.port_last < 22_768,
         "local.port_first and port_last must be a range within 1024 and 22767: bus ports are 10000 higher and must stay below the ephemeral ports"
     );
+    anyhow::ensure!(
+        config.home().is_some(),
+        "nothing can be created with local.enabled = false: add [kubernetes], or say with default_container_cluster where to"
+    );
+    if let Some(own) = &config.kubernetes {
+        anyhow::ensure!(
+            own.name != LOCAL_CONTAINER_CLUSTER && InstanceName::new(own.name.as_str()).is_ok(),
+            "kubernetes.name: `{}` cannot be a container cluster's name: use lower-case letters, digits and inner hyphens, and not `{LOCAL_CONTAINER_CLUSTER}`",
+            own.name
+        );
+    }
     let history = &config.retention;
     anyhow::ensure!(
         ![history.events_days, history.events_per_instance, history.records_days]
@@ -140,6 +207,21 @@ mod tests {
         assert_eq!(config.local.port_first, 17_000);
         assert_eq!(config.policy.planner(), PlannerPolicy::default());
         assert_eq!(config.retention.store(), Retention::default());
+    }
+
+    #[test]
+    fn a_control_plane_in_a_pod_creates_instances_in_its_own_cluster() {
+        let own = "[local]\nenabled = false\n[kubernetes]\nbind = 'in-cluster'\n";
+        let config = check(own).unwrap();
+        assert_eq!(config.home(), Some("kubernetes"));
+        assert_eq!(check("").unwrap().home(), Some("local"));
+        let config = check(&format!("{own}name = 'east'\nvolume_size = '2GiB'")).unwrap();
+        assert_eq!(config.home(), Some("east"));
+        assert_eq!(config.kubernetes.unwrap().volume_size, Some(ByteSize::gib(2)));
+        assert!(check("[local]\nenabled = false").is_err());
+        assert!(check(&format!("{own}name = 'local'")).is_err());
+        assert!(check(&format!("{own}volume_size = 'much'")).is_err());
+        assert!(check("[kubernetes]\nbind = 'somehow'").is_err());
     }
 
     #[test]

@@ -28,7 +28,8 @@ const LOOK: Duration = Duration::from_secs(3);
 
 /// This machine and the bound container clusters, by name.
 pub(crate) struct Fleet {
-    local: Arc<LocalCluster>,
+    /// `None`: this machine runs the control plane alone.
+    local: Option<Arc<LocalCluster>>,
     bound: RwLock<BTreeMap<String, KubeCluster>>,
     store: Store,
     /// Where instances are, once it was asked for.
@@ -36,7 +37,7 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    pub(crate) fn new(local: Arc<LocalCluster>, store: Store) -> Self {
+    pub(crate) fn new(local: Option<Arc<LocalCluster>>, store: Store) -> Self {
         Self { local, bound: RwLock::default(), store, places: RwLock::default() }
     }
 
@@ -54,13 +55,23 @@ impl Fleet {
         self.bound.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    pub(crate) fn local(&self) -> &Arc<LocalCluster> {
-        &self.local
+    /// What each bound container cluster is bound by.
+    pub(crate) fn bindings(&self) -> Vec<KubeCluster> {
+        self.bound.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// This machine, where `name` is its name and it is used.
+    pub(crate) fn local(&self, name: &str) -> Option<&Arc<LocalCluster>> {
+        self.local.as_ref().filter(|local| local.name() == name)
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// What volumes can be made of; the default first.
     fn storage_classes(&self, cluster: &str) -> Vec<String> {
-        if cluster == self.local.name() {
+        if self.local(cluster).is_some() {
             return vec![STANDARD_STORAGE_CLASS.to_owned()];
         }
         self.bound(cluster).map(|bound| bound.options().storage_classes.clone()).unwrap_or_default()
@@ -90,8 +101,8 @@ impl Fleet {
                 name
             }
         };
-        if name == self.local.name() {
-            return Ok(self.local.clone());
+        if let Some(local) = self.local(&name) {
+            return Ok(local.clone());
         }
         match self.bound(&name) {
             Some(cluster) => Ok(Arc::new(cluster)),
@@ -102,8 +113,8 @@ impl Fleet {
 
 impl Clusters for Fleet {
     fn get(&self, name: &str) -> Arc<dyn Cluster> {
-        if name == self.local.name() {
-            return self.local.clone();
+        if let Some(local) = self.local(name) {
+            return local.clone();
         }
         match self.bound(name) {
             Some(cluster) => Arc::new(cluster),
@@ -113,7 +124,8 @@ impl Clusters for Fleet {
 
     fn all(&self) -> Vec<Arc<dyn Cluster>> {
         let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Arc<dyn Cluster>> = vec![self.local.clone()];
+        let mut all: Vec<Arc<dyn Cluster>> = Vec::new();
+        all.extend(self.local.clone().map(|local| local as Arc<dyn Cluster>));
         all.extend(bound.values().map(|cluster| Arc::new(cluster.clone()) as Arc<dyn Cluster>));
         all
     }
@@ -154,11 +166,11 @@ impl Agents for Fleet {
 /// What is free, wherever it is.
 pub(crate) struct FleetCapacity {
     fleet: Arc<Fleet>,
-    local: LocalCapacity,
+    local: Option<LocalCapacity>,
 }
 
 impl FleetCapacity {
-    pub(crate) fn new(fleet: Arc<Fleet>, local: LocalCapacity) -> Self {
+    pub(crate) fn new(fleet: Arc<Fleet>, local: Option<LocalCapacity>) -> Self {
         Self { fleet, local }
     }
 }
@@ -173,6 +185,10 @@ impl Capacity for FleetCapacity {
                 reachable: matches!(workers, Ok(Ok(_))),
                 workers: workers.map(Result::unwrap_or_default).unwrap_or_default(),
                 storage_classes: self.fleet.storage_classes(cluster.name()),
+                engines: self
+                    .fleet
+                    .bound(cluster.name())
+                    .map(|bound| bound.options().engines.clone()),
             }
         });
         join_all(looks).await
@@ -181,10 +197,11 @@ impl Capacity for FleetCapacity {
     async fn check(&self, spec: &InstanceSpec) -> Result<(), Refusal> {
         // Memory is the planner's to count. Ports, the disk and the binary matter where servers
         // run on this machine.
-        if spec.container_cluster == self.fleet.local.name() {
-            self.local.check(spec).await
-        } else {
-            Ok(())
+        match &self.local {
+            Some(local) if self.fleet.local(&spec.container_cluster).is_some() => {
+                local.check(spec).await
+            }
+            _ => Ok(()),
         }
     }
 }

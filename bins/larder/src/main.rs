@@ -4,6 +4,7 @@ mod bind;
 mod config;
 mod engines;
 mod fleet;
+mod home;
 mod keeper_watch;
 mod lean;
 mod logging;

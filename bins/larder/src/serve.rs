@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use larder_api::{ApiParts, ApiState, InitialAdmin};
+use larder_api::{ADMIN, ApiParts, ApiState, InitialAdmin};
 use larder_cluster_local::{LocalCluster, LocalOptions};
-use larder_model::Secret;
 use larder_model::local::DataDir;
+use larder_model::{LOCAL_CONTAINER_CLUSTER, Secret};
 use larder_reconcile::{
     Clock as _, Driver, Reconciler, StoreBook, SystemClock, WatchedStatuses, channel,
 };
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bind::KubeBinder;
 use crate::config::{self, Config};
 use crate::fleet::{Fleet, FleetCapacity};
+use crate::home::Home;
 use crate::parts::{Engines, LocalCapacity, Prober};
 use crate::{engines, keeper_watch, logging, stop};
 
@@ -107,30 +108,23 @@ async fn serve(
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("listening on {listen}; choose another address with --listen"))?;
-    let store = Store::open(&names.database(), &names.key_file()).await?;
+    let key_file = config.key_file.clone().unwrap_or_else(|| names.key_file());
+    let store = Store::open(&names.database(), &key_file).await?;
     let controller_epoch = store.controller_epoch_take().await?;
-    let from_environment = std::env::var("LARDER_ADMIN_PASSWORD").ok();
-    let from_environment = from_environment.filter(|text| !text.is_empty()).map(Secret::new);
-    let admin = larder_api::ensure_admin(&store, from_environment, &names).await?;
-    let clock = Arc::new(SystemClock);
-    let mut engine_dirs = config.local.engine_dirs.clone();
-    if let Some(more) = std::env::var_os("LARDER_ENGINE_DIRS") {
-        engine_dirs.extend(std::env::split_paths(&more));
-    }
-    engines::refresh(&store).await?;
-    engines::discover(&store, &engine_dirs, clock.now()).await?;
-    let engines = Arc::new(Engines::load(&store).await?);
-
-    let larder_binary = std::env::current_exe().context("finding this program's own file")?;
-    larder_keeper::ensure_running(data, &larder_binary)?;
-    let local = &config.local;
-    let options = LocalOptions {
-        bind_host: local.bind.clone(),
-        advertise_host: local.advertise.clone(),
-        port_range: local.port_first..=local.port_last,
-        ..LocalOptions::new(data, &larder_binary)
+    let given = match store.user_get(ADMIN).await? {
+        Some(_) => None,
+        None => first_password(&config)?,
     };
-    let cluster = Arc::new(LocalCluster::new(options, engines.clone())?);
+    let admin = larder_api::ensure_admin(&store, given, &names).await?;
+    let clock = Arc::new(SystemClock);
+    if config.local.enabled {
+        look_for_engines(&config.local, &store).await?;
+    }
+    let engines = Arc::new(Engines::load(&store).await?);
+    let larder_binary = std::env::current_exe().context("finding this program's own file")?;
+    let cluster = (config.local.enabled)
+        .then(|| local_cluster(&config.local, data, &larder_binary, engines.clone()))
+        .transpose()?;
 
     let fleet = Arc::new(Fleet::new(cluster.clone(), store.clone()));
     let binder = Arc::new(KubeBinder::new(fleet.clone(), clock.clone()));
@@ -152,21 +146,28 @@ async fn serve(
     let stop = CancellationToken::new();
     let driver = tokio::spawn(Driver::new(reconciler, inbox).run(stop.clone()));
     let history = tokio::spawn(prune(store.clone(), config.retention.store(), stop.clone()));
-    let keeper = tokio::spawn(keeper_watch::watch_keeper(
-        data.to_owned(),
-        larder_binary,
-        store.clone(),
-        stop.clone(),
-    ));
+    let keeper = cluster.as_ref().map(|_| {
+        let (data, store) = (data.to_owned(), store.clone());
+        tokio::spawn(keeper_watch::watch_keeper(data, larder_binary, store, stop.clone()))
+    });
+    let own = match config.kubernetes.clone() {
+        Some(own) => Home::bind(own, binder.clone(), store.clone(), stop.clone()).await?,
+        None => Home::none(),
+    };
 
     let (stopping, is_stopping) = watch::channel(false);
     let initial_password = names.initial_admin_password();
     let state = ApiState::new(ApiParts {
         store: store.clone(),
         activate,
-        capacity: Arc::new(FleetCapacity::new(fleet, LocalCapacity::new(cluster, engines.clone()))),
+        capacity: Arc::new(FleetCapacity::new(
+            fleet,
+            cluster.map(|cluster| LocalCapacity::new(cluster, engines.clone())),
+        )),
         engine_probe: Arc::new(Prober::new(engines, store.clone(), clock.clone())),
         binder,
+        default_container_cluster: config.home().unwrap_or(LOCAL_CONTAINER_CLUSTER).to_owned(),
+        has_local: config.local.enabled,
         policy,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: clock.now(),
@@ -176,15 +177,22 @@ async fn serve(
                 let _ = std::fs::remove_file(&initial_password);
             }
         }),
-        ready: Arc::new(|| Ok(())),
+        ready: Arc::new(move || own.ready()),
         stopping: is_stopping,
         secure_cookies: false,
     });
+    let greeting = Greeting {
+        address: listener.local_addr()?,
+        data,
+        admin: admin.as_ref(),
+        has_local: config.local.enabled,
+        stop_instances,
+    };
     let engines = store.engine_list().await?;
     // Of those found here the newest is what a newcomer wants; names sort by flavour and version.
     let engine = engines.iter().rfind(|engine| engine.builtin).or(engines.last());
     let engine = engine.map(|engine| engine.name.as_str());
-    greet(listener.local_addr()?, data, admin.as_ref(), engine, stop_instances);
+    greet(&greeting, engine);
     let server = axum::serve(
         listener,
         larder_api::router(state).into_make_service_with_connect_info::<SocketAddr>(),
@@ -213,8 +221,10 @@ async fn serve(
     if !driver.is_finished() {
         let _ = tokio::time::timeout(GRACE, &mut driver).await;
     }
+    let mut loops = vec![("removal of old history", history)];
+    loops.extend(keeper.map(|keeper| ("look after the keeper", keeper)));
     // To its end: an abort would not end a look that is under way, and that may start a keeper.
-    for (what, task) in [("look after the keeper", keeper), ("removal of old history", history)] {
+    for (what, task) in loops {
         match tokio::time::timeout(GRACE, task).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the {what} broke off"),
@@ -226,6 +236,47 @@ async fn serve(
         bail!("a newer controller is at work on the same instances");
     }
     Ok(())
+}
+
+/// The administrator's first password, where a person has given one.
+fn first_password(config: &Config) -> anyhow::Result<Option<Secret>> {
+    if let Some(text) = std::env::var("LARDER_ADMIN_PASSWORD").ok().filter(|text| !text.is_empty())
+    {
+        return Ok(Some(Secret::new(text)));
+    }
+    let Some(path) = &config.admin_password_file else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("reading the administrator's password from {}", path.display()))?;
+    let first = text.lines().next().unwrap_or_default();
+    anyhow::ensure!(!first.is_empty(), "there is no password in {}", path.display());
+    Ok(Some(Secret::new(first)))
+}
+
+/// Brings the catalogue up to date with this machine.
+async fn look_for_engines(local: &config::Local, store: &Store) -> anyhow::Result<()> {
+    let mut engine_dirs = local.engine_dirs.clone();
+    if let Some(more) = std::env::var_os("LARDER_ENGINE_DIRS") {
+        engine_dirs.extend(std::env::split_paths(&more));
+    }
+    engines::refresh(store).await?;
+    engines::discover(store, &engine_dirs, SystemClock.now()).await
+}
+
+/// This machine as a container cluster, with a keeper that runs.
+fn local_cluster(
+    local: &config::Local,
+    data: &Path,
+    larder_binary: &Path,
+    engines: Arc<Engines>,
+) -> anyhow::Result<Arc<LocalCluster>> {
+    larder_keeper::ensure_running(data, larder_binary)?;
+    let options = LocalOptions {
+        bind_host: local.bind.clone(),
+        advertise_host: local.advertise.clone(),
+        port_range: local.port_first..=local.port_last,
+        ..LocalOptions::new(data, larder_binary)
+    };
+    Ok(Arc::new(LocalCluster::new(options, engines)?))
 }
 
 /// Removes old history, now and once an hour.
@@ -248,16 +299,20 @@ async fn prune(store: Store, keep: Retention, stop: CancellationToken) {
     }
 }
 
+/// What the person at the terminal is told of.
+struct Greeting<'a> {
+    address: SocketAddr,
+    data: &'a Path,
+    admin: Option<&'a InitialAdmin>,
+    has_local: bool,
+    stop_instances: bool,
+}
+
 /// Tells the person at the terminal where to go. The password itself is shown once, on a
 /// terminal only: standard output of a service ends up in logs.
-fn greet(
-    address: SocketAddr,
-    data: &Path,
-    admin: Option<&InitialAdmin>,
-    engine: Option<&str>,
-    stop_instances: bool,
-) {
+fn greet(greeting: &Greeting<'_>, engine: Option<&str>) {
     use std::io::{IsTerminal as _, Write as _};
+    let Greeting { address, data, admin, has_local, stop_instances } = *greeting;
     let file = DataDir(data.to_owned()).initial_admin_password();
     let mut lines =
         vec![format!("Larder is running at http://{address}  (data in {})", data.display())];
@@ -278,6 +333,7 @@ fn greet(
         lines.push(format!("Log in: larder login --server http://{address} --user admin"));
     }
     lines.push(match engine {
+        _ if !has_local => "Then: larder engine list, larder instance create".to_owned(),
         Some(engine) => format!(
             "Then: larder instance create shop --engine {engine} --architecture read-write --generate-password --wait"
         ),

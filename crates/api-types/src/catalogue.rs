@@ -10,17 +10,20 @@ use utoipa::ToSchema;
 pub struct Engine {
     /// `redis-7.0`, `valkey-8.0`.
     pub name: String,
-    /// `7.0.15`.
+    /// As the binary says, `7.0.15`. Of an engine that only bound container clusters have it is
+    /// what its name says, `7.0`.
     pub version: String,
     /// `redis` or `valkey`.
     pub flavour: String,
-    /// The server binary on the machine where Larder runs.
-    pub path: String,
+    /// The container clusters that have it; `local` is the machine where Larder runs.
+    pub container_clusters: Vec<String>,
+    /// The server binary on the machine where Larder runs, if it has one.
+    pub path: Option<String>,
     /// Found by Larder, not added by a person.
     pub builtin: bool,
-    /// RFC 3339.
-    pub added_at: String,
-    /// What was probed, never assumed.
+    /// RFC 3339; when the binary was added.
+    pub added_at: Option<String>,
+    /// What was probed of the binary, never assumed; null without one.
     pub capabilities: serde_json::Value,
 }
 

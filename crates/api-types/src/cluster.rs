@@ -32,6 +32,10 @@ pub struct BindContainerCluster {
     /// Image of an engine; `{engine}` stands for the engine's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Engines that there are images of, as `redis-7.0`. Left out: those that Larder makes images
+    /// of, or, bound anew, those of the former binding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engines: Option<Vec<String>>,
     /// The cluster's default class unless named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
@@ -54,6 +58,10 @@ pub struct ContainerCluster {
     pub version: Option<String>,
     pub namespace: Option<String>,
     pub expose: Option<String>,
+    /// Image of an engine; `{engine}` stands for the engine's name.
+    pub image: Option<String>,
+    /// Engines that instances can run on there.
+    pub engines: Vec<String>,
     pub workers: Vec<Worker>,
     pub storage_classes: Vec<StorageClass>,
 }

@@ -12,7 +12,7 @@ use larder_store::{ROLE_CLOUD_ADMINISTRATOR, Store, StoreError, UserNew};
 use crate::password_hash;
 
 /// Name of the account.
-const ADMIN: &str = "admin";
+pub const ADMIN: &str = "admin";
 
 /// A password that Larder made up, to be shown once.
 #[derive(Clone, Debug)]

@@ -20,7 +20,7 @@ mod routes;
 mod state;
 mod throttle;
 
-pub use admin::{AdminError, InitialAdmin, ensure_admin};
+pub use admin::{ADMIN, AdminError, InitialAdmin, ensure_admin};
 pub use auth::Principal;
 pub use error::ApiError;
 pub use ids::RandomIds;

@@ -2,7 +2,10 @@
 
 use larder_api_types as api;
 use larder_model::agent::Role;
-use larder_model::{Address, Architecture, EndpointKind, Operation, OperationStep, StepState};
+use larder_model::{
+    Address, Architecture, EndpointKind, EngineName, LOCAL_CONTAINER_CLUSTER, Operation,
+    OperationStep, StepState,
+};
 use larder_store::{
     ConditionSince, EngineRow, EventRow, InstanceRow, NodeView, RecordRow, TokenKind, TokenRow,
 };
@@ -175,10 +178,26 @@ pub(crate) fn engine(row: &EngineRow) -> api::Engine {
         name: row.name.to_string(),
         version: row.version.clone(),
         flavour: row.flavour.clone(),
-        path: row.path.display().to_string(),
+        container_clusters: vec![LOCAL_CONTAINER_CLUSTER.to_owned()],
+        path: Some(row.path.display().to_string()),
         builtin: row.builtin,
-        added_at: rfc3339(row.added_at),
+        added_at: Some(rfc3339(row.added_at)),
         capabilities: row.capabilities.clone(),
+    }
+}
+
+/// An engine that this machine has no binary of: all that is known of it is its name.
+pub(crate) fn engine_of_an_image(name: &EngineName) -> api::Engine {
+    let (flavour, series) = name.as_str().split_once('-').unwrap_or((name.as_str(), ""));
+    api::Engine {
+        name: name.to_string(),
+        version: series.to_owned(),
+        flavour: flavour.to_owned(),
+        container_clusters: Vec::new(),
+        path: None,
+        builtin: true,
+        added_at: None,
+        capabilities: serde_json::Value::Null,
     }
 }
 

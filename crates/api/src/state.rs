@@ -32,6 +32,8 @@ pub struct ContainerClusterInfo {
     pub workers: Vec<Worker>,
     /// Names of what volumes can be made of; `standard` is the default, or the first without it.
     pub storage_classes: Vec<String>,
+    /// What instances can run on there. `None`: the engines of the catalogue.
+    pub engines: Option<Vec<EngineName>>,
 }
 
 /// What is free: asked before anything of a new instance is written.
@@ -91,6 +93,9 @@ pub trait Binder: Send + Sync {
     /// The store has the binding no longer.
     fn unbound(&self, name: &str);
 
+    /// The engines of each bound container cluster, by its name. Asks nobody.
+    fn engines(&self) -> Vec<(String, Vec<EngineName>)>;
+
     /// What the container cluster says of itself just now; `None` when there is no such.
     async fn look(&self, name: &str) -> Option<ContainerCluster>;
 }
@@ -102,6 +107,10 @@ pub struct ApiParts {
     pub capacity: Arc<dyn Capacity>,
     pub engine_probe: Arc<dyn EngineProbe>,
     pub binder: Arc<dyn Binder>,
+    /// Where instances are created that name no container cluster.
+    pub default_container_cluster: String,
+    /// Whether instances can live on this machine, as the container cluster `local`.
+    pub has_local: bool,
     /// For plans that are made without an instance (`dry_run`).
     pub policy: PlannerPolicy,
     /// Larder's own version.
@@ -145,6 +154,11 @@ impl ApiState {
 
     pub(crate) fn parts(&self) -> &ApiParts {
         &self.inner.parts
+    }
+
+    /// Whether instances can live on this machine.
+    pub(crate) fn has_local(&self) -> bool {
+        self.inner.parts.has_local
     }
 
     pub(crate) fn hasher(&self) -> &Hasher {

@@ -63,7 +63,7 @@ async fn every_method_of_the_client_is_understood() {
     assert!(records.unwrap().iter().any(|record| record.action == "instance-restart"));
     assert_eq!(client.project_list().await.unwrap()[0].name, "default");
     client.engine_add("/opt/redis-server").await.unwrap();
-    assert_eq!(client.engine_list().await.unwrap().len(), 2);
+    assert_eq!(client.engine_list().await.unwrap().len(), 3);
     client.engine_remove("redis-6.2").await.unwrap();
     let asked = CreateToken { name: "ci".into(), expires_in_seconds: None };
     let made = client.token_create(&asked).await.unwrap();

@@ -114,6 +114,12 @@ async fn engines_are_probed_added_and_removed() {
     assert_eq!(added.json["name"], "redis-6.2");
     assert_eq!(add("/opt/redis-server").await.status, StatusCode::CREATED);
     assert_eq!(add("/opt/other/redis-server").await.problem().0, Code::NameTaken);
+    let engines = world.get("/api/v1/engines").await;
+    let places = |index: usize| engines[index]["container_clusters"].clone();
+    assert_eq!([places(0), places(1)], [json!(["local"]), json!(["local", "east"])]);
+    assert_eq!(engines[2]["name"], "valkey-8.0");
+    assert_eq!(engines[2]["version"], "8.0");
+    assert_eq!([places(2), engines[2]["path"].clone()], [json!(["east"]), json!(null)]);
     world.running("one", "standalone").await;
     let used = world.refusal(Method::DELETE, "/api/v1/engines/redis-7.0", None).await;
     assert_eq!(used.0, Code::EngineInUse);

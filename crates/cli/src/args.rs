@@ -80,6 +80,9 @@ pub struct LoginArgs {
     /// Read the password from one line of standard input [default: ask on the terminal]
     #[arg(long)]
     pub password_stdin: bool,
+    /// Read the password from the first line of a file
+    #[arg(long, value_name = "FILE", conflicts_with = "password_stdin")]
+    pub password_file: Option<PathBuf>,
 }
 
 /// The project that names are looked up in.
@@ -408,6 +411,10 @@ pub struct BindArgs {
     /// Image of an engine; `{engine}` stands for the engine's name
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
+    /// Engine that there is an image of, such as redis-7.0; may be repeated [default: those that
+    /// Larder makes images of]
+    #[arg(long, value_name = "E")]
+    pub engine: Vec<String>,
     /// Class of the volumes [default: the cluster's]
     #[arg(long, value_name = "C")]
     pub storage_class: Option<String>,

@@ -81,6 +81,11 @@ impl Client {
             .read_timeout(READ_TIMEOUT)
             // A redirect could carry the token to another server.
             .redirect(reqwest::redirect::Policy::none());
+        if base.scheme() == "http" {
+            // Not used; without this a machine (or image) that has no authorities could not even
+            // speak without TLS.
+            builder = builder.tls_certs_only([]);
+        }
         if is_loopback(&base) {
             builder = builder.no_proxy();
         }

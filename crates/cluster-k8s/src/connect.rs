@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apply::Place;
 use crate::error::chain;
-use crate::options::KubeOptions;
+use crate::options::{KubeOptions, Reach};
 
 /// A connection that is not there by then is not there.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -123,12 +123,12 @@ pub struct Check {
 const RIGHTS: &[(&str, &str, &[&str])] = &[
     ("", "configmaps", &["get", "list", "create", "update", "patch", "delete"]),
     ("", "secrets", &["get", "list", "create", "patch", "delete"]),
-    ("", "services", &["get", "list", "create", "patch", "delete"]),
+    ("", "services", &["list", "create", "patch", "delete"]),
     ("", "serviceaccounts", &["list", "create", "patch", "delete"]),
     ("", "persistentvolumeclaims", &["get", "list", "create", "delete"]),
     ("", "pods", &["get", "list", "delete"]),
     ("", "pods/portforward", &["get", "create"]),
-    ("apps", "statefulsets", &["get", "list", "create", "patch", "delete"]),
+    ("apps", "statefulsets", &["list", "create", "patch", "delete"]),
     ("coordination.k8s.io", "leases", &["get", "list", "watch", "create", "update", "delete"]),
     ("discovery.k8s.io", "endpointslices", &["get", "list", "create", "update", "delete"]),
     ("policy", "poddisruptionbudgets", &["list", "create", "patch", "delete"]),
@@ -141,6 +141,11 @@ const CLUSTER_RIGHTS: &[(&str, &str, &[&str])] = &[
     ("", "pods", &["list"]),
     ("storage.k8s.io", "storageclasses", &["list"]),
 ];
+
+/// Inside of the cluster agents are reached by their addresses.
+fn is_needed(resource: &str, reach: Reach) -> bool {
+    resource != "pods/portforward" || reach == Reach::PortForward
+}
 
 /// Asks a cluster what it is and what may be done there. Makes nothing.
 ///
@@ -162,7 +167,8 @@ pub async fn check(client: Client, options: &KubeOptions) -> Result<Check, Clust
     Ok(Check { version, workers, storage_classes, missing_rights })
 }
 
-/// Makes the namespace when it is missing, with Kubernetes' strictest rules for pods.
+/// Makes the namespace when it is missing, with Kubernetes' strictest rules for pods. Who may
+/// neither make nor look at namespaces, but may work in this one, needs no more.
 ///
 /// # Errors
 /// When it is missing and may not be made, or the API server does not answer.
@@ -177,26 +183,34 @@ pub async fn ensure_namespace(client: Client, options: &KubeOptions) -> Result<(
         "pod-security.kubernetes.io/enforce".to_owned(),
         "restricted".to_owned(),
     )]));
-    place
-        .ask(&doing, async {
+    if place.may("", "namespaces", "create", None).await? {
+        let made = place.ask(&doing, async {
             match api.create(&PostParams::default(), &wish).await {
                 Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-                // Who may not make namespaces may still use one that is there.
-                Err(error) => match api.get_opt(name).await {
-                    Ok(Some(_)) => Ok(()),
-                    // Nor look at it: then that its rights are there has to do.
-                    Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
-                    _ => Err(error),
-                },
-                Ok(_) => Ok(()),
+                other => other.map(drop),
             }
-        })
-        .await
+        });
+        return made.await;
+    }
+    // By name: a right may be for this one alone.
+    if !place.may_on("", "namespaces", "get", None, Some(name)).await? {
+        return Ok(());
+    }
+    match place.ask(&doing, api.get_opt(name)).await? {
+        Some(_) => Ok(()),
+        None => Err(ClusterError::Unreachable {
+            cluster: options.name.clone(),
+            reason: format!("there is no namespace {name}, and it may not be made"),
+        }),
+    }
 }
 
 impl Place {
     async fn missing_rights(&self) -> Result<Vec<String>, ClusterError> {
-        let own = RIGHTS.iter().map(|right| (right, Some(self.options.namespace.clone())));
+        let own = RIGHTS
+            .iter()
+            .filter(|(_, resource, _)| is_needed(resource, self.options.reach))
+            .map(|right| (right, Some(self.options.namespace.clone())));
         let everywhere = CLUSTER_RIGHTS.iter().map(|right| (right, None));
         let mut missing = Vec::new();
         for ((group, resource, verbs), namespace) in own.chain(everywhere) {
@@ -220,6 +234,17 @@ impl Place {
         verb: &str,
         namespace: Option<&str>,
     ) -> Result<bool, ClusterError> {
+        self.may_on(group, resource, verb, namespace, None).await
+    }
+
+    async fn may_on(
+        &self,
+        group: &str,
+        resource: &str,
+        verb: &str,
+        namespace: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<bool, ClusterError> {
         let (resource, subresource) = match resource.split_once('/') {
             Some((resource, sub)) => (resource, Some(sub.to_owned())),
             None => (resource, None),
@@ -232,6 +257,7 @@ impl Place {
                     subresource,
                     verb: Some(verb.to_owned()),
                     namespace: namespace.map(str::to_owned),
+                    name: name.map(str::to_owned),
                     ..ResourceAttributes::default()
                 }),
                 ..SelfSubjectAccessReviewSpec::default()
@@ -262,6 +288,8 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn kubeconfig(user: &str) -> Credentials {
@@ -292,6 +320,57 @@ mod tests {
         let credentials = Credentials::Kubeconfig { text, context: Some("elsewhere".to_owned()) };
         let error = connect(&credentials).await.err().expect("refused");
         assert!(error.to_string().contains("elsewhere"), "{error}");
+    }
+
+    /// The rules of a Role, one a line.
+    fn rules(rights: &[(&str, &str, &[&str])]) -> Vec<String> {
+        let rule = |(group, resource, verbs): &(&str, &str, &[&str])| {
+            let group = if group.is_empty() { "\"\"" } else { group };
+            let verbs = verbs.join(", ");
+            format!("- {{ apiGroups: [{group}], resources: [{resource}], verbs: [{verbs}] }}")
+        };
+        rights.iter().map(rule).collect()
+    }
+
+    /// The manifest with the rules in it replaced, block by block.
+    fn with_rules(manifest: &str, blocks: &[Vec<String>]) -> String {
+        let (mut lines, mut blocks, mut inside) = (Vec::new(), blocks.iter(), false);
+        for line in manifest.lines() {
+            let rule = line.trim_start();
+            if !rule.starts_with("- { apiGroups:") {
+                inside = false;
+                lines.push(line.to_owned());
+            } else if !inside {
+                inside = true;
+                let indent = &line[..line.len() - rule.len()];
+                let block = blocks.next().into_iter().flatten();
+                lines.extend(block.map(|rule| format!("{indent}{rule}")));
+            }
+        }
+        lines.join("\n") + "\n"
+    }
+
+    /// `UPDATE_RIGHTS=1` writes the manifests anew.
+    #[test]
+    fn the_manifests_grant_exactly_what_is_asked_for() {
+        let inside = RIGHTS.iter().filter(|(_, kind, _)| is_needed(kind, Reach::Inside));
+        let inside: Vec<_> = inside.copied().collect();
+        let [inside, outside, everywhere] = [&*inside, RIGHTS, CLUSTER_RIGHTS].map(rules);
+        for (file, blocks) in [
+            ("helm/larder/files/rules.yaml", vec![inside]),
+            ("helm/larder/files/cluster-rules.yaml", vec![everywhere.clone()]),
+            ("kubernetes/bind.yaml", vec![outside, everywhere]),
+        ] {
+            let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging");
+            let committed = std::fs::read_to_string(packaging.join(file)).unwrap();
+            let right = with_rules(&committed, &blocks);
+            if std::env::var_os("UPDATE_RIGHTS").is_some() {
+                std::fs::write(packaging.join(file), &right).unwrap();
+                continue;
+            }
+            let text = "does not say what RIGHTS says: run this test with UPDATE_RIGHTS=1";
+            assert!(committed == right, "{file} {text}");
+        }
     }
 
     #[test]

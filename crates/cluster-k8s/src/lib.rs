@@ -21,4 +21,4 @@ mod workers;
 
 pub use cluster::KubeCluster;
 pub use connect::{Check, ConnectError, Credentials, check, connect, ensure_namespace};
-pub use options::{Expose, KubeOptions, Reach};
+pub use options::{Expose, KubeOptions, Reach, known_engines};

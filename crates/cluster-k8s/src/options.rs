@@ -3,6 +3,14 @@
 use larder_model::{ByteSize, EngineName};
 use serde::{Deserialize, Serialize};
 
+/// The engines that `scripts/images.sh` makes images of.
+const KNOWN_ENGINES: [&str; 4] = ["redis-6.2", "redis-7.0", "valkey-8.0", "valkey-9.1"];
+
+/// The engines of a binding that names none.
+pub fn known_engines() -> Vec<EngineName> {
+    KNOWN_ENGINES.iter().filter_map(|name| EngineName::new(*name).ok()).collect()
+}
+
 /// One bound cluster.
 #[derive(Clone, Debug)]
 pub struct KubeOptions {
@@ -14,6 +22,8 @@ pub struct KubeOptions {
     pub owner: String,
     /// The image of an engine; `{engine}` stands for the engine's name.
     pub image: String,
+    /// The engines that there are images of.
+    pub engines: Vec<EngineName>,
     /// What a node's volume is made of that does not say; `None`: the cluster's default class.
     pub storage_class: Option<String>,
     /// What volumes can be made of, as it was found at the binding; the default first.
@@ -38,6 +48,7 @@ impl KubeOptions {
             namespace: namespace.into(),
             owner: owner.into(),
             image: "localhost/larder-{engine}:latest".to_owned(),
+            engines: known_engines(),
             storage_class: None,
             storage_classes: Vec::new(),
             volume_size: ByteSize::gib(64),

@@ -43,6 +43,8 @@ pub use policy::{ElectionPolicy, PlannerPolicy};
 pub use secret::{Secret, secret_in_file};
 pub use size::{ByteSize, InvalidSize};
 pub use slots::{SLOT_COUNT, SlotRange, SlotSet, even_slots};
-pub use spec::{DeletePolicy, Desired, InstanceSpec, STANDARD_STORAGE_CLASS, limits};
+pub use spec::{
+    DeletePolicy, Desired, InstanceSpec, LOCAL_CONTAINER_CLUSTER, STANDARD_STORAGE_CLASS, limits,
+};
 pub use state::{Condition, InstanceState};
 pub use time::{Millis, Timestamp};

@@ -52,6 +52,9 @@ pub struct InstanceSpec {
     pub storage_class: String,
 }
 
+/// The container cluster that is the machine itself. All others are bound.
+pub const LOCAL_CONTAINER_CLUSTER: &str = "local";
+
 /// The one storage class of this machine, and the class of specs that name none.
 pub const STANDARD_STORAGE_CLASS: &str = "standard";
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use larder_model::{Code, EngineName, Refusal, Timestamp};
+use larder_model::{Code, EngineName, InstanceSpec, LOCAL_CONTAINER_CLUSTER, Refusal, Timestamp};
 
 use crate::error::Doing;
 use crate::{Result, Store, StoreError, column};
@@ -92,13 +92,20 @@ impl Store {
     pub async fn engine_remove(&self, name: &EngineName) -> Result<()> {
         let doing = "removing an engine";
         let mut tx = self.write(doing).await?;
-        let users = sqlx::query("SELECT name FROM instances WHERE engine = $1 ORDER BY name")
+        let rows = sqlx::query("SELECT spec FROM instances WHERE engine = $1 ORDER BY name")
             .bind(name.as_str())
             .fetch_all(tx.conn())
             .await
             .doing(doing)?;
+        let mut users = Vec::new();
+        for row in &rows {
+            let spec: InstanceSpec = column::json(row, "spec")?;
+            // Elsewhere it is an image that instances run on.
+            if spec.container_cluster == LOCAL_CONTAINER_CLUSTER {
+                users.push(spec.name);
+            }
+        }
         if let Some(first) = users.first() {
-            let first: &str = column::get(first, "name")?;
             let others = match users.len() {
                 1 => String::new(),
                 n => format!(" and {} more", n - 1),

@@ -7,7 +7,8 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use larder_model::local::NodeSecrets;
 use larder_model::{
     Code, DeletePolicy, Event, EventKind, InstanceId, InstanceName, InstanceSpec, InstanceState,
-    Operation, OperationKind, OperationState, ProjectName, Refusal, Severity, Timestamp,
+    LOCAL_CONTAINER_CLUSTER, Operation, OperationKind, OperationState, ProjectName, Refusal,
+    Severity, Timestamp,
 };
 
 use crate::column::big;
@@ -61,7 +62,8 @@ impl Store {
     ///
     /// # Errors
     /// Refusals `name-taken` (field `name`), `engine-not-found` (field `engine`: it must be in
-    /// the catalogue), `not-found` (field `project`).
+    /// the catalogue, which says what this machine has; what a bound container cluster has is the
+    /// caller's to check), `not-found` (field `project`).
     pub async fn instance_create(
         &self,
         spec: &InstanceSpec,
@@ -71,7 +73,9 @@ impl Store {
     ) -> Result<()> {
         let mut tx = self.write("creating an instance").await?;
         let doing = tx.doing();
-        engines::check_exists(tx.conn(), &spec.engine, doing).await?;
+        if spec.container_cluster == LOCAL_CONTAINER_CLUSTER {
+            engines::check_exists(tx.conn(), &spec.engine, doing).await?;
+        }
         check_project(tx.conn(), &spec.project, doing).await?;
         check_name(tx.conn(), &spec.project, &spec.name, None, doing).await?;
         let inserted = sqlx::query(

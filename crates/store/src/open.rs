@@ -327,6 +327,38 @@ mod tests {
         assert!(error.contains("a newer Larder") && error.contains("9999"), "{error}");
     }
 
+    #[tokio::test]
+    async fn instances_of_an_older_database_keep_their_nodes_and_need_no_catalogue() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("larder.db");
+        let options =
+            SqliteConnectOptions::new().filename(&path).create_if_missing(true).foreign_keys(true);
+        let pool = pool_options(1).connect_with(options).await.expect("database");
+        sqlx::migrate!("./migrations").run_to(2, &pool).await.expect("the older schema");
+        let instance = "INSERT INTO instances
+                 (id, project, name, architecture, engine, memory_bytes, search_text, spec,
+                  generation, created_at, initialized, state, observed_generation)
+             VALUES ('i-1', 'p', 'one', 'standalone', 'redis-7.0', 1, '', '{}', 3, 1, 1, 'running', 3)";
+        let node = "INSERT INTO nodes (id, instance, shard, worker, bootstrap, phase, created_at)
+             VALUES ('n-1', 'i-1', 0, 'w', 1, 'wanted', 1)";
+        let run = async |statement: &'static str| sqlx::query(statement).execute(&pool).await;
+        run("INSERT INTO projects (name, created_at) VALUES ('p', 1)").await.expect("project");
+        run(instance).await.expect_err("the older schema refers to the catalogue");
+        run("INSERT INTO engines (name, version, flavour, path, capabilities, added_at, builtin)
+             VALUES ('redis-7.0', '7.0.15', 'redis', '/x', '{}', 1, 1)")
+        .await
+        .expect("engine");
+        run(instance).await.expect("instance");
+        run(node).await.expect("node");
+        migrate(&path, &pool).await.expect("up to date");
+        assert_eq!(pragma(&pool, "SELECT generation FROM instances WHERE id = 'i-1'").await, 3);
+        assert_eq!(pragma(&pool, "SELECT count(*) FROM nodes WHERE instance = 'i-1'").await, 1);
+        run("DELETE FROM engines").await.expect("nothing refers to it");
+        run("DELETE FROM instances").await.expect_err("its node refers to it");
+        let broken = sqlx::query("PRAGMA foreign_key_check").fetch_all(&pool).await;
+        assert!(broken.expect("check").is_empty());
+    }
+
     /// Handlers of a web server must be able to hold every future of the store.
     #[tokio::test]
     async fn futures_can_move_between_threads() {

@@ -17,7 +17,7 @@ func Etcd(dataDir string) []string {
 
 // APIServer are the API server's arguments.
 func APIServer(spec plan.Spec) []string {
-	return []string{
+	arguments := []string{
 		"--etcd-servers=" + EtcdURL,
 		"--bind-address=0.0.0.0",
 		"--advertise-address=" + plan.ControlIP,
@@ -42,7 +42,29 @@ func APIServer(spec plan.Spec) []string {
 		"--default-unreachable-toleration-seconds=2",
 		"--cert-dir=" + spec.Config("apiserver"),
 	}
+	if spec.Audit {
+		arguments = append(arguments,
+			"--audit-policy-file="+spec.Config("audit.yaml"),
+			"--audit-log-path="+spec.Logs("audit.log"),
+			"--audit-log-maxsize=200",
+			"--audit-log-maxbackup=1",
+		)
+	}
+	return arguments
 }
+
+// AuditPolicy has every request of a service account written down, but for those of Kubernetes' own: who, what, and what
+// was answered. Not its content, in which there are secrets. Watches are told of when they begin.
+const AuditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: None
+    userGroups: ["system:serviceaccounts:kube-system"]
+  - level: Metadata
+    userGroups: ["system:serviceaccounts"]
+  - level: None
+`
 
 // ControllerManager are the controller manager's arguments.
 func ControllerManager(spec plan.Spec) []string {

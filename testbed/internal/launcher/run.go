@@ -31,6 +31,8 @@ type Options struct {
 	Port int
 	// Memory is what pods may request on one worker, in bytes.
 	Memory int64
+	// Audit has the API server write down what service accounts ask of it.
+	Audit bool
 	// UntilEOF ends the test bed when standard input ends, as it does when a test that holds the other end is killed.
 	UntilEOF bool
 }
@@ -78,7 +80,7 @@ func Run(o Options) (err error) {
 	}
 	defer commands.Close()
 	spec := plan.Spec{
-		Dir: o.Dir, Workers: workers, APIPort: api.Addr().(*net.TCPAddr).Port, Cgroups: groups, Memory: o.Memory,
+		Dir: o.Dir, Workers: workers, APIPort: api.Addr().(*net.TCPAddr).Port, Cgroups: groups, Memory: o.Memory, Audit: o.Audit,
 	}
 	state := State{Launcher: os.Getpid(), Spec: spec}
 	// Written before anything is changed, so that whoever finds it can put it back.

@@ -37,7 +37,8 @@ func Up(o Options, limit time.Duration) (plan.Spec, error) {
 	}
 	defer output.Close()
 	command := exec.Command(self, "run", "--dir", o.Dir, "--workers", strconv.Itoa(o.Workers), "--zones", strconv.Itoa(o.Zones),
-		"--port", strconv.Itoa(o.Port), "--memory", strconv.FormatInt(o.Memory, 10))
+		"--port", strconv.Itoa(o.Port), "--memory", strconv.FormatInt(o.Memory, 10),
+		"--audit="+strconv.FormatBool(o.Audit))
 	command.Stdout, command.Stderr = output, output
 	// A session of its own: the end of the terminal or of the caller is not its end.
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

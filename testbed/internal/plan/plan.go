@@ -84,6 +84,8 @@ type Spec struct {
 	Cgroups []Cgroup `json:"cgroups"`
 	// Memory is what pods may request on one worker, in bytes.
 	Memory int64 `json:"memory"`
+	// Audit has the API server write down what service accounts ask of it.
+	Audit bool `json:"audit"`
 }
 
 // Cgroup is one hierarchy of control groups.

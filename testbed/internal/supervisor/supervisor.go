@@ -196,6 +196,9 @@ func credentials(spec plan.Spec) error {
 	if err := giveToCaller(spec.Kubeconfig()); err != nil {
 		return err
 	}
+	if err := os.WriteFile(spec.Config("audit.yaml"), []byte(config.AuditPolicy), 0o644); err != nil {
+		return fmt.Errorf("writing what is audited: %w", err)
+	}
 	if err := os.WriteFile(spec.Config("resolv.conf"), nil, 0o644); err != nil {
 		return fmt.Errorf("writing the pods' upper resolv.conf: %w", err)
 	}

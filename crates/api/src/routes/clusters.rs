@@ -5,14 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use futures::future::join_all;
 use larder_api_types::{BindContainerCluster, ContainerCluster, Problem};
-use larder_model::{Code, InstanceName};
+use larder_model::{Code, InstanceName, LOCAL_CONTAINER_CLUSTER};
 use serde_json::json;
 
 use crate::auth::Caller;
 use crate::body::{Body, PathText};
 use crate::error::ApiError;
 use crate::permission::{Action, Object};
-use crate::routes::create::CONTAINER_CLUSTER;
 use crate::state::ApiState;
 
 /// Every container cluster, this machine first. A live look, bounded in time.
@@ -26,8 +25,8 @@ pub(crate) async fn list(
 ) -> Result<Json<Vec<ContainerCluster>>, ApiError> {
     caller.ask(Action::ContainerClusterList, &Object::Installation)?;
     let bound = state.store().container_cluster_list().await?;
-    let names =
-        std::iter::once(CONTAINER_CLUSTER.to_owned()).chain(bound.into_iter().map(|row| row.name));
+    let local = state.has_local().then(|| LOCAL_CONTAINER_CLUSTER.to_owned());
+    let names = local.into_iter().chain(bound.into_iter().map(|row| row.name));
     let binder = &state.parts().binder;
     let seen = join_all(names.map(|name| async move { binder.look(&name).await })).await;
     Ok(Json(seen.into_iter().flatten().collect()))
@@ -60,12 +59,12 @@ pub(crate) async fn bind(
 ) -> Result<(StatusCode, Json<ContainerCluster>), ApiError> {
     let object = Object::ContainerCluster(asked.name.clone());
     caller.ask(Action::ContainerClusterBind, &object)?;
-    if asked.name == CONTAINER_CLUSTER || InstanceName::new(asked.name.as_str()).is_err() {
+    if asked.name == LOCAL_CONTAINER_CLUSTER || InstanceName::new(asked.name.as_str()).is_err() {
         return Err(ApiError::new(
             Code::InvalidName,
             format!(
                 "`{}` cannot be a container cluster's name: use lower-case letters, digits and \
-                 inner hyphens, and not `{CONTAINER_CLUSTER}`, which is this machine",
+                 inner hyphens, and not `{LOCAL_CONTAINER_CLUSTER}`, which is this machine",
                 asked.name
             ),
         )

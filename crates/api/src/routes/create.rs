@@ -9,8 +9,8 @@ use axum::response::{IntoResponse as _, Response};
 use larder_api_types::{CreateInstance, Operation, PlanView, Problem};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, Observed, OperationKind,
-    Refusal, STANDARD_STORAGE_CLASS, Secret, check_password,
+    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, LOCAL_CONTAINER_CLUSTER,
+    Observed, OperationKind, Refusal, STANDARD_STORAGE_CLASS, Secret, check_password,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -32,7 +32,6 @@ const MEMORY: ByteSize = ByteSize::mib(128);
 const CLUSTER_SHARDS: u32 = 3;
 const CLUSTER_REPLICAS: u32 = 2;
 const READ_ONLY_NODES: u32 = 1;
-pub(crate) const CONTAINER_CLUSTER: &str = "local";
 /// Looking at a disk or a port takes milliseconds; a hanging mount must not hang the request.
 const CAPACITY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -65,7 +64,7 @@ pub(crate) async fn create(
     caller.ask(Action::InstanceCreate, &object)?;
     let password = new.password.clone();
     let storage_class = new.storage_class.clone();
-    let mut spec = spec(new)?;
+    let mut spec = spec(new, &state.parts().default_container_cluster)?;
     if let Some(password) = &password {
         check_password(password.expose())?;
     } else if !params.dry_run {
@@ -103,8 +102,9 @@ fn detail(spec: &InstanceSpec) -> serde_json::Value {
     })
 }
 
-/// The spec that is asked for, with defaults filled in and every range checked.
-fn spec(new: CreateInstance) -> Result<InstanceSpec, ApiError> {
+/// The spec that is asked for, with defaults filled in (`home` is the container cluster of one
+/// that names none) and every range checked.
+fn spec(new: CreateInstance, home: &str) -> Result<InstanceSpec, ApiError> {
     let project = project_name(new.project.as_deref())?;
     let name = instance_name(new.name)?;
     let architecture = Architecture::parse(&new.architecture).ok_or_else(|| {
@@ -132,7 +132,7 @@ fn spec(new: CreateInstance) -> Result<InstanceSpec, ApiError> {
         memory: new.memory_bytes.map_or(MEMORY, ByteSize),
         shards,
         replicas,
-        container_cluster: new.container_cluster.unwrap_or_else(|| CONTAINER_CLUSTER.to_owned()),
+        container_cluster: new.container_cluster.unwrap_or_else(|| home.to_owned()),
         // What it is in truth the container cluster says.
         storage_class: STANDARD_STORAGE_CLASS.to_owned(),
     };
@@ -200,10 +200,12 @@ async fn check_surroundings(
         )
         .field("project"));
     }
-    match state.store().engine_get(&spec.engine).await {
-        Ok(_) => {}
-        Err(error) if error.is_not_found() => return Err(no_engine(spec.engine.as_str())),
-        Err(error) => return Err(error.into()),
+    if state.has_local() && spec.container_cluster == LOCAL_CONTAINER_CLUSTER {
+        match state.store().engine_get(&spec.engine).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => return Err(no_engine(spec.engine.as_str())),
+            Err(error) => return Err(error.into()),
+        }
     }
     match state.store().instance_find(&spec.project, spec.name.as_str()).await {
         Ok(_) => {
@@ -234,6 +236,7 @@ async fn check_surroundings(
             )
             .field("container_cluster"));
         };
+        check_engine(cluster, &spec.engine)?;
         spec.storage_class = self::storage_class(cluster, storage_class)?;
         // What cannot be looked at just now is not known to be full.
         if cluster.reachable {
@@ -272,6 +275,23 @@ fn storage_class(cluster: &ContainerClusterInfo, asked: Option<String>) -> Resul
     }
 }
 
+/// Whether the container cluster has an image of the engine; what this machine has is in the
+/// catalogue.
+fn check_engine(cluster: &ContainerClusterInfo, engine: &EngineName) -> Result<(), Refusal> {
+    let Some(engines) = cluster.engines.as_ref().filter(|engines| !engines.contains(engine)) else {
+        return Ok(());
+    };
+    let all: Vec<_> = engines.iter().map(EngineName::as_str).collect();
+    let detail = format!(
+        "container cluster `{}` has no engine `{engine}`: use one of {}, or add its image with \
+         `larder container-cluster rebind {} --engine`",
+        cluster.name,
+        all.join(", "),
+        cluster.name
+    );
+    Err(Refusal::new(Code::EngineNotFound, detail).field("engine"))
+}
+
 fn no_engine(name: &str) -> ApiError {
     ApiError::new(
         Code::EngineNotFound,
@@ -308,11 +328,31 @@ mod tests {
         for (architecture, shards, replicas) in
             [("standalone", 1, 1), ("read-write", 1, 2), ("cluster", 3, 2)]
         {
-            let spec = spec(new(architecture)).unwrap();
+            let spec = spec(new(architecture), "local").unwrap();
             assert_eq!((spec.shards, spec.replicas), (shards, replicas), "{architecture}");
             assert_eq!(spec.memory, ByteSize::mib(128));
             assert_eq!(spec.container_cluster, "local");
         }
+    }
+
+    #[test]
+    fn an_engine_without_an_image_is_refused_with_those_that_have_one() {
+        let redis = EngineName::new("redis-7.0").unwrap();
+        let valkey = EngineName::new("valkey-8.0").unwrap();
+        let mut east = ContainerClusterInfo {
+            name: "east".into(),
+            reachable: true,
+            workers: Vec::new(),
+            storage_classes: Vec::new(),
+            engines: Some(vec![valkey.clone()]),
+        };
+        assert_eq!(check_engine(&east, &valkey), Ok(()));
+        let refusal = check_engine(&east, &redis).unwrap_err();
+        assert_eq!(refusal.code, Code::EngineNotFound);
+        assert_eq!(refusal.field.as_deref(), Some("engine"));
+        assert!(refusal.detail.contains("valkey-8.0"), "{refusal}");
+        east.engines = None;
+        assert_eq!(check_engine(&east, &redis), Ok(()), "the catalogue's to say");
     }
 
     #[test]
@@ -322,6 +362,7 @@ mod tests {
             reachable: true,
             workers: Vec::new(),
             storage_classes: classes.iter().map(|class| (*class).to_owned()).collect(),
+            engines: None,
         };
         let two = east(&["fast", "slow"]);
         assert_eq!(storage_class(&two, None).unwrap(), "fast");
@@ -350,7 +391,7 @@ mod tests {
         let check = |change: fn(&mut CreateInstance), code: Code, field: &str| {
             let mut asked = new("cluster");
             change(&mut asked);
-            let refusal = spec(asked).unwrap_err().refusal;
+            let refusal = spec(asked, "local").unwrap_err().refusal;
             assert_eq!((refusal.code, refusal.field.as_deref()), (code, Some(field)), "{refusal}");
         };
         check(|n| n.name = "No Good".into(), Code::InvalidName, "name");

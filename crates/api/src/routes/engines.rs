@@ -1,5 +1,6 @@
 //! The catalogue: engines and projects.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use axum::Json;
@@ -26,8 +27,21 @@ pub(crate) async fn list(
     caller: Caller,
 ) -> Result<Json<Vec<Engine>>, ApiError> {
     caller.ask(Action::EngineList, &Object::Installation)?;
-    let rows = state.store().engine_list().await?;
-    Ok(Json(rows.iter().map(render::engine).collect()))
+    let rows = match state.has_local() {
+        true => state.store().engine_list().await?,
+        false => Vec::new(),
+    };
+    let mut engines: BTreeMap<String, Engine> =
+        rows.iter().map(|row| (row.name.to_string(), render::engine(row))).collect();
+    for (cluster, names) in state.parts().binder.engines() {
+        for name in names {
+            let engine = engines
+                .entry(name.to_string())
+                .or_insert_with(|| render::engine_of_an_image(&name));
+            engine.container_clusters.push(cluster.clone());
+        }
+    }
+    Ok(Json(engines.into_values().collect()))
 }
 
 /// Probe a server binary of the machine where Larder runs and add it.
@@ -41,6 +55,14 @@ pub(crate) async fn add(
     Body(asked): Body<AddEngine>,
 ) -> Result<(StatusCode, Json<Engine>), ApiError> {
     caller.ask(Action::EngineAdd, &Object::Installation)?;
+    if !state.has_local() {
+        return Err(ApiError::new(
+            Code::EngineUnusable,
+            "this Larder runs no servers on its own machine: name engines at \
+             `larder container-cluster rebind --engine`",
+        )
+        .field("path"));
+    }
     let path = Path::new(&asked.path);
     if !path.is_absolute() || asked.path.contains('\0') {
         return Err(ApiError::new(

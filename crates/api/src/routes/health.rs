@@ -1,6 +1,6 @@
 //! Probes, and the installation at a glance.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State;
@@ -49,13 +49,17 @@ pub(crate) async fn status(
     for row in state.store().instance_list(&InstanceFilter::default()).await? {
         *instances.entry(row.state().to_string()).or_insert(0) += 1;
     }
-    let engines = state.store().engine_list().await?.len();
     let clusters = state.parts().capacity.container_clusters().await;
+    let mut engines: BTreeSet<_> =
+        clusters.iter().flat_map(|cluster| cluster.engines.iter().flatten().cloned()).collect();
+    if state.has_local() {
+        engines.extend(state.store().engine_list().await?.into_iter().map(|engine| engine.name));
+    }
     Ok(Json(Status {
         version: state.parts().version.clone(),
         started_at: rfc3339(state.parts().started_at),
         instances,
-        engines: engines as u64,
+        engines: engines.len() as u64,
         container_clusters: clusters
             .into_iter()
             .map(|cluster| ContainerClusterStatus {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use larder_api_types::{Instance, PlanView, Problem, UpdateInstance};
-use larder_model::{Architecture, Code, InstanceId, InstanceName, InstanceState, ProjectName};
+use larder_model::{
+    Architecture, Code, InstanceId, InstanceName, InstanceState, LOCAL_CONTAINER_CLUSTER,
+    ProjectName,
+};
 use larder_store::{InstanceChange, InstanceFilter, InstanceRow, InstanceSort};
 use serde::Deserialize;
 use serde_json::json;
@@ -79,6 +82,10 @@ async fn by_id(state: &ApiState, text: &str) -> Result<Option<InstanceRow>, ApiE
 
 /// What is shown of one instance.
 pub(crate) async fn show(state: &ApiState, row: &InstanceRow) -> Result<Instance, ApiError> {
+    if row.spec.container_cluster != LOCAL_CONTAINER_CLUSTER {
+        // The binary of this machine says nothing of an image.
+        return Ok(render::instance(row, None));
+    }
     let version = match state.store().engine_get(&row.spec.engine).await {
         Ok(engine) => Some(engine.version),
         Err(error) if error.is_not_found() => None,
@@ -155,7 +162,11 @@ pub(crate) async fn list(
         engines.into_iter().map(|engine| (engine.name, engine.version)).collect();
     let shown = rows
         .iter()
-        .map(|row| render::instance(row, versions.get(&row.spec.engine).cloned()))
+        .map(|row| {
+            let local = row.spec.container_cluster == LOCAL_CONTAINER_CLUSTER;
+            let version = versions.get(&row.spec.engine).filter(|_| local);
+            render::instance(row, version.cloned())
+        })
         .collect();
     Ok(Json(shown))
 }

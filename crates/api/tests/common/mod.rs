@@ -73,6 +73,7 @@ impl Capacity for FakeCapacity {
                 .unwrap()
                 .clone()
                 .unwrap_or_else(|| vec!["standard".into()]),
+            engines: None,
         }]
     }
 
@@ -107,6 +108,11 @@ impl Binder for FakeBinder {
 
     fn unbound(&self, _: &str) {}
 
+    fn engines(&self) -> Vec<(String, Vec<EngineName>)> {
+        let names = ["redis-7.0", "valkey-8.0"].map(|name| EngineName::new(name).unwrap());
+        vec![("east".to_owned(), names.to_vec())]
+    }
+
     async fn look(&self, name: &str) -> Option<ContainerCluster> {
         Some(ContainerCluster {
             name: name.to_owned(),
@@ -116,6 +122,8 @@ impl Binder for FakeBinder {
             version: None,
             namespace: None,
             expose: None,
+            image: None,
+            engines: Vec::new(),
             workers: Vec::new(),
             storage_classes: Vec::new(),
         })
@@ -174,6 +182,8 @@ impl World {
             capacity: capacity.clone(),
             engine_probe: Arc::new(FakeProbe),
             binder: Arc::new(FakeBinder),
+            default_container_cluster: "local".into(),
+            has_local: true,
             policy: PlannerPolicy::default(),
             version: "0.0.1".into(),
             started_at: Timestamp(1_700_000_000_000),

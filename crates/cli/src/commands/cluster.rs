@@ -77,6 +77,7 @@ fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
         namespace: args.namespace,
         expose: args.expose,
         image: args.image,
+        engines: (!args.engine.is_empty()).then_some(args.engine),
         storage_class: args.storage_class,
         volume_bytes: args.volume_size.map(ByteSize::bytes),
     })

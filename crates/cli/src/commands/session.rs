@@ -1,6 +1,9 @@
 //! Login, logout, whoami, status, version, passwords of accounts.
 
+use std::path::Path;
+
 use larder_client::{Client, ClientError};
+use larder_model::Secret;
 use serde_json::json;
 
 use crate::args::{LoginArgs, UserCommand};
@@ -29,10 +32,13 @@ pub(crate) async fn login(
     let client = Client::new(&server, None)?;
     let password = if args.password_stdin {
         console.password_from_stdin()?
+    } else if let Some(path) = &args.password_file {
+        password_from_file(path)?
     } else {
         console.ask_password(&format!("Password of {}", args.user))?.ok_or_else(|| {
             CliError::Usage(
-                "nobody can be asked for the password here: use --password-stdin".into(),
+                "nobody can be asked for the password here: use --password-stdin or --password-file"
+                    .into(),
             )
         })?
     };
@@ -58,6 +64,13 @@ pub(crate) async fn login(
     } else {
         console.data(&render::session(client.server(), &session))
     }
+}
+
+/// The first line of the file, as of standard input.
+fn password_from_file(path: &Path) -> Result<Secret, CliError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| CliError::Usage(format!("reading {}: {error}", path.display())))?;
+    Ok(Secret::new(text.lines().next().unwrap_or_default()))
 }
 
 pub(crate) async fn logout(context: &Context, console: &mut Console) -> Result<(), CliError> {

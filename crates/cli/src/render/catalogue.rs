@@ -7,17 +7,23 @@ use super::{NONE, finish, or_none, plain, table, time, time_or_none};
 use crate::console::Console;
 
 pub(crate) fn engines(console: &Console, rows: &[Engine]) -> String {
-    let mut header = vec!["NAME", "VERSION", "FLAVOUR", "PATH"];
+    let mut header = vec!["NAME", "VERSION", "FLAVOUR", "ON", "PATH"];
     if console.is_wide() {
         header.extend(["FOUND", "ADDED", "CAPABILITIES"]);
     }
     let mut table = table(console, &header);
     for row in rows {
-        let mut cells =
-            vec![row.name.clone(), row.version.clone(), row.flavour.clone(), row.path.clone()];
+        let mut cells = vec![
+            row.name.clone(),
+            row.version.clone(),
+            row.flavour.clone(),
+            row.container_clusters.join(", "),
+            or_none(row.path.clone()),
+        ];
         if console.is_wide() {
             let found = if row.builtin { "by larder" } else { "by hand" };
-            cells.extend([found.to_owned(), time(&row.added_at), capabilities(&row.capabilities)]);
+            let added = time_or_none(row.added_at.as_ref());
+            cells.extend([found.to_owned(), added, capabilities(&row.capabilities)]);
         }
         table.add_row(cells);
     }
@@ -42,7 +48,7 @@ fn capabilities(probed: &serde_json::Value) -> String {
 pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -> String {
     let mut header = vec!["NAME", "KIND", "STATE", "VERSION", "WORKERS", "MEMORY"];
     if console.is_wide() {
-        header.extend(["NAMESPACE", "EXPOSE", "STORAGE CLASSES"]);
+        header.extend(["NAMESPACE", "EXPOSE", "STORAGE CLASSES", "ENGINES"]);
     }
     let mut table = table(console, &header);
     for row in rows {
@@ -63,7 +69,9 @@ pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -
             let classes: Vec<_> = row.storage_classes.iter().map(|c| c.name.as_str()).collect();
             let classes = (!classes.is_empty()).then(|| classes.join(", "));
             let (namespace, expose) = (row.namespace.clone(), row.expose.clone());
+            let engines = (!row.engines.is_empty()).then(|| row.engines.join(", "));
             cells.extend([or_none(namespace), or_none(expose), or_none(classes)]);
+            cells.push(or_none(engines));
         }
         table.add_row(cells);
     }
