@@ -16,24 +16,48 @@ use crate::quantity;
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// Of fields: finished pods hold nothing any more.
+pub(crate) const LIVING: &str = "status.phase!=Succeeded,status.phase!=Failed";
+
 impl Place {
-    /// The workers, sorted by name, with what all pods of the cluster request of them.
+    /// The workers, as the API server itself says.
     pub(crate) async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let pods: Api<Pod> = Api::all(self.client.clone());
-        // Finished pods hold nothing any more.
-        let living = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let living = ListParams::default().fields(LIVING);
         let all = ListParams::default();
         let (nodes, pods) = tokio::try_join!(
             self.ask("listing the workers", nodes.list(&all)),
             self.ask("listing what runs on the workers", pods.list(&living)),
         )?;
-        let requested = requested(&pods.items);
-        let mut workers: Vec<Worker> =
-            nodes.items.iter().map(|node| worker(node, &requested)).collect();
-        workers.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(workers)
+        let uses: Vec<Use> = pods.items.into_iter().map(used).collect();
+        Ok(workers(nodes.items.iter(), uses.iter()))
     }
+}
+
+/// The workers, sorted by name, with what all pods of the cluster request of them.
+pub(crate) fn workers<'a>(
+    nodes: impl Iterator<Item = &'a Node>,
+    uses: impl Iterator<Item = &'a Use>,
+) -> Vec<Worker> {
+    let mut requested = BTreeMap::new();
+    for used in uses {
+        if let Some(worker) = &used.worker {
+            *requested.entry(worker.clone()).or_insert(0_u64) += used.memory;
+        }
+    }
+    let mut workers: Vec<Worker> = nodes.map(|node| worker(node, &requested)).collect();
+    workers.sort_by(|a, b| a.name.cmp(&b.name));
+    workers
+}
+
+/// What a pod requests of its worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Use {
+    /// `None` until it has one.
+    worker: Option<String>,
+    /// In bytes.
+    memory: u64,
 }
 
 fn worker(node: &Node, requested: &BTreeMap<String, u64>) -> Worker {
@@ -67,21 +91,16 @@ fn state(node: &Node) -> WorkerState {
     if closed { WorkerState::Cordoned } else { WorkerState::Ready }
 }
 
-/// Requested memory by worker, counted as the scheduler does: the containers together, or the
-/// largest init container.
-fn requested(pods: &[Pod]) -> BTreeMap<String, u64> {
-    let mut sums = BTreeMap::new();
-    for pod in pods {
-        let Some(spec) = &pod.spec else { continue };
-        let Some(worker) = &spec.node_name else { continue };
-        let containers: u64 = spec.containers.iter().map(|c| memory(c.resources.as_ref())).sum();
-        let init = (spec.init_containers.iter().flatten())
-            .map(|c| memory(c.resources.as_ref()))
-            .max()
-            .unwrap_or(0);
-        *sums.entry(worker.clone()).or_insert(0_u64) += containers.max(init);
-    }
-    sums
+/// Requested memory, counted as the scheduler does: the containers together, or the largest init
+/// container.
+pub(crate) fn used(pod: Pod) -> Use {
+    let Some(spec) = pod.spec else { return Use::default() };
+    let containers: u64 = spec.containers.iter().map(|c| memory(c.resources.as_ref())).sum();
+    let init = (spec.init_containers.iter().flatten())
+        .map(|c| memory(c.resources.as_ref()))
+        .max()
+        .unwrap_or(0);
+    Use { worker: spec.node_name, memory: containers.max(init) }
 }
 
 fn memory(resources: Option<&ResourceRequirements>) -> u64 {
