@@ -8,7 +8,8 @@ use larder_api::Binder;
 use larder_api_types::{BindContainerCluster, ContainerCluster, StorageClass, Worker};
 use larder_cluster::Cluster as _;
 use larder_cluster_k8s::{
-    Check, Credentials, Expose, KubeCluster, KubeOptions, Reach, check, connect, ensure_namespace,
+    Check, Credentials, Expose, KubeCluster, KubeOptions, Reach, Wake, check, connect,
+    ensure_namespace,
 };
 use larder_model::{ByteSize, Code, IdSource as _, Refusal, STANDARD_STORAGE_CLASS, Secret};
 use larder_reconcile::Clock;
@@ -40,11 +41,13 @@ struct Options {
 pub(crate) struct KubeBinder {
     fleet: Arc<Fleet>,
     clock: Arc<dyn Clock>,
+    /// Looks again at an instance that a container cluster has news of.
+    wake: Wake,
 }
 
 impl KubeBinder {
-    pub(crate) fn new(fleet: Arc<Fleet>, clock: Arc<dyn Clock>) -> Self {
-        Self { fleet, clock }
+    pub(crate) fn new(fleet: Arc<Fleet>, clock: Arc<dyn Clock>, wake: Wake) -> Self {
+        Self { fleet, clock, wake }
     }
 
     /// Takes up every binding that the store has. One that cannot be entered is logged: its
@@ -131,7 +134,7 @@ impl Binder for KubeBinder {
 
     async fn bound(&self, row: &ContainerClusterRow) {
         match open(row).await {
-            Ok(cluster) => self.fleet.insert(cluster),
+            Ok(cluster) => self.fleet.insert(cluster.waking(self.wake.clone())),
             Err(error) => {
                 tracing::error!(cluster = row.name, %error, "container cluster cannot be entered");
             }
