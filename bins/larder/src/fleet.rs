@@ -173,6 +173,7 @@ impl Capacity for FleetCapacity {
                 reachable: matches!(workers, Ok(Ok(_))),
                 workers: workers.map(Result::unwrap_or_default).unwrap_or_default(),
                 storage_classes: self.fleet.storage_classes(cluster.name()),
+                cluster_min_workers: cluster.cluster_min_workers(),
             }
         });
         join_all(looks).await

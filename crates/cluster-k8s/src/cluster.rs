@@ -25,6 +25,9 @@ use crate::observe::cluster_address;
 use crate::options::KubeOptions;
 use crate::pulse::Health;
 
+/// Three shards of two nodes, each on a worker of its own.
+const STRICT_WORKERS: u32 = 6;
+
 /// One namespace of one Kubernetes cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct KubeCluster {
@@ -67,6 +70,16 @@ impl KubeCluster {
     /// for the first answer, `within` at most. Cancel-safe.
     pub async fn health(&self, within: Duration) -> Health {
         self.mirror().health(within).await
+    }
+
+    /// A person's word that the worker will not come back as it was: the taint by which Kubernetes
+    /// gives up its pods and detaches its volumes. Does nothing when it is there.
+    ///
+    /// # Errors
+    /// `not-found`; `worker-not-lost` when the worker is ready; `not-allowed` when the binding's
+    /// credentials may not change workers; [`ClusterError::Unreachable`].
+    pub async fn confirm_lost(&self, worker: &str) -> Result<(), ClusterError> {
+        self.place.confirm_lost(worker).await
     }
 
     /// How often this backend has asked what of the API server, by verb and resource as in a Role.
@@ -131,6 +144,10 @@ impl Cluster for KubeCluster {
 
     async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
         self.mirror().workers().await
+    }
+
+    fn cluster_min_workers(&self) -> Option<u32> {
+        Some(if self.place.options.spread_strictly { STRICT_WORKERS } else { 0 })
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {

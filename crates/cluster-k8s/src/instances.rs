@@ -1,13 +1,19 @@
 //! Instances as a whole: what their nodes share, and the end of one.
 
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use larder_cluster::ClusterError;
 use larder_model::agent::{Fence, NodeConfig};
+use larder_model::kube::LABEL_INSTANCE;
 use larder_model::{Code, InstanceId, NodeMode};
 
 use crate::apply::Place;
@@ -15,6 +21,25 @@ use crate::error::refused;
 use crate::objects;
 
 impl Place {
+    /// Every instance of which anything is there, as the API server itself says.
+    pub(crate) async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
+        let selector = objects::selector(&self.options, None);
+        let (records, services, sets, claims, secrets) = tokio::try_join!(
+            self.metadata::<ConfigMap>(&selector),
+            self.metadata::<Service>(&selector),
+            self.metadata::<StatefulSet>(&selector),
+            self.metadata::<PersistentVolumeClaim>(&selector),
+            self.metadata::<Secret>(&selector),
+        )?;
+        let all = [records, services, sets, claims, secrets].into_iter().flatten();
+        Ok(all
+            .filter_map(|metadata| {
+                let labels = metadata.labels?;
+                InstanceId::new(labels.get(LABEL_INSTANCE)?.as_str()).ok()
+            })
+            .collect())
+    }
+
     /// Makes what the nodes of an instance share, as this node needs it.
     pub(crate) async fn ensure_shared(&self, config: &NodeConfig) -> Result<(), ClusterError> {
         let (options, instance) = (&self.options, &config.instance);
@@ -55,8 +80,6 @@ impl Place {
         self.delete_all::<EndpointSlice>(&all).await?;
         self.delete_all::<PodDisruptionBudget>(&all).await?;
         self.delete_all::<NetworkPolicy>(&all).await?;
-        self.delete_all::<ConfigMap>(&all).await?;
-        self.writes.forget(instance.as_str());
-        Ok(())
+        self.delete_all::<ConfigMap>(&all).await
     }
 }

@@ -58,7 +58,7 @@ struct Stores {
     secrets: Arc<Store<PartialObjectMeta<Secret>>>,
     pods: Arc<Store<Pod>>,
     slices: Arc<Store<EndpointSlice>>,
-    records: Arc<Store<()>>,
+    records: Arc<Store<PartialObjectMeta<ConfigMap>>>,
     /// Of the cluster: its workers, and what all pods request of them.
     nodes: Arc<Store<Node>>,
     uses: Arc<Store<Use>>,
@@ -97,6 +97,10 @@ impl Mirror {
     /// Every instance of which anything is there.
     pub(crate) async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
         self.counts().await?;
+        let seen = || self.stores.has_all_own_writes(&self.place);
+        if !self.changed.until(OWN_WRITE, seen).await {
+            return self.place.instances().await;
+        }
         let all = self.stores.groups();
         Ok(all.into_iter().filter_map(|group| InstanceId::new(group).ok()).collect())
     }
@@ -240,7 +244,7 @@ impl Stores {
             own.watch(&self.secrets, |object: PartialObjectMeta<Secret>| object),
             own.watch(&self.pods, |object: Pod| object),
             own.watch(&self.slices, |object: EndpointSlice| object),
-            own.watch(&self.records, |_: PartialObjectMeta<ConfigMap>| ()),
+            own.watch(&self.records, |object: PartialObjectMeta<ConfigMap>| object),
             tokio::spawn(nodes.run()),
             tokio::spawn(uses.run()),
         ]
@@ -287,19 +291,31 @@ impl Stores {
     }
 
     fn has_own_writes(&self, place: &Place, instance: &InstanceId) -> bool {
-        place.writes.are_seen(instance.as_str(), |kind, name, write| {
-            let name = key(Some(&place.options.namespace), Some(name));
-            match kind {
-                "StatefulSet" => has(&self.sets, &name, write),
-                "Service" => has(&self.services, &name, write),
-                "PersistentVolumeClaim" => has(&self.claims, &name, write),
-                "Secret" => has(&self.secrets, &name, write),
-                "Pod" => has(&self.pods, &name, write),
-                "EndpointSlice" => has(&self.slices, &name, write),
-                // Nothing of an observation is made of it.
-                _ => true,
-            }
+        let namespace = &place.options.namespace;
+        let writes = &place.writes;
+        writes.are_seen(instance.as_str(), |kind, name, write| {
+            self.has_write(namespace, kind, name, write)
         })
+    }
+
+    fn has_all_own_writes(&self, place: &Place) -> bool {
+        let namespace = &place.options.namespace;
+        place.writes.are_all_seen(|kind, name, write| self.has_write(namespace, kind, name, write))
+    }
+
+    fn has_write(&self, namespace: &str, kind: &str, name: &str, write: &Write) -> bool {
+        let name = key(Some(namespace), Some(name));
+        match kind {
+            "StatefulSet" => has(&self.sets, &name, write),
+            "Service" => has(&self.services, &name, write),
+            "PersistentVolumeClaim" => has(&self.claims, &name, write),
+            "Secret" => has(&self.secrets, &name, write),
+            "Pod" => has(&self.pods, &name, write),
+            "EndpointSlice" => has(&self.slices, &name, write),
+            "ConfigMap" => has(&self.records, &name, write),
+            // Nothing of an observation is made of it.
+            _ => true,
+        }
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, Pod, ResourceRequirements};
-use kube::api::ListParams;
+use k8s_openapi::api::core::v1::{Node, Pod, ResourceRequirements, Taint};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use larder_cluster::ClusterError;
-use larder_model::{ByteSize, Worker, WorkerState, ZoneName};
+use larder_model::{ByteSize, Code, Worker, WorkerState, ZoneName};
+use serde_json::json;
 
 use crate::apply::Place;
+use crate::error::refused;
 use crate::observe::worker_name;
 use crate::quantity;
 
@@ -32,6 +34,51 @@ impl Place {
         )?;
         let uses: Vec<Use> = pods.items.into_iter().map(used).collect();
         Ok(workers(nodes.items.iter(), uses.iter()))
+    }
+}
+
+impl Place {
+    /// Marks a worker that is not ready as out of service.
+    pub(crate) async fn confirm_lost(&self, worker: &str) -> Result<(), ClusterError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        // Live, and compared and set: it must not be marked when it has just come back.
+        let nodes = self.ask("listing the workers", api.list(&ListParams::default())).await?;
+        let found = (nodes.items.iter())
+            .find(|node| node.name_any() == worker || worker_name(node.name_any()).as_str() == worker);
+        let Some(node) = found else {
+            let all: Vec<_> = nodes.items.iter().map(ResourceExt::name_any).collect();
+            let text = format!(
+                "container cluster `{}` has no worker `{worker}`, only: {}",
+                self.options.name,
+                all.join(", ")
+            );
+            return Err(refused(Code::NotFound, text));
+        };
+        match state(node) {
+            WorkerState::Lost => return Ok(()),
+            WorkerState::Unreachable => {}
+            WorkerState::Ready | WorkerState::Cordoned => {
+                let text = format!("worker `{worker}` answers Kubernetes: drain it instead");
+                return Err(refused(Code::WorkerNotLost, text));
+            }
+        }
+        let mut taints = node.spec.clone().unwrap_or_default().taints.unwrap_or_default();
+        taints.push(Taint {
+            key: OUT_OF_SERVICE.to_owned(),
+            value: Some("nodeshutdown".to_owned()),
+            effect: "NoExecute".to_owned(),
+            time_added: None,
+        });
+        let patch = Patch::Merge(json!({
+            "metadata": { "resourceVersion": node.metadata.resource_version },
+            "spec": { "taints": taints },
+        }));
+        let (name, params) = (node.name_any(), PatchParams::default());
+        self.ask(&format!("marking worker {name} as out of service"), async {
+            api.patch(&name, &params, &patch).await
+        })
+        .await
+        .map(drop)
     }
 }
 

@@ -59,9 +59,14 @@ impl Writes {
         all
     }
 
-    /// Nobody will look at the instance again.
-    pub(crate) fn forget(&self, instance: &str) {
-        self.lock().remove(instance);
+    /// As [`Writes::are_seen`], for all instances.
+    pub(crate) fn are_all_seen(&self, seen: impl Fn(&'static str, &str, &Write) -> bool) -> bool {
+        let mut of = self.lock();
+        of.retain(|_, writes| {
+            writes.retain(|(kind, name), write| !seen(kind, name, write));
+            !writes.is_empty()
+        });
+        of.is_empty()
     }
 
     fn lock(
@@ -103,8 +108,10 @@ mod tests {
         writes.made("Secret", &object("b", "7"));
         assert!(!up_to(8));
         assert!(writes.are_seen("i-2", |_, _, _| false), "another instance waits for nothing");
+        assert!(!writes.are_all_seen(|kind, ..| kind == "Secret"));
         assert!(up_to(9));
         assert!(up_to(0), "what was seen is forgotten");
+        assert!(writes.are_all_seen(|..| false));
     }
 
     #[test]

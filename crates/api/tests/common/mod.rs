@@ -15,7 +15,7 @@ use larder_api::{
     ApiParts, ApiState, Asked, Binder, Capacity, ContainerClusterInfo, EngineProbe, ensure_admin,
     router,
 };
-use larder_api_types::{BindContainerCluster, ContainerCluster};
+use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::agent::Role;
 use larder_model::local::DataDir;
 use larder_model::plan::{Plan, Report};
@@ -66,6 +66,7 @@ impl Capacity for FakeCapacity {
                 requested: ByteSize::mib(256),
             }],
             storage_classes: vec!["standard".into()],
+            cluster_min_workers: None,
         }]
     }
 
@@ -109,9 +110,29 @@ impl Binder for FakeBinder {
             version: None,
             namespace: None,
             expose: None,
+            since: None,
+            spread: None,
+            workers_ready: 0,
             workers: Vec::new(),
             storage_classes: Vec::new(),
+            requests: std::collections::BTreeMap::new(),
         })
+    }
+
+    fn change(
+        &self,
+        asked: &SetContainerCluster,
+        known: &ContainerClusterRow,
+    ) -> Result<ContainerClusterRow, Refusal> {
+        let options = serde_json::json!({ "spread": asked.spread });
+        Ok(ContainerClusterRow { options, ..known.clone() })
+    }
+
+    async fn confirm_lost(&self, _: &str, worker: &str) -> Result<(), Refusal> {
+        if worker == "alive" {
+            return Err(Refusal::new(Code::WorkerNotLost, "worker `alive` is ready"));
+        }
+        Ok(())
     }
 }
 
