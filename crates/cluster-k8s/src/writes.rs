@@ -108,10 +108,10 @@ mod tests {
         writes.made("Secret", &object("b", "7"));
         assert!(!up_to(8));
         assert!(writes.are_seen("i-2", |_, _, _| false), "another instance waits for nothing");
-        assert!(!writes.are_all_seen(|kind, ..| kind == "Secret"));
+        assert!(!writes.are_all_seen(|kind, _, _| kind == "Secret"));
         assert!(up_to(9));
         assert!(up_to(0), "what was seen is forgotten");
-        assert!(writes.are_all_seen(|..| false));
+        assert!(writes.are_all_seen(|_, _, _| false));
     }
 
     #[test]
