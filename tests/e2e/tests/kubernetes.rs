@@ -36,6 +36,16 @@ async fn bed_does(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The kubectl in the test bed's program.
+async fn kubectl(kubeconfig: &str, args: &[&str]) -> Result<()> {
+    let bed = variable("LARDER_TEST_BED")?;
+    let program = bed.split_whitespace().next().context("LARDER_TEST_BED is empty")?;
+    let mut command = Command::new(program);
+    let output = command.args(["kubectl", "--kubeconfig", kubeconfig]).args(args).output().await?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// A Larder with the Kubernetes cluster bound, in a namespace of its own.
 async fn bound(kubeconfig: &str, namespace: &str) -> Result<Larder> {
     let larder = Larder::started().await?;
@@ -216,7 +226,7 @@ async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
     .await;
     bed_does(&["worker", "on", "worker-3"]).await?;
     let taint = "node.kubernetes.io/out-of-service:NoExecute-";
-    bed_does(&["kubectl", "taint", "node", "worker-3", taint]).await?;
+    kubectl(&kubeconfig, &["taint", "node", "worker-3", taint]).await?;
     confirmed?;
     eventually("worker-3 is ready", minute, async || state_is("ready").await).await?;
 

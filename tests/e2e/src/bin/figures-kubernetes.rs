@@ -67,12 +67,13 @@ fn variable(name: &str) -> Result<String> {
     std::env::var(name).with_context(|| format!("{name} is not set: docs/testbed.md says how"))
 }
 
-/// `kubectl` of the test bed, with standard input.
+/// The kubectl in the test bed's program, with standard input.
 async fn kubectl(args: &[&str], input: &str) -> Result<()> {
-    let bed = variable("LARDER_TEST_BED")?;
-    let mut words = bed.split_whitespace();
-    let mut command = Command::new(words.next().context("LARDER_TEST_BED is empty")?);
-    command.args(words).arg("kubectl").args(args).stdin(Stdio::piped()).stdout(Stdio::null());
+    let (bed, kubeconfig) = (variable("LARDER_TEST_BED")?, variable("LARDER_TEST_KUBECONFIG")?);
+    let program = bed.split_whitespace().next().context("LARDER_TEST_BED is empty")?;
+    let mut command = Command::new(program);
+    command.args(["kubectl", "--kubeconfig", &kubeconfig]).args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
     let mut child = command.spawn()?;
     let mut stdin = child.stdin.take().context("no standard input")?;
     stdin.write_all(input.as_bytes()).await?;
