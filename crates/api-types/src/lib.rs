@@ -14,7 +14,9 @@ mod secret_in_body;
 mod session;
 
 pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, Status};
-pub use cluster::{BindContainerCluster, ContainerCluster, SetContainerCluster, StorageClass, Worker};
+pub use cluster::{
+    BindContainerCluster, ContainerCluster, SetContainerCluster, StorageClass, Worker,
+};
 pub use event::{Event, Record};
 pub use instance::{
     Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, Instance, Node, PlanView,

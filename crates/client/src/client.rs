@@ -5,7 +5,8 @@ use std::time::Duration;
 use larder_api_types::{
     AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
     Engine, Event, FailoverInstance, Instance, Login, Operation, PlanView, Problem, Project,
-    Record, RestartInstance, Session, SetContainerCluster, Status, Token, UpdateInstance, UpdateUser, WhoAmI,
+    Record, RestartInstance, Session, SetContainerCluster, Status, Token, UpdateInstance,
+    UpdateUser, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};

@@ -113,7 +113,8 @@ impl Mirror {
         if let Some((_, workers)) = kept.as_ref().filter(|(of, _)| *of == as_of) {
             return Ok(workers.clone());
         }
-        let ((nodes_at, nodes), (uses_at, uses)) = (self.stores.nodes.all(), self.stores.uses.all());
+        let ((nodes_at, nodes), (uses_at, uses)) =
+            (self.stores.nodes.all(), self.stores.uses.all());
         let counted = workers(nodes.iter().map(|node| &**node), uses.iter().map(|used| &**used));
         *kept = Some(((nodes_at, uses_at), counted.clone()));
         Ok(counted)
@@ -180,22 +181,56 @@ macro_rules! each {
     ($self:ident, $store:ident => $what:expr) => {{
         let Stores { sets, services, claims, secrets, pods, slices, records, nodes, uses } = $self;
         [
-            { let $store = sets; $what },
-            { let $store = services; $what },
-            { let $store = claims; $what },
-            { let $store = secrets; $what },
-            { let $store = pods; $what },
-            { let $store = slices; $what },
-            { let $store = records; $what },
-            { let $store = nodes; $what },
-            { let $store = uses; $what },
+            {
+                let $store = sets;
+                $what
+            },
+            {
+                let $store = services;
+                $what
+            },
+            {
+                let $store = claims;
+                $what
+            },
+            {
+                let $store = secrets;
+                $what
+            },
+            {
+                let $store = pods;
+                $what
+            },
+            {
+                let $store = slices;
+                $what
+            },
+            {
+                let $store = records;
+                $what
+            },
+            {
+                let $store = nodes;
+                $what
+            },
+            {
+                let $store = uses;
+                $what
+            },
         ]
     }};
 }
 
 const KINDS: [&str; 9] = [
-    "StatefulSets", "Services", "PersistentVolumeClaims", "Secrets", "Pods", "EndpointSlices",
-    "ConfigMaps", "Nodes", "Pods of all namespaces",
+    "StatefulSets",
+    "Services",
+    "PersistentVolumeClaims",
+    "Secrets",
+    "Pods",
+    "EndpointSlices",
+    "ConfigMaps",
+    "Nodes",
+    "Pods of all namespaces",
 ];
 
 impl Stores {

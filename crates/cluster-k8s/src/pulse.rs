@@ -56,13 +56,8 @@ pub(crate) struct Pulse {
 
 impl Pulse {
     pub(crate) fn new(changed: Changed) -> Self {
-        let state = State {
-            answered: None,
-            reachable: false,
-            since: None,
-            reason: None,
-            check: None,
-        };
+        let state =
+            State { answered: None, reachable: false, since: None, reason: None, check: None };
         Self { state: Mutex::new(state), changed }
     }
 
@@ -128,7 +123,8 @@ impl Pulse {
     /// API server's memory, so that one that is cut off from it is noticed.
     pub(crate) async fn beat(&self, place: &Place) {
         let api = place.api::<ConfigMap>();
-        let params = ListParams::default().labels(&objects::selector(&place.options, None)).limit(1);
+        let params =
+            ListParams::default().labels(&objects::selector(&place.options, None)).limit(1);
         loop {
             let answer = tokio::time::timeout(DEADLINE, Box::pin(api.list_metadata(&params))).await;
             let silence = match answer {

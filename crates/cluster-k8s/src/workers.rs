@@ -43,8 +43,9 @@ impl Place {
         let api: Api<Node> = Api::all(self.client.clone());
         // Live, and compared and set: it must not be marked when it has just come back.
         let nodes = self.ask("listing the workers", api.list(&ListParams::default())).await?;
-        let found = (nodes.items.iter())
-            .find(|node| node.name_any() == worker || worker_name(node.name_any()).as_str() == worker);
+        let found = (nodes.items.iter()).find(|node| {
+            node.name_any() == worker || worker_name(node.name_any()).as_str() == worker
+        });
         let Some(node) = found else {
             let all: Vec<_> = nodes.items.iter().map(ResourceExt::name_any).collect();
             let text = format!(

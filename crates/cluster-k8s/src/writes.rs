@@ -9,8 +9,11 @@ use larder_model::kube::LABEL_INSTANCE;
 /// Writes of each instance, by kind and name; a later one takes the former one's place.
 #[derive(Default)]
 pub(crate) struct Writes {
-    of: Mutex<HashMap<String, HashMap<(&'static str, String), Write>>>,
+    of: Mutex<HashMap<String, OfInstance>>,
 }
+
+/// By kind and name.
+type OfInstance = HashMap<(&'static str, String), Write>;
 
 /// What has to be told for the write to be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,9 +72,7 @@ impl Writes {
         of.is_empty()
     }
 
-    fn lock(
-        &self,
-    ) -> MutexGuard<'_, HashMap<String, HashMap<(&'static str, String), Write>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, OfInstance>> {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -46,8 +46,7 @@ pub(crate) fn repair(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSou
     }
     for shard in view.shards() {
         let Some(crowded) = crowded_worker(view, shard) else { continue };
-        let rested =
-            view.wanted_of(shard).all(|record| view.now.since(record.created_at) >= REST);
+        let rested = view.wanted_of(shard).all(|record| view.now.since(record.created_at) >= REST);
         let taken: Vec<WorkerName> = view.wanted_of(shard).map(|r| r.worker.clone()).collect();
         let mut placer = Placer::new(view.desired, view.observed);
         let Some(place) = placer.place(shard, false, &taken).filter(|_| rested) else { continue };

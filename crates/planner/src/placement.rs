@@ -210,8 +210,7 @@ pub fn check_room(desired: &Desired, observed: &Observed) -> Result<(), Refusal>
     let view = View::new(desired, observed, desired.created_at);
     let missing = ensure::missing_nodes(&view);
     let spec = &desired.spec;
-    let ready =
-        observed.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
+    let ready = observed.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
     let least = usize::try_from(desired.policy.cluster_min_workers).unwrap_or(usize::MAX);
     if spec.architecture == Architecture::Cluster && ready < least && !missing.is_empty() {
         return Err(Refusal::new(

@@ -143,7 +143,9 @@ async fn the_loss_of_an_api_server_disturbs_nothing_else() -> Result<()> {
     let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
     let larder = bound(&kubeconfig, "story-silent").await?;
     larder.expect_faults();
-    larder.create("there", &["--architecture", "standalone", "--container-cluster", "east"]).await?;
+    larder
+        .create("there", &["--architecture", "standalone", "--container-cluster", "east"])
+        .await?;
     let before = larder.json(&["instance", "get", "there"]).await?;
     let seen = larder.json(&["container-cluster", "get", "east"]).await?;
     ensure!(seen["reachable"] == true && seen["since"].is_string(), "{seen}");
@@ -214,7 +216,8 @@ async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
     let minute = Duration::from_secs(60);
     bed_does(&["worker", "off", "worker-3"]).await?;
     let confirmed = async {
-        eventually("worker-3 is unreachable", minute, async || state_is("unreachable").await).await?;
+        eventually("worker-3 is unreachable", minute, async || state_is("unreachable").await)
+            .await?;
         larder.cli(&confirm).await?;
         eventually("worker-3 is lost", minute, async || state_is("lost").await).await?;
         // Once more is no harm.

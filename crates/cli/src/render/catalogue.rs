@@ -69,12 +69,7 @@ pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -
             let classes = (!classes.is_empty()).then(|| classes.join(", "));
             let (namespace, expose) = (row.namespace.clone(), row.expose.clone());
             let spread = row.spread.clone();
-            cells.extend([
-                or_none(namespace),
-                or_none(expose),
-                or_none(spread),
-                or_none(classes),
-            ]);
+            cells.extend([or_none(namespace), or_none(expose), or_none(spread), or_none(classes)]);
         }
         table.add_row(cells);
     }

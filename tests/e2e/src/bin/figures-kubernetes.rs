@@ -126,8 +126,18 @@ async fn create(larder: &Larder, options: &Options) -> Result<()> {
     for number in 0..options.instances {
         let name = format!("one-{number}");
         let args = [
-            "instance", "create", &name, "--engine", "redis-7.0", "--architecture", "standalone",
-            "--container-cluster", "east", "--storage-class", class, "--password-stdin",
+            "instance",
+            "create",
+            &name,
+            "--engine",
+            "redis-7.0",
+            "--architecture",
+            "standalone",
+            "--container-cluster",
+            "east",
+            "--storage-class",
+            class,
+            "--password-stdin",
         ];
         let output = larder.cli_with_input(&args, &format!("{PASSWORD}\n")).await?;
         ensure!(output.code == 0, "{name}: {output:?}");
@@ -149,13 +159,23 @@ async fn main() -> Result<()> {
     let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
     let image = variable("LARDER_TEST_IMAGE").unwrap_or_else(|_| IMAGE.to_owned());
     let bind = [
-        "container-cluster", "bind", "east", "--kubeconfig", &kubeconfig, "--namespace", NAMESPACE,
-        "--image", &image, "--volume-size", "1GiB",
+        "container-cluster",
+        "bind",
+        "east",
+        "--kubeconfig",
+        &kubeconfig,
+        "--namespace",
+        NAMESPACE,
+        "--image",
+        &image,
+        "--volume-size",
+        "1GiB",
     ];
     larder.cli(&bind).await?;
     let measured = measure(&larder, &options).await;
-    larder.expect_faults();
-    drop(larder);
+    if let Err(error) = larder.finish().await {
+        eprintln!("{error:#}");
+    }
     kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"], "").await?;
     kubectl(&["delete", "storageclass", "never"], "").await?;
     println!("{}", measured?);
