@@ -44,7 +44,7 @@ check() { # name command...
 check kubernetes-conformance cargo test --locked -p larder-cluster-k8s --test kubernetes
 check kubernetes-chart scripts/test-helm.sh
 if [ -n "${LARDER_TEST_BED:-}" ]; then
-    check kubernetes-stories cargo test --locked -p larder-e2e --test kubernetes
+    check kubernetes-stories cargo test --locked -p larder-e2e --test kubernetes -- --test-threads=1
 else
     printf 'SKIP %-22s LARDER_TEST_BED is not set\n' kubernetes-stories
 fi

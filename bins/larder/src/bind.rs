@@ -1,19 +1,21 @@
 //! Binding Kubernetes clusters: from what a person asks to a backend of the fleet, and back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder_api::Binder;
-use larder_api_types::{BindContainerCluster, ContainerCluster, StorageClass, Worker};
-use larder_cluster::Cluster as _;
+use larder_api::{Binder, rfc3339};
+use larder_api_types::{
+    BindContainerCluster, ContainerCluster, SetContainerCluster, StorageClass, Worker,
+};
+use larder_cluster::{Cluster as _, ClusterError};
 use larder_cluster_k8s::{
-    Check, Credentials, Expose, KubeCluster, KubeOptions, Reach, check, connect, ensure_namespace,
-    known_engines,
+    Check, Credentials, Expose, KubeCluster, KubeOptions, Reach, Wake, check, connect,
+    ensure_namespace, known_engines,
 };
 use larder_model::{
-    ByteSize, Code, EngineName, IdSource as _, Refusal, STANDARD_STORAGE_CLASS, Secret,
+    ByteSize, Code, EngineName, IdSource as _, Refusal, STANDARD_STORAGE_CLASS, Secret, WorkerState,
 };
 use larder_reconcile::Clock;
 use larder_store::{ContainerClusterRow, InstanceFilter, InstanceRow};
@@ -22,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::fleet::Fleet;
 
 const NAMESPACE: &str = "larder";
-/// A look is for a person who waits.
+/// For the first answer of a container cluster; a look is for a person who waits.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What the store keeps of a binding, besides name, owner and credentials.
@@ -41,17 +43,32 @@ struct Options {
     /// That there are images of.
     #[serde(default = "known_engines")]
     engines: Vec<EngineName>,
+    #[serde(default)]
+    spread: Spread,
+}
+
+/// How the nodes of a shard are spread over workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Spread {
+    /// On different ones, and a cluster instance over six.
+    #[default]
+    Strict,
+    /// As far as there are workers.
+    Preferred,
 }
 
 /// Binds Kubernetes clusters into a fleet.
 pub(crate) struct KubeBinder {
     fleet: Arc<Fleet>,
     clock: Arc<dyn Clock>,
+    /// Looks again at an instance that a container cluster has news of.
+    wake: Wake,
 }
 
 impl KubeBinder {
-    pub(crate) fn new(fleet: Arc<Fleet>, clock: Arc<dyn Clock>) -> Self {
-        Self { fleet, clock }
+    pub(crate) fn new(fleet: Arc<Fleet>, clock: Arc<dyn Clock>, wake: Wake) -> Self {
+        Self { fleet, clock, wake }
     }
 
     /// Takes up every binding that the store has. One that cannot be entered is logged: its
@@ -123,6 +140,7 @@ impl Binder for KubeBinder {
                 .unwrap_or(defaults.volume_size.bytes()),
             expose,
             engines: engines(asked, before.as_ref())?,
+            spread: before.as_ref().map(|old| old.spread).unwrap_or_default(),
         };
         self.refuse_engines_in_use(&asked.name, &options.engines).await?;
         if let Some(before) = &before
@@ -164,7 +182,7 @@ impl Binder for KubeBinder {
 
     async fn bound(&self, row: &ContainerClusterRow) {
         match open(row).await {
-            Ok(cluster) => self.fleet.insert(cluster),
+            Ok(cluster) => self.fleet.insert(cluster.waking(self.wake.clone())),
             Err(error) => {
                 tracing::error!(cluster = row.name, %error, "container cluster cannot be entered");
             }
@@ -188,49 +206,97 @@ impl Binder for KubeBinder {
                 name: name.to_owned(),
                 kind: "local".to_owned(),
                 reachable: workers.is_ok(),
+                since: None,
                 problem: workers.as_ref().err().map(ToString::to_string),
                 version: None,
                 namespace: None,
                 expose: None,
                 image: None,
                 engines: engines.into_iter().map(|engine| engine.name.to_string()).collect(),
+                spread: None,
+                workers_ready: ready(workers.as_deref().unwrap_or_default()),
                 workers: workers.unwrap_or_default().iter().map(worker).collect(),
                 storage_classes: vec![StorageClass {
                     name: STANDARD_STORAGE_CLASS.to_owned(),
                     default: true,
                 }],
+                requests: BTreeMap::new(),
             });
         }
         let cluster = self.fleet.bound(name)?;
         let options = cluster.options();
-        let seen = match tokio::time::timeout(LOOK, cluster.check()).await {
-            Ok(seen) => seen.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", LOOK.as_secs())),
+        let health = cluster.health(LOOK).await;
+        let workers = match tokio::time::timeout(LOOK, cluster.workers()).await {
+            Ok(Ok(workers)) => workers,
+            // As they were when they were looked at last.
+            _ => health.check.as_ref().map(|check| check.workers.clone()).unwrap_or_default(),
         };
+        let useless = |check: &Check| refuse_useless(options, check).err();
+        let lacks = health.check.as_ref().and_then(useless).map(|refusal| refusal.detail);
         let expose = serde_json::to_value(options.expose).ok();
-        let mut shown = ContainerCluster {
+        let spread = if options.spread_strictly { Spread::Strict } else { Spread::Preferred };
+        let spread = serde_json::to_value(spread).ok();
+        let (version, classes) = match health.check {
+            Some(check) => (Some(check.version), check.storage_classes),
+            None => (None, Vec::new()),
+        };
+        Some(ContainerCluster {
             name: name.to_owned(),
             kind: "kubernetes".to_owned(),
-            reachable: seen.is_ok(),
-            problem: seen.as_ref().err().cloned(),
-            version: None,
+            reachable: health.reachable,
+            since: health.since.map(rfc3339),
+            problem: health.reason.or(lacks),
+            version,
             namespace: Some(options.namespace.clone()),
             expose: expose.and_then(|value| Some(value.as_str()?.to_owned())),
             image: Some(options.image.clone()),
             engines: options.engines.iter().map(ToString::to_string).collect(),
-            workers: Vec::new(),
-            storage_classes: Vec::new(),
-        };
-        if let Ok(seen) = seen {
-            shown.problem = refuse_useless(options, &seen).err().map(|refusal| refusal.detail);
-            shown.version = Some(seen.version);
-            shown.workers = seen.workers.iter().map(worker).collect();
-            let classes = seen.storage_classes.into_iter();
-            shown.storage_classes =
-                classes.map(|(name, default)| StorageClass { name, default }).collect();
-        }
-        Some(shown)
+            spread: spread.and_then(|value| Some(value.as_str()?.to_owned())),
+            workers_ready: if health.reachable { ready(&workers) } else { 0 },
+            workers: workers.iter().map(worker).collect(),
+            storage_classes: (classes.into_iter())
+                .map(|(name, default)| StorageClass { name, default })
+                .collect(),
+            requests: cluster.requests(),
+        })
     }
+
+    fn change(
+        &self,
+        asked: &SetContainerCluster,
+        known: &ContainerClusterRow,
+    ) -> Result<ContainerClusterRow, Refusal> {
+        let mut options = stored_options(known)?;
+        if let Some(text) = &asked.spread {
+            options.spread = serde_json::from_value(text.as_str().into()).map_err(|_| {
+                let text = format!("`{text}` is no way to spread: use strict or preferred");
+                Refusal::new(Code::InvalidRequest, text).field("spread")
+            })?;
+        }
+        let options = serde_json::to_value(&options)
+            .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
+        Ok(ContainerClusterRow { options, ..known.clone() })
+    }
+
+    async fn confirm_lost(&self, name: &str, worker: &str) -> Result<(), Refusal> {
+        let Some(cluster) = self.fleet.bound(name) else {
+            let text = if self.fleet.local(name).is_some() {
+                format!("`{name}` is this machine: its one worker is where this server runs")
+            } else {
+                format!("there is no container cluster `{name}`")
+            };
+            return Err(Refusal::new(Code::NotFound, text));
+        };
+        cluster.confirm_lost(worker).await.map_err(|error| match error {
+            ClusterError::Refused(refusal) => refusal,
+            other => unusable(&other.to_string()),
+        })
+    }
+}
+
+fn ready(workers: &[larder_model::Worker]) -> u32 {
+    let ready = workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
+    u32::try_from(ready).unwrap_or(u32::MAX)
 }
 
 fn worker(worker: &larder_model::Worker) -> Worker {
@@ -324,6 +390,7 @@ fn kube_options(
         volume_size: ByteSize(options.volume_bytes),
         expose: options.expose,
         engines: options.engines.clone(),
+        spread_strictly: options.spread == Spread::Strict,
         reach: match credentials {
             Credentials::InCluster => Reach::Inside,
             Credentials::Kubeconfig { .. } => Reach::PortForward,

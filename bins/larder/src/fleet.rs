@@ -189,6 +189,7 @@ impl Capacity for FleetCapacity {
                     .fleet
                     .bound(cluster.name())
                     .map(|bound| bound.options().engines.clone()),
+                cluster_min_workers: cluster.cluster_min_workers(),
             }
         });
         join_all(looks).await

@@ -127,12 +127,12 @@ async fn serve(
         .transpose()?;
 
     let fleet = Arc::new(Fleet::new(cluster.clone(), store.clone()));
-    let binder = Arc::new(KubeBinder::new(fleet.clone(), clock.clone()));
+    let (handle, inbox) = channel();
+    let activate: larder_api::Activate = Arc::new(move |instance| handle.activate(instance));
+    let binder = Arc::new(KubeBinder::new(fleet.clone(), clock.clone(), activate.clone()));
     binder.take_up(&store.container_cluster_list().await?).await;
 
     let policy = config.policy.planner();
-    let (handle, inbox) = channel();
-    let activate: larder_api::Activate = Arc::new(move |instance| handle.activate(instance));
     let statuses = Arc::new(WatchedStatuses::new(fleet.clone(), clock.clone(), activate.clone()));
     let reconciler = Arc::new(Reconciler::new(
         Arc::new(StoreBook::new(store.clone(), policy)),

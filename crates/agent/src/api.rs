@@ -194,13 +194,16 @@ async fn ping(State(state): State<ApiState>) -> Response {
 struct Known {
     agent_run: Option<String>,
     version: Option<u64>,
+    /// For how long it wants to wait.
+    hold_ms: Option<u64>,
 }
 
 async fn status(State(mut state): State<ApiState>, Query(known): Query<Known>) -> Response {
     if let (Some(run), Some(version)) = (known.agent_run, known.version) {
         let news = state.status.wait_for(|now| now.agent_run != run || now.version > version);
         // No news within the time is an answer too: the same status, with newer offsets.
-        let _ = tokio::time::timeout(POLL, news).await.map(|result| result.map(drop));
+        let hold = known.hold_ms.map_or(POLL, |ms| Duration::from_millis(ms).min(POLL));
+        let _ = tokio::time::timeout(hold, news).await.map(|result| result.map(drop));
     }
     // A new agent has nothing to say before it has looked.
     let first = state.status.wait_for(|now| now.version > 0);

@@ -3,11 +3,12 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use larder_model::agent::{AgentStatus, Fence, Order};
@@ -16,6 +17,7 @@ use larder_model::{NodeId, Refusal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 use crate::wire::{Dial, InstanceKey, Stream};
 
@@ -25,8 +27,15 @@ const MAX_ANSWER: usize = 4 << 20;
 /// How long a short call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long an agent may hold a long-poll back, with room for the answer.
+/// How long an agent is asked to hold a long-poll back: then it answers with newer offsets.
+const HOLD: Duration = Duration::from_secs(4);
+
+/// How long an agent may hold a long-poll back, with room for the answer. One of an older version
+/// holds it for 20 s whatever it is asked.
 pub const POLL_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// Streams that wait for their next question: one that polls, and one for orders.
+const IDLE: usize = 2;
 
 /// Body of `POST /v1/order`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,7 +62,7 @@ pub enum ClientError {
 }
 
 /// Speaks to one agent. Cheap; each call opens its own connection, so a dead agent is noticed at
-/// once and nothing has to be kept alive.
+/// once and nothing has to be kept alive, unless it was made by [`AgentClient::kept`].
 #[derive(Clone)]
 pub struct AgentClient {
     way: Way,
@@ -63,6 +72,46 @@ pub struct AgentClient {
 enum Way {
     Socket(PathBuf),
     Network { dial: Arc<dyn Dial>, key: InstanceKey },
+    Kept(Arc<Streams>),
+}
+
+/// A way where opening a stream is dear.
+struct Streams {
+    dial: Arc<dyn Dial>,
+    key: InstanceKey,
+    idle: Mutex<Vec<Open>>,
+}
+
+impl Streams {
+    fn take(&self) -> Option<Open> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|open| !open.sender.is_closed());
+        // The one used last: it is the likeliest to be alive.
+        idle.pop()
+    }
+
+    fn put_back(&self, open: Open) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE && !open.sender.is_closed() {
+            idle.push(open);
+        }
+    }
+
+    fn close_all(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A stream and the task that carries its bytes: they end together.
+struct Open {
+    sender: SendRequest<Full<Bytes>>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 impl fmt::Display for Way {
@@ -70,6 +119,7 @@ impl fmt::Display for Way {
         match self {
             Self::Socket(path) => write!(f, "{}", path.display()),
             Self::Network { dial, .. } => f.write_str(&dial.target()),
+            Self::Kept(streams) => f.write_str(&streams.dial.target()),
         }
     }
 }
@@ -91,6 +141,13 @@ impl AgentClient {
         Self { way: Way::Network { dial, key } }
     }
 
+    /// As [`AgentClient::over`], for a way on which opening a stream is dear: streams stay open
+    /// between calls, as long as this client or a clone of it lives. One that has died meanwhile
+    /// is opened again within the call. To be used on a tokio runtime.
+    pub fn kept(dial: Arc<dyn Dial>, key: InstanceKey) -> Self {
+        Self { way: Way::Kept(Arc::new(Streams { dial, key, idle: Mutex::default() })) }
+    }
+
     /// Whether the agent's loop turns. Takes 2 s at most. Cancel-safe.
     ///
     /// # Errors
@@ -108,7 +165,7 @@ impl AgentClient {
         self.parse(&body)
     }
 
-    /// Waits until there is news after `(agent_run, version)`, about 20 s at most, then answers
+    /// Waits until there is news after `(agent_run, version)`, about 4 s at most, then answers
     /// as [`AgentClient::status`]. Cancel-safe.
     ///
     /// # Errors
@@ -118,7 +175,8 @@ impl AgentClient {
         agent_run: &str,
         version: u64,
     ) -> Result<AgentStatus, ClientError> {
-        let path = format!("/v1/status?agent_run={agent_run}&version={version}");
+        let hold = HOLD.as_millis();
+        let path = format!("/v1/status?agent_run={agent_run}&version={version}&hold_ms={hold}");
         let body = self.call(Method::GET, &path, None, POLL_TIMEOUT).await?;
         self.parse(&body)
     }
@@ -174,10 +232,15 @@ impl AgentClient {
         body: Option<Vec<u8>>,
         timeout: Duration,
     ) -> Result<Bytes, ClientError> {
-        let (status, body) =
-            tokio::time::timeout(timeout, self.exchange(method, path, body)).await.map_err(
-                |_| self.silent(format_args!("nothing within {} ms", timeout.as_millis())),
-            )??;
+        let answer = tokio::time::timeout(timeout, self.exchange(method, path, body)).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err(self.silent(format_args!("nothing within {} ms", timeout.as_millis())))
+        });
+        if let (Err(_), Way::Kept(streams)) = (&answer, &self.way) {
+            // What is silent on one stream is not asked on another that may be as dead.
+            streams.close_all();
+        }
+        let (status, body) = answer?;
         match status {
             status if status.is_success() => Ok(body),
             StatusCode::CONFLICT => match self.parse::<Fence>(&body) {
@@ -197,10 +260,6 @@ impl AgentClient {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = self.open().await.map_err(|e| self.silent(e))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| self.silent(e))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -208,16 +267,14 @@ impl AgentClient {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|e| self.silent(e))?;
+        if let Way::Kept(streams) = &self.way {
+            return self.exchange_on(streams, request).await;
+        }
+        let stream = self.open().await.map_err(|e| self.silent(e))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.silent(e))?;
         // The connection is driven beside the request and dies with this call.
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(|e| self.silent(e))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER)
-                .collect()
-                .await
-                .map_err(|e| self.silent(e))?;
-            Ok((status, body.to_bytes()))
-        };
+        let answer = self.ask(&mut sender, request);
         tokio::pin!(connection);
         tokio::pin!(answer);
         let mut open = true;
@@ -230,11 +287,55 @@ impl AgentClient {
         }
     }
 
-    async fn open(&self) -> std::io::Result<Box<dyn Stream>> {
-        match &self.way {
-            Way::Socket(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-            Way::Network { dial, key } => Ok(Box::new(key.connect(dial.dial().await?).await?)),
+    /// Over a stream that is open, or over a new one. A stream that this call does not bring to
+    /// its end, because it failed or was dropped, is closed.
+    async fn exchange_on(
+        &self,
+        streams: &Streams,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        while let Some(mut open) = streams.take() {
+            // Closed at the other end since: orders are idempotent, so another stream may be tried.
+            if let Ok(answer) = self.ask(&mut open.sender, request.clone()).await {
+                streams.put_back(open);
+                return Ok(answer);
+            }
         }
+        let stream = self.open().await.map_err(|e| self.silent(e))?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.silent(e))?;
+        let driver = tokio::spawn(async move {
+            // An error is told to whoever waits for the answer.
+            let _ = connection.await;
+        });
+        let mut open = Open { sender, driver };
+        let answer = self.ask(&mut open.sender, request).await?;
+        streams.put_back(open);
+        Ok(answer)
+    }
+
+    async fn ask(
+        &self,
+        sender: &mut SendRequest<Full<Bytes>>,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        sender.ready().await.map_err(|e| self.silent(e))?;
+        let response = sender.send_request(request).await.map_err(|e| self.silent(e))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|e| self.silent(e))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    async fn open(&self) -> std::io::Result<Box<dyn Stream>> {
+        let (dial, key) = match &self.way {
+            Way::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+            Way::Network { dial, key } => (dial, key),
+            Way::Kept(streams) => (&streams.dial, &streams.key),
+        };
+        Ok(Box::new(key.connect(dial.dial().await?).await?))
     }
 
     fn silent(&self, reason: impl fmt::Display) -> ClientError {

@@ -1,5 +1,7 @@
 //! Container clusters: how one is bound, and what it is.
 
+use std::collections::BTreeMap;
+
 use larder_model::Secret;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -44,15 +46,27 @@ pub struct BindContainerCluster {
     pub volume_bytes: Option<u64>,
 }
 
-/// A container cluster as it was when it was asked just now.
+/// Change how a container cluster is used. What is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetContainerCluster {
+    /// `strict`: the nodes of a shard on different workers, and at least six of them for a cluster
+    /// instance; `preferred`: as far as there are workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<String>,
+}
+
+/// A container cluster as it was seen last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ContainerCluster {
     pub name: String,
     /// `local` or `kubernetes`.
     pub kind: String,
-    /// It answered just now; otherwise what follows is empty.
+    /// It answers; otherwise what follows is as it was when it last did.
     pub reachable: bool,
-    /// Why not, when it did not answer.
+    /// Since when it has answered, or has not, as far as this server knows.
+    pub since: Option<String>,
+    /// Why it does not answer, or what is missing there.
     pub problem: Option<String>,
     /// Of its API server.
     pub version: Option<String>,
@@ -62,8 +76,15 @@ pub struct ContainerCluster {
     pub image: Option<String>,
     /// Engines that instances can run on there.
     pub engines: Vec<String>,
+    /// `strict` or `preferred`.
+    pub spread: Option<String>,
+    /// Workers that take nodes.
+    pub workers_ready: u32,
     pub workers: Vec<Worker>,
     pub storage_classes: Vec<StorageClass>,
+    /// How often this server has asked what of the API server since it bound it or was started, by
+    /// verb and resource.
+    pub requests: BTreeMap<String, u64>,
 }
 
 /// A worker of a container cluster.

@@ -17,7 +17,9 @@ mod session;
 pub const LIMIT_MAX: u32 = 100_000;
 
 pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, Status};
-pub use cluster::{BindContainerCluster, ContainerCluster, StorageClass, Worker};
+pub use cluster::{
+    BindContainerCluster, ContainerCluster, SetContainerCluster, StorageClass, Worker,
+};
 pub use event::{Event, Record};
 pub use instance::{
     Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, Instance, Node, PlanView,

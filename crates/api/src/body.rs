@@ -112,6 +112,21 @@ impl<S: Send + Sync> FromRequestParts<S> for PathText {
     }
 }
 
+/// The path's parameters, in their order.
+#[derive(Debug)]
+pub(crate) struct PathTexts<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathTexts<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Path::<T>::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(texts)| Self(texts))
+            .map_err(|_| ApiError::new(Code::NotFound, "the path names nothing"))
+    }
+}
+
 /// Turns serde's sentence into ours. Kept: names of fields, what was expected. Dropped: values.
 fn invalid(what: &str, path: Option<&str>, message: &str) -> ApiError {
     let quoted = |marker: &str| {

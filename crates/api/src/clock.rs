@@ -7,6 +7,6 @@ pub(crate) fn now() -> Timestamp {
 }
 
 /// RFC 3339 in UTC. A time out of any calendar's range is shown as the epoch.
-pub(crate) fn rfc3339(time: Timestamp) -> String {
+pub fn rfc3339(time: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(time.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }

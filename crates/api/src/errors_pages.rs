@@ -21,7 +21,7 @@ pages! {
     "invalid-request" "invalid-name" "name-taken" "engine-not-found" "engine-in-use"
     "engine-unusable" "architecture-not-available" "memory-out-of-range" "shards-out-of-range"
     "replicas-out-of-range" "password-too-weak" "password-missing" "container-cluster-not-found"
-    "container-cluster-unusable" "container-cluster-in-use"
+    "container-cluster-unusable" "container-cluster-in-use" "worker-not-lost"
     "storage-class-not-found"
     "capacity-exceeded" "no-free-port" "disk-full" "not-found" "method-not-allowed"
     "request-too-large" "instance-busy" "instance-not-ready" "node-not-found"

@@ -22,6 +22,7 @@ mod throttle;
 
 pub use admin::{ADMIN, AdminError, InitialAdmin, ensure_admin};
 pub use auth::Principal;
+pub use clock::rfc3339;
 pub use error::ApiError;
 pub use ids::RandomIds;
 pub use permission::{Action, Asked, Object, allow};

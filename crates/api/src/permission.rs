@@ -42,6 +42,8 @@ actions! {
     ContainerClusterList = "container-cluster-list";
     ContainerClusterBind = "container-cluster-bind";
     ContainerClusterUnbind = "container-cluster-unbind";
+    ContainerClusterSet = "container-cluster-set";
+    ContainerClusterConfirmLost = "container-cluster-confirm-lost";
     ProjectList = "project-list";
     StatusGet = "status-get";
     /// Who am I: of the own account.
@@ -136,6 +138,8 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::ContainerClusterList
         | Action::ContainerClusterBind
         | Action::ContainerClusterUnbind
+        | Action::ContainerClusterSet
+        | Action::ContainerClusterConfirmLost
         | Action::ProjectList
         | Action::StatusGet => is_cloud_administrator(principal),
     };

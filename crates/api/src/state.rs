@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_api_types::{BindContainerCluster, ContainerCluster};
+use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::{
-    EngineName, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
+    Desired, EngineName, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
 };
 use larder_store::{ContainerClusterRow, EngineRow, Store, StoreError};
 use tokio::sync::watch;
@@ -34,6 +34,17 @@ pub struct ContainerClusterInfo {
     pub storage_classes: Vec<String>,
     /// What instances can run on there. `None`: the engines of the catalogue.
     pub engines: Option<Vec<EngineName>>,
+    /// Workers that a cluster instance needs there; `None`: as the policy says.
+    pub cluster_min_workers: Option<u32>,
+}
+
+impl ContainerClusterInfo {
+    /// Lets the container cluster's own rules count for an instance on it.
+    pub(crate) fn rule(&self, desired: &mut Desired) {
+        if let Some(least) = self.cluster_min_workers {
+            desired.policy.cluster_min_workers = least;
+        }
+    }
 }
 
 /// What is free: asked before anything of a new instance is written.
@@ -96,8 +107,26 @@ pub trait Binder: Send + Sync {
     /// The engines of each bound container cluster, by its name. Asks nobody.
     fn engines(&self) -> Vec<(String, Vec<EngineName>)>;
 
-    /// What the container cluster says of itself just now; `None` when there is no such.
+    /// What is known of the container cluster; `None` when there is no such. Asks nobody; waits a
+    /// few seconds for one of which nothing was heard yet.
     async fn look(&self, name: &str) -> Option<ContainerCluster>;
+
+    /// Answers the binding with other options, to be kept. Asks nobody.
+    ///
+    /// # Errors
+    /// `invalid-request`.
+    fn change(
+        &self,
+        asked: &SetContainerCluster,
+        known: &ContainerClusterRow,
+    ) -> Result<ContainerClusterRow, Refusal>;
+
+    /// A person's word that the worker will not come back as it was: Kubernetes gives up its pods
+    /// and volumes. Does nothing when that was said before.
+    ///
+    /// # Errors
+    /// `not-found`, `worker-not-lost` when it answers, `container-cluster-unusable`.
+    async fn confirm_lost(&self, name: &str, worker: &str) -> Result<(), Refusal>;
 }
 
 /// Everything that [`ApiState`] is made from.

@@ -381,6 +381,25 @@ pub enum ContainerClusterCommand {
         /// Name of the container cluster
         name: String,
     },
+    /// Change how a container cluster is used
+    Set {
+        /// Name of the container cluster
+        name: String,
+        /// The nodes of a shard on different workers: strict (a cluster instance then needs six
+        /// workers) or preferred
+        #[arg(long, value_name = "HOW", required = true)]
+        spread: String,
+    },
+    /// Say that a worker will not come back as it was: Kubernetes gives up its pods and volumes
+    ConfirmLost {
+        /// Name of the container cluster
+        name: String,
+        /// Name of the worker
+        worker: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Unbind a container cluster that no instance lives on
     Unbind {
         /// Name of the container cluster

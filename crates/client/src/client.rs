@@ -5,7 +5,8 @@ use std::time::Duration;
 use larder_api_types::{
     AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
     Engine, Event, FailoverInstance, Instance, Login, Operation, PlanView, Problem, Project,
-    Record, RestartInstance, Session, Status, Token, UpdateInstance, UpdateUser, WhoAmI,
+    Record, RestartInstance, Session, SetContainerCluster, Status, Token, UpdateInstance,
+    UpdateUser, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -284,6 +285,23 @@ impl Client {
         asked: &BindContainerCluster,
     ) -> Result<ContainerCluster, ClientError> {
         self.json(self.request(Method::POST, &["container-clusters"]).json(asked)).await
+    }
+
+    pub async fn container_cluster_set(
+        &self,
+        name: &str,
+        asked: &SetContainerCluster,
+    ) -> Result<ContainerCluster, ClientError> {
+        self.json(self.request(Method::PATCH, &["container-clusters", name]).json(asked)).await
+    }
+
+    pub async fn container_cluster_confirm_lost(
+        &self,
+        name: &str,
+        worker: &str,
+    ) -> Result<(), ClientError> {
+        let path = ["container-clusters", name, "workers", worker, "confirm-lost"];
+        self.empty(self.request(Method::POST, &path)).await
     }
 
     pub async fn container_cluster_unbind(&self, name: &str) -> Result<(), ClientError> {

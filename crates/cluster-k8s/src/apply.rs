@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
@@ -13,8 +14,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::count::{Requests, counted};
 use crate::error::said;
 use crate::options::KubeOptions;
+use crate::writes::Writes;
 
 /// Who owns the fields that are applied.
 const MANAGER: &str = "larder";
@@ -52,9 +55,16 @@ impl<K> Object for K where
 pub(crate) struct Place {
     pub(crate) client: Client,
     pub(crate) options: KubeOptions,
+    pub(crate) writes: Writes,
+    pub(crate) requests: Arc<Requests>,
 }
 
 impl Place {
+    pub(crate) fn new(client: Client, options: KubeOptions) -> Self {
+        let (client, requests) = counted(client);
+        Self { client, options, writes: Writes::default(), requests }
+    }
+
     pub(crate) fn api<K: Object>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), &self.options.namespace)
     }
@@ -79,7 +89,10 @@ impl Place {
         let name = name_of(object);
         let params = PatchParams::apply(MANAGER).force().validation_strict();
         let doing = format!("applying {} {name}", K::KIND);
-        self.ask(&doing, self.api::<K>().patch(name, &params, &Patch::Apply(object))).await
+        let (api, patch) = (self.api::<K>(), Patch::Apply(object));
+        let applied = self.ask(&doing, api.patch(name, &params, &patch)).await?;
+        self.writes.made(<K as k8s_openapi::Resource>::KIND, applied.meta());
+        Ok(applied)
     }
 
     /// Makes the object when it is missing; one that is there stays as it is. Answers the
@@ -103,7 +116,9 @@ impl Place {
                 other => other.map(|made| made.meta().clone()),
             }
         });
-        made.await
+        let made = made.await?;
+        self.writes.made(<K as k8s_openapi::Resource>::KIND, &made);
+        Ok(made)
     }
 
     /// The metadata of all objects that match.
@@ -134,6 +149,8 @@ impl Place {
             if let (Some(name), None) = (&metadata.name, &metadata.deletion_timestamp) {
                 self.delete::<K>(name).await?;
             }
+            // Also of those: they shall be seen to be leaving.
+            self.writes.deleted(<K as k8s_openapi::Resource>::KIND, &metadata);
         }
         Ok(())
     }

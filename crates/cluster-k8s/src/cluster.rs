@@ -1,41 +1,41 @@
 //! The backend as the rest of Larder sees it.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
-use larder_agent::wire::InstanceKey;
 use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::{LABEL_ENDPOINT, LABEL_NODE, VolumeIds};
 use larder_model::local::NodeSecrets;
 use larder_model::{Address, Code, EndpointKind, InstanceId, NodeId, Worker};
 
+use crate::agents::KeptAgents;
 use crate::apply::Place;
 use crate::connect::{Check, check};
 use crate::error::refused;
+use crate::mirror::{Mirror, Wake};
 use crate::objects;
 use crate::observe::cluster_address;
 use crate::options::KubeOptions;
+use crate::pulse::Health;
 
-/// What all pods request is asked for at most this often; own changes count at once.
-const WORKERS_KEPT: Duration = Duration::from_secs(2);
-
-/// The workers, and when they were asked for.
-type Kept = (Instant, Vec<Worker>);
+/// Three shards of two nodes, each on a worker of its own.
+const STRICT_WORKERS: u32 = 6;
 
 /// One namespace of one Kubernetes cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct KubeCluster {
     pub(crate) place: Arc<Place>,
-    /// Keys of the instances' agents, by which they are spoken to.
-    pub(crate) keys: Arc<Mutex<HashMap<InstanceId, InstanceKey>>>,
-    workers: Arc<Mutex<Option<Kept>>>,
+    pub(crate) agents: Arc<KeptAgents>,
+    /// Begun with the first look; ends with the last clone.
+    mirror: Arc<OnceLock<Mirror>>,
+    wake: Arc<OnceLock<Wake>>,
 }
 
 impl std::fmt::Debug for KubeCluster {
@@ -45,10 +45,46 @@ impl std::fmt::Debug for KubeCluster {
 }
 
 impl KubeCluster {
-    /// A backend over the API server that `client` speaks to. Asks nothing yet.
+    /// A backend over the API server that `client` speaks to. Asks nothing yet; with the first
+    /// look, which has to be on a tokio runtime, it begins to watch, until its last clone is
+    /// dropped.
     pub fn new(client: Client, options: KubeOptions) -> Self {
-        let place = Arc::new(Place { client, options });
-        Self { place, keys: Arc::default(), workers: Arc::default() }
+        let place = Arc::new(Place::new(client, options));
+        Self { place, agents: Arc::default(), mirror: Arc::default(), wake: Arc::default() }
+    }
+
+    /// Says `wake` of each instance of which the API server has news. It must return at once.
+    /// Counts once, and before the first look.
+    #[must_use]
+    pub fn waking(self, wake: Wake) -> Self {
+        let _ = self.wake.set(wake);
+        self
+    }
+
+    /// What is in memory of the cluster; begins to watch when that has not begun.
+    pub(crate) fn mirror(&self) -> &Mirror {
+        self.mirror.get_or_init(|| Mirror::start(self.place.clone(), self.wake.clone()))
+    }
+
+    /// Whether the cluster answers, and what it is, from memory. When nothing is known yet, waits
+    /// for the first answer, `within` at most. Cancel-safe.
+    pub async fn health(&self, within: Duration) -> Health {
+        self.mirror().health(within).await
+    }
+
+    /// A person's word that the worker will not come back as it was: the taint by which Kubernetes
+    /// gives up its pods and detaches its volumes. Does nothing when it is there.
+    ///
+    /// # Errors
+    /// `not-found`; `worker-not-lost` when the worker is ready; `not-allowed` when the binding's
+    /// credentials may not change workers; [`ClusterError::Unreachable`].
+    pub async fn confirm_lost(&self, worker: &str) -> Result<(), ClusterError> {
+        self.place.confirm_lost(worker).await
+    }
+
+    /// How often this backend has asked what of the API server, by verb and resource as in a Role.
+    pub fn requests(&self) -> BTreeMap<String, u64> {
+        self.place.requests.by_kind()
     }
 
     /// What the binding says.
@@ -62,10 +98,6 @@ impl KubeCluster {
     /// When it does not answer.
     pub async fn check(&self) -> Result<Check, ClusterError> {
         check(self.place.client.clone(), &self.place.options).await
-    }
-
-    fn forget_workers(&self) {
-        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn node_selector(&self, instance: &InstanceId, node: &NodeId) -> String {
@@ -111,24 +143,19 @@ impl Cluster for KubeCluster {
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
-        let kept = self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((at, workers)) = kept
-            && at.elapsed() < WORKERS_KEPT
-        {
-            return Ok(workers);
-        }
-        let at = Instant::now();
-        let workers = self.place.workers().await?;
-        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, workers.clone()));
-        Ok(workers)
+        self.mirror().workers().await
+    }
+
+    fn cluster_min_workers(&self) -> Option<u32> {
+        Some(if self.place.options.spread_strictly { STRICT_WORKERS } else { 0 })
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
-        Ok(self.place.see(instance).await?.observed(self.place.options.expose))
+        Ok(self.mirror().see(instance).await?.observed(self.place.options.expose))
     }
 
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
-        self.place.instances().await
+        self.mirror().instances().await
     }
 
     async fn reserve_address(
@@ -169,7 +196,6 @@ impl Cluster for KubeCluster {
         place.apply::<Secret>(&secret).await?;
         // Last: by it the node is realised, and at this generation.
         place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
-        self.forget_workers();
         Ok(())
     }
 
@@ -189,9 +215,7 @@ impl Cluster for KubeCluster {
         place.delete_all::<PersistentVolumeClaim>(&all).await?;
         place.delete_all::<Secret>(&all).await?;
         place.note(instance, &volume_key(node), None).await?;
-        place.delete_all::<Service>(&all).await?;
-        self.forget_workers();
-        Ok(())
+        place.delete_all::<Service>(&all).await
     }
 
     async fn ensure_endpoint(&self, fence: Fence, spec: &EndpointSpec) -> Result<(), ClusterError> {
@@ -235,7 +259,7 @@ impl Cluster for KubeCluster {
         fence: Fence,
         instance: &InstanceId,
     ) -> Result<(), ClusterError> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).remove(instance);
+        self.agents.forget(instance);
         self.place.remove_instance(fence, instance).await
     }
 }

@@ -121,24 +121,24 @@ pub struct Check {
 
 /// Every right that the backend uses, by API group; those on whole-cluster objects at the end.
 const RIGHTS: &[(&str, &str, &[&str])] = &[
-    ("", "configmaps", &["get", "list", "create", "update", "patch", "delete"]),
-    ("", "secrets", &["get", "list", "create", "patch", "delete"]),
-    ("", "services", &["list", "create", "patch", "delete"]),
+    ("", "configmaps", &["get", "list", "watch", "create", "update", "patch", "delete"]),
+    ("", "secrets", &["get", "list", "watch", "create", "patch", "delete"]),
+    ("", "services", &["list", "watch", "create", "patch", "delete"]),
     ("", "serviceaccounts", &["list", "create", "patch", "delete"]),
-    ("", "persistentvolumeclaims", &["get", "list", "create", "delete"]),
-    ("", "pods", &["get", "list", "delete"]),
+    ("", "persistentvolumeclaims", &["get", "list", "watch", "create", "delete"]),
+    ("", "pods", &["get", "list", "watch", "delete"]),
     ("", "pods/portforward", &["get", "create"]),
-    ("apps", "statefulsets", &["list", "create", "patch", "delete"]),
+    ("apps", "statefulsets", &["list", "watch", "create", "patch", "delete"]),
     ("coordination.k8s.io", "leases", &["get", "list", "watch", "create", "update", "delete"]),
-    ("discovery.k8s.io", "endpointslices", &["get", "list", "create", "update", "delete"]),
+    ("discovery.k8s.io", "endpointslices", &["get", "list", "watch", "create", "update", "delete"]),
     ("policy", "poddisruptionbudgets", &["list", "create", "patch", "delete"]),
     ("networking.k8s.io", "networkpolicies", &["list", "create", "patch", "delete"]),
     ("rbac.authorization.k8s.io", "roles", &["list", "create", "patch", "delete"]),
     ("rbac.authorization.k8s.io", "rolebindings", &["list", "create", "patch", "delete"]),
 ];
 const CLUSTER_RIGHTS: &[(&str, &str, &[&str])] = &[
-    ("", "nodes", &["list"]),
-    ("", "pods", &["list"]),
+    ("", "nodes", &["list", "watch"]),
+    ("", "pods", &["list", "watch"]),
     ("storage.k8s.io", "storageclasses", &["list"]),
 ];
 
@@ -152,7 +152,11 @@ fn is_needed(resource: &str, reach: Reach) -> bool {
 /// # Errors
 /// When it does not answer.
 pub async fn check(client: Client, options: &KubeOptions) -> Result<Check, ClusterError> {
-    let place = Place { client, options: options.clone() };
+    check_place(&Place::new(client, options.clone())).await
+}
+
+/// As [`check`].
+pub(crate) async fn check_place(place: &Place) -> Result<Check, ClusterError> {
     let version =
         place.ask("asking for the version", place.client.apiserver_version()).await?.git_version;
     let missing_rights = place.missing_rights().await?;
@@ -173,7 +177,7 @@ pub async fn check(client: Client, options: &KubeOptions) -> Result<Check, Clust
 /// # Errors
 /// When it is missing and may not be made, or the API server does not answer.
 pub async fn ensure_namespace(client: Client, options: &KubeOptions) -> Result<(), ClusterError> {
-    let place = Place { client, options: options.clone() };
+    let place = Place::new(client, options.clone());
     let api: Api<Namespace> = Api::all(place.client.clone());
     let name = &options.namespace;
     let doing = format!("making namespace {name}");

@@ -38,7 +38,11 @@ impl Place {
                 None if !begin => return Ok(()),
                 None => {
                     let object = self.fence_object(instance, fence);
-                    self.ask(&doing, quiet(api.create(&params, &object))).await?
+                    let made = self.ask(&doing, quiet(api.create(&params, &object))).await?;
+                    if let Some(made) = &made {
+                        self.writes.made("ConfigMap", &made.metadata);
+                    }
+                    made.is_some()
                 }
                 Some(object) => {
                     let seen = object.data.as_ref().and_then(|data| data.get(KEY));
@@ -51,7 +55,7 @@ impl Place {
                     let mut newer = object.clone();
                     let text = json!(fence).to_string();
                     newer.data.get_or_insert_default().insert(KEY.to_owned(), text);
-                    self.ask(&doing, quiet(api.replace(&name, &params, &newer))).await?
+                    self.ask(&doing, quiet(api.replace(&name, &params, &newer))).await?.is_some()
                 }
             };
             if written {
@@ -111,11 +115,13 @@ impl Place {
     }
 }
 
-/// Whether it was written; a conflict is not an error.
-async fn quiet<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<bool, kube::Error> {
+/// What was written, if it was; a conflict is not an error.
+async fn quiet<T>(
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<Option<T>, kube::Error> {
     match call.await {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
+        Ok(written) => Ok(Some(written)),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
         Err(error) => Err(error),
     }
 }

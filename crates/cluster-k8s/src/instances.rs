@@ -1,4 +1,4 @@
-//! Instances as a whole: what there is, what their nodes share, and the end of one.
+//! Instances as a whole: what their nodes share, and the end of one.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ use crate::error::refused;
 use crate::objects;
 
 impl Place {
-    /// Every instance of which anything is there.
+    /// Every instance of which anything is there, as the API server itself says.
     pub(crate) async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
         let selector = objects::selector(&self.options, None);
         let (records, services, sets, claims, secrets) = tokio::try_join!(

@@ -1,6 +1,7 @@
-//! What there is of an instance: six lists by label, and what they mean.
+//! What there is of an instance, from six lists by label or from memory, and what it means.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
@@ -26,16 +27,17 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Everything of an instance as the API server shows it.
 #[derive(Default)]
 pub(crate) struct Seen {
-    pub(crate) sets: Vec<StatefulSet>,
-    pub(crate) services: Vec<Service>,
-    pub(crate) claims: Vec<PersistentVolumeClaim>,
+    pub(crate) sets: Vec<Arc<StatefulSet>>,
+    pub(crate) services: Vec<Arc<Service>>,
+    pub(crate) claims: Vec<Arc<PersistentVolumeClaim>>,
     /// The secrets' metadata: their content is nobody's business here.
     pub(crate) secrets: Vec<ObjectMeta>,
-    pub(crate) pods: Vec<Pod>,
-    pub(crate) slices: Vec<EndpointSlice>,
+    pub(crate) pods: Vec<Arc<Pod>>,
+    pub(crate) slices: Vec<Arc<EndpointSlice>>,
 }
 
 impl Place {
+    /// Asks the API server itself: before something is removed, and when the watches are behind.
     pub(crate) async fn see(&self, instance: &InstanceId) -> Result<Seen, ClusterError> {
         let selector = objects::selector(&self.options, Some(instance));
         let (sets, services, claims, secrets, pods, slices) = tokio::try_join!(
@@ -46,8 +48,19 @@ impl Place {
             self.list(&selector),
             self.list(&selector),
         )?;
-        Ok(Seen { sets, services, claims, secrets, pods, slices })
+        Ok(Seen {
+            sets: shared(sets),
+            services: shared(services),
+            claims: shared(claims),
+            secrets,
+            pods: shared(pods),
+            slices: shared(slices),
+        })
     }
+}
+
+fn shared<K>(all: Vec<K>) -> Vec<Arc<K>> {
+    all.into_iter().map(Arc::new).collect()
 }
 
 impl Seen {
@@ -87,7 +100,7 @@ impl Seen {
             .or_else(|| claim.and_then(|claim| claim.annotations().get(SELECTED_NODE).cloned()));
         BackendNode {
             worker: worker.map_or_else(unscheduled, worker_name),
-            address: service.and_then(cluster_address),
+            address: service.and_then(|service| cluster_address(service)),
             realised: set.is_some_and(|o| stays(&o.metadata))
                 && service.is_some_and(|o| stays(&o.metadata))
                 && claim.is_some_and(|o| stays(&o.metadata))

@@ -25,7 +25,7 @@ pub trait Agents: Send + Sync {
     async fn status(&self, instance: &InstanceId, node: &NodeId)
     -> Result<AgentStatus, AgentError>;
 
-    /// Waits until the agent has news after `(agent_run, version)`, at most about 20 s, then
+    /// Waits until the agent has news after `(agent_run, version)`, at most about 4 s, then
     /// answers what it says. Cancel-safe.
     async fn next_status(
         &self,

@@ -68,6 +68,12 @@ pub trait Cluster: Send + Sync {
     /// The workers, sorted by name.
     async fn workers(&self) -> Result<Vec<Worker>, ClusterError>;
 
+    /// The least number of workers for a cluster instance, where the container cluster has a rule
+    /// of its own; 0 is none. `None`: as the planner's policy says.
+    fn cluster_min_workers(&self) -> Option<u32> {
+        None
+    }
+
     /// What is there of `instance`. A node or endpoint that is missing in the answer is absent.
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError>;
 

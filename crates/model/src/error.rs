@@ -48,6 +48,7 @@ codes! {
     ContainerClusterNotFound = "container-cluster-not-found", 400, "No such container cluster";
     ContainerClusterUnusable = "container-cluster-unusable", 400, "The container cluster cannot be used";
     ContainerClusterInUse = "container-cluster-in-use", 409, "Instances live on this container cluster";
+    WorkerNotLost = "worker-not-lost", 409, "The worker is not lost";
     StorageClassNotFound = "storage-class-not-found", 400, "No such storage class";
     CapacityExceeded = "capacity-exceeded", 409, "The container cluster has no room";
     NoFreePort = "no-free-port", 409, "No port is free";

@@ -8,6 +8,7 @@ use larder_model::plan::{Step, Wait};
 use larder_model::{IdSource, Millis, NodeRecord, Observation, OperationKind};
 
 use crate::draft::Draft;
+use crate::drift;
 use crate::ensure;
 use crate::placement::Placer;
 use crate::view::View;
@@ -82,7 +83,7 @@ fn replace(view: &View<'_>, draft: &mut Draft<'_>, shard: u32, ids: &mut dyn IdS
 }
 
 /// More nodes are recorded than the spec asks for: a replacement has come. The lost node goes;
-/// if it came back meanwhile, the youngest replica does.
+/// if it came back meanwhile, one that shares its worker does, or else the youngest replica.
 fn retire(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
     let recorded: Vec<&NodeRecord> = view.wanted_of(shard).collect();
     let surplus = recorded.len() > view.desired.spec.replicas as usize;
@@ -97,11 +98,15 @@ fn retire(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
             .filter(|record| !view.is_primary(record))
             .max_by_key(|record| (record.created_at, &record.id))
     };
-    let Some(goes) = lost.or_else(youngest) else { return };
+    let crowded = || drift::goes_first(view, shard);
+    let chosen = lost.copied().or_else(crowded).or_else(|| youngest().copied());
+    let Some(goes) = chosen else { return };
     // Every other node must do without it, among them as many as the spec asks for.
     if may_go(view, goes, true) {
         let reason = if lost.is_some() {
             "it is lost, and its replacement is in sync"
+        } else if crowded().is_some() {
+            "it shares its worker with another node of its shard"
         } else {
             "the node it stands in for is back"
         };

@@ -29,6 +29,7 @@ mod cluster;
 mod cluster_repair;
 mod delete;
 mod draft;
+mod drift;
 mod ensure;
 mod failover;
 mod heal;
@@ -111,6 +112,7 @@ fn decide(
     }
     ensure::initialized(view, draft);
     heal::heal(view, draft, ids);
+    drift::repair(view, draft, ids);
     let operation = operation?;
     if timed_out.is_some() {
         return Some(op_steps::timed_out(view, operation));

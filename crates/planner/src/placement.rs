@@ -209,6 +209,20 @@ pub fn place(
 pub fn check_room(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
     let view = View::new(desired, observed, desired.created_at);
     let missing = ensure::missing_nodes(&view);
+    let spec = &desired.spec;
+    let ready = observed.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
+    let least = usize::try_from(desired.policy.cluster_min_workers).unwrap_or(usize::MAX);
+    if spec.architecture == Architecture::Cluster && ready < least && !missing.is_empty() {
+        return Err(Refusal::new(
+            Code::CapacityExceeded,
+            format!(
+                "a cluster instance is spread over {least} workers, and container cluster `{0}` has \
+                 {ready} that take nodes; add workers, or let it do with fewer: `larder \
+                 container-cluster set {0} --spread preferred`",
+                spec.container_cluster,
+            ),
+        ));
+    }
     let mut placer = Placer::new(desired, observed);
     let homeless = missing
         .iter()
@@ -217,7 +231,6 @@ pub fn check_room(desired: &Desired, observed: &Observed) -> Result<(), Refusal>
     if homeless == 0 {
         return Ok(());
     }
-    let spec = &desired.spec;
     Err(Refusal::new(
         Code::CapacityExceeded,
         format!(

@@ -7,6 +7,7 @@ use larder_model::{
     OperationKind, Timestamp,
 };
 
+use crate::drift;
 use crate::view::View;
 
 /// How well the instance serves, whatever is being done with it.
@@ -35,7 +36,7 @@ pub fn instance_state(desired: &Desired, observed: &Observed, now: Timestamp) ->
 }
 
 /// The conditions of the instance: `ready`, `available`, `redundant` always; `data-lost`,
-/// `failover-on-hold`, `node-problem` only while they are so.
+/// `failover-on-hold`, `node-problem`, `drifted` only while they are so.
 pub fn conditions(desired: &Desired, observed: &Observed, now: Timestamp) -> Vec<Condition> {
     let view = View::new(desired, observed, now);
     all_conditions(&view, &health(&view))
@@ -233,6 +234,23 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
             &format!(
                 "shard {shard} has failed over too often in a short time; it fails over by a \
                  person's word only until the hold ends"
+            ),
+        ));
+    }
+    let drifted: Vec<String> = (view.shards())
+        .filter_map(|shard| {
+            let worker = drift::crowded_worker(view, shard)?;
+            Some(format!("several nodes of shard {shard} are on worker {worker}"))
+        })
+        .collect();
+    if !drifted.is_empty() {
+        conditions.push(condition(
+            "drifted",
+            true,
+            "shared-worker",
+            &format!(
+                "{}; while all nodes are well and another worker has room, one is copied there",
+                drifted.join("; ")
             ),
         ));
     }

@@ -71,8 +71,9 @@ impl Statuses for DirectStatuses {
     fn retain(&self, _instance: &InstanceId, _nodes: &[NodeId]) {}
 }
 
-/// How long one watcher waits for news before it asks for a fresh sample.
-const REFRESH: Duration = Duration::from_secs(5);
+/// How long one watcher waits for an answer that comes within 4 s also without news, before it
+/// asks on another way.
+const REFRESH: Duration = Duration::from_secs(6);
 /// The first pause after an agent did not answer; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

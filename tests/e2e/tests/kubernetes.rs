@@ -3,10 +3,10 @@
 //! clients run in its network, and its workers are switched off. `make test-kubernetes` sets them.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_testkit::{Larder, PASSWORD};
+use larder_testkit::{Larder, PASSWORD, eventually};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
@@ -32,6 +32,16 @@ fn bed(args: &[&str]) -> Result<Command> {
 
 async fn bed_does(args: &[&str]) -> Result<()> {
     let output = bed(args)?.output().await?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// The kubectl in the test bed's program.
+async fn kubectl(kubeconfig: &str, args: &[&str]) -> Result<()> {
+    let bed = variable("LARDER_TEST_BED")?;
+    let program = bed.split_whitespace().next().context("LARDER_TEST_BED is empty")?;
+    let mut command = Command::new(program);
+    let output = command.args(["kubectl", "--kubeconfig", kubeconfig]).args(args).output().await?;
     ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
@@ -123,6 +133,113 @@ async fn a_read_write_instance_survives_the_loss_of_its_primarys_worker() -> Res
     bed_does(&["worker", "on", &worker]).await?;
     larder.wait_state("shop", "running", Duration::from_secs(90)).await?;
     larder.cli(&["instance", "delete", "shop", "--permanent", "--yes", "--wait"]).await?;
+    larder.cli(&["container-cluster", "unbind", "east"]).await?;
+    larder.finish().await
+}
+
+/// Everything about it is unknown, and nothing of it is touched; this machine does not notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_loss_of_an_api_server_disturbs_nothing_else() -> Result<()> {
+    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
+    let larder = bound(&kubeconfig, "story-silent").await?;
+    larder.expect_faults();
+    larder
+        .create("there", &["--architecture", "standalone", "--container-cluster", "east"])
+        .await?;
+    let before = larder.json(&["instance", "get", "there"]).await?;
+    let seen = larder.json(&["container-cluster", "get", "east"]).await?;
+    ensure!(seen["reachable"] == true && seen["since"].is_string(), "{seen}");
+    ensure!(seen["problem"].is_null() && seen["version"].is_string(), "{seen}");
+
+    bed_does(&["pause", "apiserver"]).await?;
+    let told = while_it_is_silent(&larder).await;
+    bed_does(&["resume", "apiserver"]).await?;
+    told?;
+
+    eventually("east answers again", Duration::from_secs(60), async || {
+        let seen = larder.json(&["container-cluster", "get", "east"]).await?;
+        Ok((seen["reachable"] == true && seen["problem"].is_null()).then_some(()))
+    })
+    .await?;
+    larder.wait_state("there", "running", Duration::from_secs(60)).await?;
+    let after = larder.json(&["instance", "get", "there"]).await?;
+    let ids = |instance: &Value| instance["nodes"][0]["id"].clone();
+    ensure!(ids(&after) == ids(&before), "the node was made anew: {after}");
+    let reasons = larder.event_reasons("there").await?;
+    ensure!(!reasons.iter().any(|reason| reason.contains("refused")), "{reasons:?}");
+    larder.cli(&["instance", "delete", "there", "--permanent", "--yes", "--wait"]).await?;
+    larder.cli(&["container-cluster", "unbind", "east"]).await?;
+    larder.finish().await
+}
+
+async fn while_it_is_silent(larder: &Larder) -> Result<()> {
+    let begin = Instant::now();
+    larder.create("here", &["--architecture", "standalone"]).await?;
+    ensure!(begin.elapsed() < Duration::from_secs(15), "the creation took {:?}", begin.elapsed());
+    let seen = eventually("east is out of reach", Duration::from_secs(40), async || {
+        let begin = Instant::now();
+        let seen = larder.json(&["container-cluster", "get", "east"]).await?;
+        // From memory: a silent API server holds nobody up.
+        ensure!(begin.elapsed() < Duration::from_secs(8), "looking took {:?}", begin.elapsed());
+        Ok((seen["reachable"] == false).then_some(seen))
+    })
+    .await?;
+    let problem = seen["problem"].as_str().unwrap_or_default();
+    ensure!(problem.contains("no answer") && seen["workers_ready"] == 0, "{seen}");
+    let there = eventually("what is unknown is shown so", Duration::from_secs(40), async || {
+        let there = larder.json(&["instance", "get", "there"]).await?;
+        Ok((there["state"] == "degraded").then_some(there))
+    })
+    .await?;
+    ensure!(there["nodes"].as_array().is_some_and(|nodes| nodes.len() == 1), "{there}");
+    let plan = larder.json(&["instance", "plan", "there"]).await?;
+    ensure!(plan["steps"].as_array().is_some_and(Vec::is_empty), "{plan}");
+    larder.wait_state("here", "running", Duration::from_secs(5)).await?;
+    larder.cli(&["instance", "delete", "here", "--permanent", "--yes", "--wait"]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
+    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
+    let larder = bound(&kubeconfig, "story-lost").await?;
+    let confirm = ["container-cluster", "confirm-lost", "east", "worker-3", "--yes"];
+    let refused = larder.run(&confirm).await?;
+    ensure!(refused.code == 1 && refused.stderr.contains("worker-not-lost"), "{refused:?}");
+    let state_is = async |state: &str| {
+        let all = larder.json(&["container-cluster", "workers", "east"]).await?;
+        let all = all.as_array().context("no array")?.clone();
+        let worker = all.into_iter().find(|worker| worker["name"] == "worker-3");
+        let worker = worker.context("no worker-3")?;
+        Ok::<_, anyhow::Error>((worker["state"] == state).then_some(()))
+    };
+    let minute = Duration::from_secs(60);
+    bed_does(&["worker", "off", "worker-3"]).await?;
+    let confirmed = async {
+        eventually("worker-3 is unreachable", minute, async || state_is("unreachable").await)
+            .await?;
+        larder.cli(&confirm).await?;
+        eventually("worker-3 is lost", minute, async || state_is("lost").await).await?;
+        // Once more is no harm.
+        larder.cli(&confirm).await?;
+        let records = larder.json(&["record", "list"]).await?.to_string();
+        ensure!(records.contains("container-cluster-confirm-lost"), "{records}");
+        anyhow::Ok(())
+    }
+    .await;
+    bed_does(&["worker", "on", "worker-3"]).await?;
+    let taint = "node.kubernetes.io/out-of-service:NoExecute-";
+    kubectl(&kubeconfig, &["taint", "node", "worker-3", taint]).await?;
+    confirmed?;
+    eventually("worker-3 is ready", minute, async || state_is("ready").await).await?;
+
+    let six = ["--architecture", "cluster", "--container-cluster", "east", "--engine", "redis-7.0"];
+    let create: Vec<&str> =
+        ["instance", "create", "wide", "--dry-run"].into_iter().chain(six).collect();
+    let refused = larder.run(&create).await?;
+    ensure!(refused.code == 1 && refused.stderr.contains("--spread preferred"), "{refused:?}");
+    larder.cli(&["container-cluster", "set", "east", "--spread", "preferred"]).await?;
+    larder.cli(&create).await?;
     larder.cli(&["container-cluster", "unbind", "east"]).await?;
     larder.finish().await
 }

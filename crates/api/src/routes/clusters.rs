@@ -4,17 +4,17 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use futures::future::join_all;
-use larder_api_types::{BindContainerCluster, ContainerCluster, Problem};
+use larder_api_types::{BindContainerCluster, ContainerCluster, Problem, SetContainerCluster};
 use larder_model::{Code, InstanceName, LOCAL_CONTAINER_CLUSTER};
 use serde_json::json;
 
 use crate::auth::Caller;
-use crate::body::{Body, PathText};
+use crate::body::{Body, PathText, PathTexts};
 use crate::error::ApiError;
 use crate::permission::{Action, Object};
 use crate::state::ApiState;
 
-/// Every container cluster, this machine first. A live look, bounded in time.
+/// Every container cluster, this machine first, as it was seen last.
 #[utoipa::path(get, path = "/api/v1/container-clusters", tag = "catalogue",
     responses(
         (status = 200, description = "This machine, then the others by name", body = Vec<ContainerCluster>),
@@ -32,11 +32,11 @@ pub(crate) async fn list(
     Ok(Json(seen.into_iter().flatten().collect()))
 }
 
-/// One container cluster. A live look, bounded in time.
+/// One container cluster, as it was seen last.
 #[utoipa::path(get, path = "/api/v1/container-clusters/{container_cluster}", tag = "catalogue",
     params(("container_cluster" = String, Path, description = "Name of the container cluster")),
     responses(
-        (status = 200, description = "As it is now", body = ContainerCluster),
+        (status = 200, description = "As it was seen last", body = ContainerCluster),
         (status = "default", description = "A refusal", body = Problem, content_type = "application/problem+json")))]
 pub(crate) async fn get(
     State(state): State<ApiState>,
@@ -101,6 +101,55 @@ pub(crate) async fn unbind(
     }
     state.parts().binder.unbound(&name);
     let record = caller.record(Action::ContainerClusterUnbind, &object, json!({}));
+    state.store().record_append(&record).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Change how a container cluster is used. Instances that are there are not moved.
+#[utoipa::path(patch, path = "/api/v1/container-clusters/{container_cluster}", tag = "catalogue",
+    params(("container_cluster" = String, Path, description = "Name of the container cluster")),
+    request_body = SetContainerCluster,
+    responses(
+        (status = 200, description = "Changed", body = ContainerCluster),
+        (status = "default", description = "A refusal", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn set(
+    State(state): State<ApiState>,
+    caller: Caller,
+    PathText(name): PathText,
+    Body(asked): Body<SetContainerCluster>,
+) -> Result<Json<ContainerCluster>, ApiError> {
+    let object = Object::ContainerCluster(name.clone());
+    caller.ask(Action::ContainerClusterSet, &object)?;
+    let bound = state.store().container_cluster_list().await?;
+    let known = bound.iter().find(|row| row.name == name).ok_or_else(|| missing(&name))?;
+    let row = state.parts().binder.change(&asked, known)?;
+    state.store().container_cluster_bind(&row).await?;
+    state.parts().binder.bound(&row).await;
+    let detail = json!({ "options": row.options });
+    let record = caller.record(Action::ContainerClusterSet, &object, detail);
+    state.store().record_append(&record).await?;
+    state.parts().binder.look(&name).await.map(Json).ok_or_else(|| missing(&name))
+}
+
+/// Say that a worker is lost for good: Kubernetes gives up its pods and volumes.
+#[utoipa::path(post, path = "/api/v1/container-clusters/{container_cluster}/workers/{worker}/confirm-lost",
+    tag = "catalogue",
+    params(
+        ("container_cluster" = String, Path, description = "Name of the container cluster"),
+        ("worker" = String, Path, description = "Name of the worker")),
+    responses(
+        (status = 204, description = "Marked as out of service"),
+        (status = "default", description = "A refusal", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn confirm_lost(
+    State(state): State<ApiState>,
+    caller: Caller,
+    PathTexts((name, worker)): PathTexts<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let object = Object::ContainerCluster(name.clone());
+    caller.ask(Action::ContainerClusterConfirmLost, &object)?;
+    state.parts().binder.confirm_lost(&name, &worker).await?;
+    let detail = json!({ "worker": worker });
+    let record = caller.record(Action::ContainerClusterConfirmLost, &object, detail);
     state.store().record_append(&record).await?;
     Ok(StatusCode::NO_CONTENT)
 }

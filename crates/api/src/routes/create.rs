@@ -240,7 +240,8 @@ async fn check_surroundings(
         spec.storage_class = self::storage_class(cluster, storage_class)?;
         // What cannot be looked at just now is not known to be full.
         if cluster.reachable {
-            let desired = dry_run::desired(state, spec.clone(), now());
+            let mut desired = dry_run::desired(state, spec.clone(), now());
+            cluster.rule(&mut desired);
             let observed = Observed { workers: cluster.workers.clone(), ..Observed::default() };
             larder_planner::check_room(&desired, &observed)
                 .map_err(|refusal| refusal.field("memory_bytes"))?;
@@ -345,6 +346,7 @@ mod tests {
             workers: Vec::new(),
             storage_classes: Vec::new(),
             engines: Some(vec![valkey.clone()]),
+            cluster_min_workers: None,
         };
         assert_eq!(check_engine(&east, &valkey), Ok(()));
         let refusal = check_engine(&east, &redis).unwrap_err();
@@ -363,6 +365,7 @@ mod tests {
             workers: Vec::new(),
             storage_classes: classes.iter().map(|class| (*class).to_owned()).collect(),
             engines: None,
+            cluster_min_workers: None,
         };
         let two = east(&["fast", "slow"]);
         assert_eq!(storage_class(&two, None).unwrap(), "fast");

@@ -19,17 +19,17 @@ const ROUNDS: u16 = 8;
 /// point from which on things have to be observed.
 pub(crate) async fn plan(state: &ApiState, spec: InstanceSpec) -> Result<PlanView, ApiError> {
     let clusters = state.parts().capacity.container_clusters().await;
-    let workers = clusters
-        .into_iter()
-        .find(|cluster| cluster.name == spec.container_cluster)
-        .map(|cluster| cluster.workers)
-        .unwrap_or_default();
+    let cluster = clusters.into_iter().find(|cluster| cluster.name == spec.container_cluster);
     let endpoints = spec.architecture.endpoints().iter();
     let endpoints = endpoints.map(|kind| (*kind, Observation::Absent)).collect();
-    let observed = Observed { workers, endpoints, ..Observed::default() };
     let now = now();
     let name = spec.name.to_string();
-    let desired = desired(state, spec, now);
+    let mut desired = desired(state, spec, now);
+    if let Some(cluster) = &cluster {
+        cluster.rule(&mut desired);
+    }
+    let workers = cluster.map(|cluster| cluster.workers).unwrap_or_default();
+    let observed = Observed { workers, endpoints, ..Observed::default() };
     Ok(view(&name, on_paper(desired, observed, now)))
 }
 

@@ -99,7 +99,8 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(engines::remove))
         .routes(routes!(engines::projects))
         .routes(routes!(clusters::list, clusters::bind))
-        .routes(routes!(clusters::get, clusters::unbind))
+        .routes(routes!(clusters::get, clusters::set, clusters::unbind))
+        .routes(routes!(clusters::confirm_lost))
 }
 
 /// The OpenAPI 3.1 document, generated from the routes.

@@ -15,7 +15,7 @@ use larder_api::{
     ApiParts, ApiState, Asked, Binder, Capacity, ContainerClusterInfo, EngineProbe, ensure_admin,
     router,
 };
-use larder_api_types::{BindContainerCluster, ContainerCluster};
+use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::agent::Role;
 use larder_model::local::DataDir;
 use larder_model::plan::{Plan, Report};
@@ -74,6 +74,7 @@ impl Capacity for FakeCapacity {
                 .clone()
                 .unwrap_or_else(|| vec!["standard".into()]),
             engines: None,
+            cluster_min_workers: None,
         }]
     }
 
@@ -124,9 +125,29 @@ impl Binder for FakeBinder {
             expose: None,
             image: None,
             engines: Vec::new(),
+            since: None,
+            spread: None,
+            workers_ready: 0,
             workers: Vec::new(),
             storage_classes: Vec::new(),
+            requests: std::collections::BTreeMap::new(),
         })
+    }
+
+    fn change(
+        &self,
+        asked: &SetContainerCluster,
+        known: &ContainerClusterRow,
+    ) -> Result<ContainerClusterRow, Refusal> {
+        let options = serde_json::json!({ "spread": asked.spread });
+        Ok(ContainerClusterRow { options, ..known.clone() })
+    }
+
+    async fn confirm_lost(&self, _: &str, worker: &str) -> Result<(), Refusal> {
+        if worker == "alive" {
+            return Err(Refusal::new(Code::WorkerNotLost, "worker `alive` is ready"));
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Container clusters.
 
-use larder_api_types::BindContainerCluster;
+use larder_api_types::{BindContainerCluster, SetContainerCluster};
 use larder_model::{ByteSize, Secret};
 
 use crate::args::{BindArgs, ContainerClusterCommand};
@@ -51,6 +51,25 @@ pub(crate) async fn run(
                 let text = render::workers(console, &cluster.workers);
                 console.data(&text)
             }
+        }
+        ContainerClusterCommand::Set { name, spread } => {
+            let asked = SetContainerCluster { spread: Some(spread) };
+            let cluster = client.container_cluster_set(&name, &asked).await?;
+            if console.is_json() {
+                console.json(&cluster)
+            } else {
+                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
+                console.data(&text)
+            }
+        }
+        ContainerClusterCommand::ConfirmLost { name, worker, yes } => {
+            let question = format!(
+                "Say that worker {worker} is gone for good? Kubernetes then gives up its pods and volumes"
+            );
+            console.confirm(&question, yes)?;
+            client.container_cluster_confirm_lost(&name, &worker).await?;
+            console.say(&format!("worker {worker} is marked as out of service"));
+            Ok(())
         }
         ContainerClusterCommand::Unbind { name } => {
             client.container_cluster_unbind(&name).await?;

@@ -48,13 +48,18 @@ fn capabilities(probed: &serde_json::Value) -> String {
 pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -> String {
     let mut header = vec!["NAME", "KIND", "STATE", "VERSION", "WORKERS", "MEMORY"];
     if console.is_wide() {
-        header.extend(["NAMESPACE", "EXPOSE", "STORAGE CLASSES", "ENGINES"]);
+        header.extend(["NAMESPACE", "EXPOSE", "SPREAD", "STORAGE CLASSES", "ENGINES"]);
     }
     let mut table = table(console, &header);
     for row in rows {
-        let state = match &row.problem {
-            None => "reachable".to_owned(),
-            Some(problem) => format!("out of reach: {problem}"),
+        let since = row.since.as_ref().map(|at| format!(" since {}", time(at))).unwrap_or_default();
+        let state = match (row.reachable, &row.problem) {
+            (true, None) => format!("reachable{since}"),
+            (true, Some(problem)) => format!("reachable, but {problem}"),
+            (false, problem) => {
+                let why = problem.as_deref().unwrap_or("nothing was heard of it yet");
+                format!("out of reach{since}: {why}")
+            }
         };
         let memory = row.workers.iter().map(|worker| worker.memory_bytes).sum();
         let mut cells = vec![
@@ -62,7 +67,7 @@ pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -
             row.kind.clone(),
             state,
             or_none(row.version.clone()),
-            row.workers.len().to_string(),
+            format!("{}/{}", row.workers_ready, row.workers.len()),
             ByteSize(memory).to_string(),
         ];
         if console.is_wide() {
@@ -70,7 +75,8 @@ pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -
             let classes = (!classes.is_empty()).then(|| classes.join(", "));
             let (namespace, expose) = (row.namespace.clone(), row.expose.clone());
             let engines = (!row.engines.is_empty()).then(|| row.engines.join(", "));
-            cells.extend([or_none(namespace), or_none(expose), or_none(classes)]);
+            let spread = row.spread.clone();
+            cells.extend([or_none(namespace), or_none(expose), or_none(spread), or_none(classes)]);
             cells.push(or_none(engines));
         }
         table.add_row(cells);

@@ -169,6 +169,8 @@ fn too_few_workers_for_the_policy_place_nothing() {
     world.desired.policy.cluster_min_workers = 6;
     let plan = world.plan();
     assert!(!plan.steps.iter().any(|p| matches!(p.step, Step::RecordNode { .. })), "{plan}");
+    let refusal = check_room(&world.desired, &world.observe()).expect_err("too few");
+    assert!(refusal.detail.contains("6 workers") && refusal.detail.contains("--spread preferred"));
 }
 
 #[test]

@@ -245,3 +245,47 @@ fn a_silent_endpoint_keeps_the_instance_from_running() {
     world.endpoints.insert(larder_model::EndpointKind::Write, false);
     assert_eq!(world.plan().report.state, InstanceState::Unavailable);
 }
+
+/// Drift: what a lost worker leaves behind is put right, without a copy less at any time.
+#[test]
+fn nodes_that_share_a_worker_are_spread_again_by_create_before_destroy() {
+    for (architecture, shards) in [(Architecture::ReadWrite, 1), (Architecture::Cluster, 3)] {
+        let mut world = World::running(architecture, shards, 2, &["w1", "w2"]);
+        let primary = world.primary(0).expect("it runs");
+        let other = (world.desired.nodes.iter())
+            .find(|record| record.shard == 0 && record.id != primary)
+            .map(|record| record.id.clone())
+            .expect("a replica");
+        let here = world.nodes[&primary].worker.clone();
+        // As after a time in which there was only one worker.
+        world.nodes.get_mut(&other).expect("it is there").worker = here.clone();
+        for record in world.desired.nodes.iter_mut().filter(|record| record.id == other) {
+            record.worker = here.clone();
+        }
+        let drifted = |plan: &Plan| plan.report.conditions.iter().any(|c| c.kind == "drifted");
+        let plan = world.plan();
+        assert!(drifted(&plan) && !removes_or_adds(&plan), "it rests first: {plan}");
+        assert_eq!(plan.report.state, InstanceState::Running);
+        world.now = world.now + Millis::secs(600);
+        let plans = world.settle();
+        let copies = |plan: &Plan| {
+            plan.steps.iter().filter(|p| matches!(p.step, Step::RecordNode { .. })).count()
+        };
+        assert_eq!(plans.iter().map(copies).sum::<usize>(), 1, "one node moves");
+        let least = plans.iter().flat_map(|plan| &plan.report.conditions);
+        assert!(least.filter(|c| c.kind == "redundant").all(|c| c.status), "no copy less");
+        let plan = world.plan();
+        assert!(!drifted(&plan) && plan.steps.is_empty(), "{plan}");
+        assert_eq!(world.primary(0), Some(primary), "the primary stays");
+        assert!(!world.nodes.contains_key(&other), "the one that shared its worker is gone");
+    }
+}
+
+#[test]
+fn more_nodes_than_workers_is_no_drift() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 3, &["w1", "w2"]);
+    world.now = world.now + Millis::secs(86_400);
+    let plan = world.plan();
+    assert!(plan.steps.is_empty(), "{plan}");
+    assert!(!plan.report.conditions.iter().any(|c| c.kind == "drifted"), "{plan}");
+}
