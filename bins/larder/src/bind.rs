@@ -34,6 +34,8 @@ struct Options {
     volume_bytes: u64,
     #[serde(default)]
     expose: Expose,
+    #[serde(default)]
+    outer_address: Option<String>,
 }
 
 /// Binds Kubernetes clusters into a fleet.
@@ -94,6 +96,10 @@ impl Binder for KubeBinder {
                 .or(before.as_ref().map(|old| old.volume_bytes))
                 .unwrap_or(defaults.volume_size.bytes()),
             expose,
+            outer_address: match asked.outer_address.as_deref() {
+                None => before.as_ref().and_then(|old| old.outer_address.clone()),
+                Some(text) => outer_address(text)?,
+            },
         };
         if let Some(before) = &before
             && before.namespace != options.namespace
@@ -153,6 +159,7 @@ impl Binder for KubeBinder {
                 version: None,
                 namespace: None,
                 expose: None,
+                outer_address: None,
                 workers: workers.unwrap_or_default().iter().map(worker).collect(),
                 storage_classes: vec![StorageClass {
                     name: STANDARD_STORAGE_CLASS.to_owned(),
@@ -175,6 +182,7 @@ impl Binder for KubeBinder {
             version: None,
             namespace: Some(options.namespace.clone()),
             expose: expose.and_then(|value| Some(value.as_str()?.to_owned())),
+            outer_address: options.outer_address.clone(),
             workers: Vec::new(),
             storage_classes: Vec::new(),
         };
@@ -237,6 +245,23 @@ fn classes(chosen: Option<&str>, seen: &Check) -> Vec<String> {
     all.into_iter().map(|(_, name)| name).collect()
 }
 
+/// What servers may announce and clients may be told; empty takes it back.
+fn outer_address(text: &str) -> Result<Option<String>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // As Redis takes it (`isValidAnnouncedHostname`), and no longer than a name can be.
+    let is_host = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    if text.len() > 253 || !text.chars().all(is_host) {
+        return Err(Refusal::new(
+            Code::InvalidRequest,
+            format!("`{text}` is neither a name nor an IPv4 address that leads to the workers"),
+        )
+        .field("outer_address"));
+    }
+    Ok(Some(text.to_owned()))
+}
+
 fn unusable(detail: &str) -> Refusal {
     Refusal::new(Code::ContainerClusterUnusable, detail)
 }
@@ -262,6 +287,7 @@ fn kube_options(
         storage_classes: options.storage_classes.clone(),
         volume_size: ByteSize(options.volume_bytes),
         expose: options.expose,
+        outer_address: options.outer_address.clone(),
         reach: match credentials {
             Credentials::InCluster => Reach::Inside,
             Credentials::Kubeconfig { .. } => Reach::PortForward,
@@ -281,6 +307,17 @@ async fn open(row: &ContainerClusterRow) -> Result<KubeCluster, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outer_address_is_a_host_without_a_port() {
+        assert_eq!(outer_address("redis.example"), Ok(Some("redis.example".to_owned())));
+        assert_eq!(outer_address("10.0.0.1"), Ok(Some("10.0.0.1".to_owned())));
+        assert_eq!(outer_address(""), Ok(None));
+        for wrong in ["redis.example:6379", "two words", "a\nport 1", "\"", "::1"] {
+            let refusal = outer_address(wrong).expect_err("refused");
+            assert_eq!(refusal.field.as_deref(), Some("outer_address"), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_class_that_is_used_by_itself_comes_first() {

@@ -173,6 +173,7 @@ impl Capacity for FleetCapacity {
                 reachable: matches!(workers, Ok(Ok(_))),
                 workers: workers.map(Result::unwrap_or_default).unwrap_or_default(),
                 storage_classes: self.fleet.storage_classes(cluster.name()),
+                expose: self.fleet.bound(cluster.name()).map(|bound| bound.options().expose),
             }
         });
         join_all(looks).await
@@ -182,9 +183,11 @@ impl Capacity for FleetCapacity {
         // Memory is the planner's to count. Ports, the disk and the binary matter where servers
         // run on this machine.
         if spec.container_cluster == self.fleet.local.name() {
-            self.local.check(spec).await
-        } else {
-            Ok(())
+            return self.local.check(spec).await;
+        }
+        match self.fleet.bound(&spec.container_cluster) {
+            Some(bound) => bound.check_node_ports(spec).await,
+            None => Ok(()),
         }
     }
 }

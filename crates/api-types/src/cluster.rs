@@ -29,6 +29,10 @@ pub struct BindContainerCluster {
     /// (default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<String>,
+    /// Name or address that leads to every worker: what clients outside are told with `node-port`.
+    /// A healthy worker's own address unless given; empty takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer_address: Option<String>,
     /// Image of an engine; `{engine}` stands for the engine's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -54,6 +58,8 @@ pub struct ContainerCluster {
     pub version: Option<String>,
     pub namespace: Option<String>,
     pub expose: Option<String>,
+    #[serde(default)]
+    pub outer_address: Option<String>,
     pub workers: Vec<Worker>,
     pub storage_classes: Vec<StorageClass>,
 }

@@ -17,8 +17,8 @@ pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, 
 pub use cluster::{BindContainerCluster, ContainerCluster, StorageClass, Worker};
 pub use event::{Event, Record};
 pub use instance::{
-    Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, Instance, Node, PlanView,
-    RestartInstance, UpdateInstance,
+    Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, HostPort, Instance, Node,
+    PlanView, RestartInstance, UpdateInstance,
 };
 pub use operation::{Operation, OperationStep};
 pub use problem::Problem;

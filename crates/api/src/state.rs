@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use larder_api_types::{BindContainerCluster, ContainerCluster};
 use larder_model::{
-    EngineName, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
+    EngineName, Expose, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
 };
 use larder_store::{ContainerClusterRow, EngineRow, Store};
 use tokio::sync::watch;
@@ -32,6 +32,8 @@ pub struct ContainerClusterInfo {
     pub workers: Vec<Worker>,
     /// Names of what volumes can be made of; the first is the default.
     pub storage_classes: Vec<String>,
+    /// How instances are exposed that do not say; `None` where there is no such choice.
+    pub expose: Option<Expose>,
 }
 
 /// What is free: asked before anything of a new instance is written.

@@ -10,6 +10,7 @@ mod apply;
 mod cluster;
 mod connect;
 mod error;
+mod expose;
 mod fences;
 mod forward;
 mod instances;

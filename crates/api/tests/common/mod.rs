@@ -59,6 +59,7 @@ impl Capacity for FakeCapacity {
             name: "local".into(),
             reachable: true,
             workers: vec![Worker {
+                address: None,
                 name: WorkerName::new("here").unwrap(),
                 zone: None,
                 state: WorkerState::Ready,
@@ -66,6 +67,7 @@ impl Capacity for FakeCapacity {
                 requested: ByteSize::mib(256),
             }],
             storage_classes: vec!["standard".into()],
+            expose: None,
         }]
     }
 
@@ -109,6 +111,7 @@ impl Binder for FakeBinder {
             version: None,
             namespace: None,
             expose: None,
+            outer_address: None,
             workers: Vec::new(),
             storage_classes: Vec::new(),
         })
@@ -271,6 +274,7 @@ impl World {
             let generation = self.store.instance_get(id).await.unwrap().generation;
             let address = Address::new("127.0.0.1", 21_000 + u16::try_from(number).unwrap());
             let record = NodeRecord {
+                outer: None,
                 id: ids.node_id(),
                 shard: number / row.spec.replicas,
                 worker: WorkerName::new("here").unwrap(),
@@ -283,6 +287,7 @@ impl World {
             self.store.node_insert(id, &record, generation).await.unwrap();
             let primary = record.bootstrap;
             views.push(NodeView {
+                outside: None,
                 id: record.id.clone(),
                 shard: record.shard,
                 role: Some(if primary { Role::Primary } else { Role::Replica }),
@@ -316,6 +321,7 @@ impl World {
         };
         let endpoints: Vec<EndpointKind> = row.spec.architecture.endpoints().to_vec();
         let observation = InstanceObservation {
+            inner_endpoints: BTreeMap::new(),
             at: row.created_at,
             state: InstanceState::Running,
             conditions: ConditionSince::carry(&[], vec![ready], row.created_at),

@@ -76,6 +76,7 @@ fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
         context: args.context,
         namespace: args.namespace,
         expose: args.expose,
+        outer_address: args.outer_address,
         image: args.image,
         storage_class: args.storage_class,
         volume_bytes: args.volume_size.map(ByteSize::bytes),

@@ -93,6 +93,7 @@ pub(crate) fn worker(text: &str) -> Worker {
     let zone = parts.next().filter(|zone| !zone.is_empty());
     let size = parts.next().unwrap_or("64GiB");
     Worker {
+        address: None,
         name: WorkerName::new(name).expect("a valid worker name"),
         zone: zone.map(|zone| ZoneName::new(zone).expect("a valid zone name")),
         state: WorkerState::Ready,
@@ -109,6 +110,7 @@ impl World {
         workers: &[&str],
     ) -> Self {
         let spec = InstanceSpec {
+            expose: None,
             id: InstanceId::new("i-1").expect("valid"),
             name: InstanceName::new("one").expect("valid"),
             project: ProjectName::new("default").expect("valid"),
@@ -282,6 +284,7 @@ impl World {
                 if self.record_mut(node).is_none() {
                     self.ids.next_u64();
                     self.desired.nodes.push(NodeRecord {
+                        outer: None,
                         id: node.clone(),
                         shard: *shard,
                         worker: worker.clone(),
@@ -675,6 +678,8 @@ impl World {
                 None => Observation::Absent,
                 Some(answers) => Observation::Known {
                     value: EndpointStatus {
+                        inner: None,
+                        pending: false,
                         address: Address::new("127.0.0.1", 16_000),
                         answers: *answers,
                         leads_to: Vec::new(),
@@ -706,6 +711,7 @@ impl World {
         } else {
             Observation::Known {
                 value: BackendNode {
+                    exposed: larder_model::Exposed::No,
                     worker: sim.worker.clone(),
                     address: Some(sim.address.clone()),
                     realised: sim.realised,
