@@ -203,6 +203,7 @@ fn worker(worker: &larder_model::Worker) -> Worker {
     Worker {
         name: worker.name.to_string(),
         zone: worker.zone.as_ref().map(ToString::to_string),
+        address: worker.address.clone(),
         state: state.and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default(),
         memory_bytes: worker.allocatable.bytes(),
         requested_memory_bytes: worker.requested.bytes(),

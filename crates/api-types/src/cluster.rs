@@ -69,6 +69,9 @@ pub struct ContainerCluster {
 pub struct Worker {
     pub name: String,
     pub zone: Option<String>,
+    /// Where its node ports are reached.
+    #[serde(default)]
+    pub address: Option<String>,
     /// `ready`, `cordoned`, `unreachable` or `lost`.
     pub state: String,
     pub memory_bytes: u64,

@@ -217,15 +217,11 @@ async fn endpoints_are_shown_where_clients_outside_reach_them() -> Result<()> {
         }
         // The worker whose address is shown goes: another one's is shown, with the same port.
         let (host, port) = place(&instance, "write")?;
-        let all = bed(&["kubectl", "get", "nodes", "-o", "json"])?.output().await?;
-        let all: Value = serde_json::from_slice(&all.stdout)?;
-        let workers = all["items"].as_array().context("no workers")?;
-        let is_it = |worker: &&Value| {
-            let addresses = worker["status"]["addresses"].as_array();
-            addresses.is_some_and(|all| all.iter().any(|one| one["address"] == host.as_str()))
-        };
-        let worker = workers.iter().find(is_it).with_context(|| format!("whose is {host}?"))?;
-        let worker = worker["metadata"]["name"].as_str().context("a worker has a name")?;
+        let workers = larder.json(&["container-cluster", "workers", "east"]).await?;
+        let all = workers.as_array().context("no workers")?;
+        let worker = all.iter().find(|worker| worker["address"] == host.as_str());
+        let worker = worker.with_context(|| format!("whose is {host}? {workers}"))?;
+        let worker = worker["name"].as_str().context("a worker has a name")?;
         if architecture == "read-write" {
             bed_does(&["worker", "off", worker]).await?;
             let began = Instant::now();
