@@ -152,7 +152,8 @@ impl Seen {
     pub(crate) fn is_leaving(&self, node: &NodeId) -> bool {
         let sets = self.sets.iter().map(|o| &o.metadata);
         let claims = self.claims.iter().map(|o| &o.metadata);
-        let services = self.services.iter().map(|o| &o.metadata);
+        // The way from outside may be closed and opened again while the node lives.
+        let services = self.services.iter().filter(|o| !is_outer(o)).map(|o| &o.metadata);
         sets.chain(claims)
             .chain(services)
             .filter(|metadata| node_of(metadata).as_ref() == Some(node))

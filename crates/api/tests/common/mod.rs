@@ -321,7 +321,7 @@ impl World {
         };
         let endpoints: Vec<EndpointKind> = row.spec.architecture.endpoints().to_vec();
         let observation = InstanceObservation {
-            inner_endpoints: BTreeMap::new(),
+            inner_endpoints: std::collections::BTreeMap::new(),
             at: row.created_at,
             state: InstanceState::Running,
             conditions: ConditionSince::carry(&[], vec![ready], row.created_at),
