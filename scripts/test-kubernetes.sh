@@ -17,8 +17,9 @@ if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     bed=$work/bed
     trap 'scripts/testbed.sh --dir "$bed" down >/dev/null || true; cp -r "$bed/logs" "$logs/testbed" 2>/dev/null || true; rm -rf "$work"' EXIT
     rm -rf "$logs/testbed"
-    # What the tests use: the suite and the stories are about pods, not about engines.
-    LARDER_IMAGE_ENGINES=redis-7.0 LARDER_IMAGE_TAG=testbed \
+    # What the tests use: the suite and the stories are about pods, not about engines; what servers announce to
+    # clients outside differs between these three.
+    LARDER_IMAGE_ENGINES="redis-6.2 redis-7.0 valkey-8.0" LARDER_IMAGE_TAG=testbed \
         LARDER_IMAGE_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder scripts/images.sh "$work/images"
     scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
     for image in "$work"/images/*.tar; do scripts/testbed.sh --dir "$bed" image load "$image"; done
@@ -45,7 +46,9 @@ check kubernetes-conformance cargo test --locked -p larder-cluster-k8s --test ku
 check kubernetes-chart scripts/test-helm.sh
 if [ -n "${LARDER_TEST_BED:-}" ]; then
     check kubernetes-stories cargo test --locked -p larder-e2e --test kubernetes -- --test-threads=1
+    # One after the other: each switches off a worker of its own choice.
+    check kubernetes-exposure cargo test --locked -p larder-e2e --test kubernetes_exposure -- --test-threads=1
 else
-    printf 'SKIP %-22s LARDER_TEST_BED is not set\n' kubernetes-stories
+    printf 'SKIP %-22s LARDER_TEST_BED is not set\n' kubernetes-stories kubernetes-exposure
 fi
 exit "$failed"

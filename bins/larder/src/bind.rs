@@ -45,6 +45,8 @@ struct Options {
     engines: Vec<EngineName>,
     #[serde(default)]
     spread: Spread,
+    #[serde(default)]
+    outer_address: Option<String>,
 }
 
 /// How the nodes of a shard are spread over workers.
@@ -141,6 +143,10 @@ impl Binder for KubeBinder {
             expose,
             engines: engines(asked, before.as_ref())?,
             spread: before.as_ref().map(|old| old.spread).unwrap_or_default(),
+            outer_address: match asked.outer_address.as_deref() {
+                None => before.as_ref().and_then(|old| old.outer_address.clone()),
+                Some(text) => outer_address(text)?,
+            },
         };
         self.refuse_engines_in_use(&asked.name, &options.engines).await?;
         if let Some(before) = &before
@@ -215,6 +221,7 @@ impl Binder for KubeBinder {
                 engines: engines.into_iter().map(|engine| engine.name.to_string()).collect(),
                 spread: None,
                 workers_ready: ready(workers.as_deref().unwrap_or_default()),
+                outer_address: None,
                 workers: workers.unwrap_or_default().iter().map(worker).collect(),
                 storage_classes: vec![StorageClass {
                     name: STANDARD_STORAGE_CLASS.to_owned(),
@@ -249,6 +256,7 @@ impl Binder for KubeBinder {
             version,
             namespace: Some(options.namespace.clone()),
             expose: expose.and_then(|value| Some(value.as_str()?.to_owned())),
+            outer_address: options.outer_address.clone(),
             image: Some(options.image.clone()),
             engines: options.engines.iter().map(ToString::to_string).collect(),
             spread: spread.and_then(|value| Some(value.as_str()?.to_owned())),
@@ -304,6 +312,7 @@ fn worker(worker: &larder_model::Worker) -> Worker {
     Worker {
         name: worker.name.to_string(),
         zone: worker.zone.as_ref().map(ToString::to_string),
+        address: worker.address.clone(),
         state: state.and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default(),
         memory_bytes: worker.allocatable.bytes(),
         requested_memory_bytes: worker.requested.bytes(),
@@ -364,6 +373,23 @@ fn classes(chosen: Option<&str>, seen: &Check) -> Vec<String> {
     all.into_iter().map(|(_, name)| name).collect()
 }
 
+/// What servers may announce and clients may be told; empty takes it back.
+fn outer_address(text: &str) -> Result<Option<String>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // As Redis takes it (`isValidAnnouncedHostname`), and no longer than a name can be.
+    let is_host = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    if text.len() > 253 || !text.chars().all(is_host) {
+        return Err(Refusal::new(
+            Code::InvalidRequest,
+            format!("`{text}` is neither a name nor an IPv4 address that leads to the workers"),
+        )
+        .field("outer_address"));
+    }
+    Ok(Some(text.to_owned()))
+}
+
 fn unusable(detail: &str) -> Refusal {
     Refusal::new(Code::ContainerClusterUnusable, detail)
 }
@@ -391,6 +417,7 @@ fn kube_options(
         expose: options.expose,
         engines: options.engines.clone(),
         spread_strictly: options.spread == Spread::Strict,
+        outer_address: options.outer_address.clone(),
         reach: match credentials {
             Credentials::InCluster => Reach::Inside,
             Credentials::Kubeconfig { .. } => Reach::PortForward,
@@ -419,6 +446,7 @@ mod tests {
             context: None,
             namespace: None,
             expose: None,
+            outer_address: None,
             image: None,
             engines: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
             storage_class: None,
@@ -437,6 +465,17 @@ mod tests {
         for wrong in [&[][..], &["No Engine"]] {
             let refusal = engines(&asked(Some(wrong)), None).unwrap_err();
             assert_eq!(refusal.field.as_deref(), Some("engines"), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_outer_address_is_a_host_without_a_port() {
+        assert_eq!(outer_address("redis.example"), Ok(Some("redis.example".to_owned())));
+        assert_eq!(outer_address("10.0.0.1"), Ok(Some("10.0.0.1".to_owned())));
+        assert_eq!(outer_address(""), Ok(None));
+        for wrong in ["redis.example:6379", "two words", "a\nport 1", "\"", "::1"] {
+            let refusal = outer_address(wrong).expect_err("refused");
+            assert_eq!(refusal.field.as_deref(), Some("outer_address"), "{wrong}");
         }
     }
 

@@ -72,6 +72,7 @@ pub(crate) struct Kubernetes {
     pub(crate) image: Option<String>,
     pub(crate) engines: Option<Vec<String>>,
     pub(crate) expose: Option<String>,
+    pub(crate) outer_address: Option<String>,
     pub(crate) storage_class: Option<String>,
     #[serde(default, deserialize_with = "size")]
     pub(crate) volume_size: Option<ByteSize>,

@@ -190,6 +190,7 @@ impl Capacity for FleetCapacity {
                     .bound(cluster.name())
                     .map(|bound| bound.options().engines.clone()),
                 cluster_min_workers: cluster.cluster_min_workers(),
+                expose: self.fleet.bound(cluster.name()).map(|bound| bound.options().expose),
             }
         });
         join_all(looks).await
@@ -198,11 +199,15 @@ impl Capacity for FleetCapacity {
     async fn check(&self, spec: &InstanceSpec) -> Result<(), Refusal> {
         // Memory is the planner's to count. Ports, the disk and the binary matter where servers
         // run on this machine.
-        match &self.local {
-            Some(local) if self.fleet.local(&spec.container_cluster).is_some() => {
-                local.check(spec).await
-            }
-            _ => Ok(()),
+        if self.fleet.local(&spec.container_cluster).is_some() {
+            return match &self.local {
+                Some(local) => local.check(spec).await,
+                None => Ok(()),
+            };
+        }
+        match self.fleet.bound(&spec.container_cluster) {
+            Some(bound) => bound.check_node_ports(spec).await,
+            None => Ok(()),
         }
     }
 }

@@ -120,6 +120,7 @@ fn asked(own: &Kubernetes) -> BindContainerCluster {
         context: None,
         namespace: own.namespace.clone(),
         expose: own.expose.clone(),
+        outer_address: own.outer_address.clone(),
         image: own.image.clone(),
         engines: own.engines.clone(),
         storage_class: own.storage_class.clone(),

@@ -7,7 +7,9 @@ use std::time::Duration;
 use kube::{Client, Config};
 use larder_agent::{Endpoint, Lease, Pod, read_boot, run_in_pod};
 use larder_model::NodeMode;
-use larder_model::kube::{AGENT_PORT, CONFIG_DIR, ENV_POD_IP, PROBE_PORT, STATE_DIR};
+use larder_model::kube::{
+    AGENT_PORT, CONFIG_DIR, ENV_POD_IP, ENV_WORKER_IP, PROBE_PORT, STATE_DIR,
+};
 
 use crate::endpoint::KubeEndpoint;
 use crate::error::PodError;
@@ -46,6 +48,7 @@ pub async fn run() -> Result<(), PodError> {
         state: STATE_DIR.into(),
         lease,
         endpoint,
+        worker: std::env::var(ENV_WORKER_IP).ok().filter(|text| !text.is_empty()),
         api: SocketAddr::new(any, AGENT_PORT),
         probes: SocketAddr::new(any, PROBE_PORT),
         leave_within: LEAVE_WITHIN,

@@ -72,6 +72,8 @@ pub(crate) struct Boot {
     pub(crate) in_pod: bool,
     /// The node has had another volume before, and what the agent remembers was on that.
     pub(crate) volume_replaced: bool,
+    /// Where the pod's worker is reached.
+    pub(crate) worker: Option<String>,
     /// Held until the process ends, however it ends.
     _lock: File,
 }
@@ -101,7 +103,16 @@ impl Boot {
             return Err(AgentError::Secrets { path: dir.secrets() });
         }
         let run_dir = RunDir(boot.run_dir.clone());
-        Ok(Self { dir, boot, secrets, run_dir, in_pod: false, volume_replaced: false, _lock: lock })
+        Ok(Self {
+            dir,
+            boot,
+            secrets,
+            run_dir,
+            in_pod: false,
+            volume_replaced: false,
+            worker: None,
+            _lock: lock,
+        })
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use larder_election::PeerReport;
 use larder_model::agent::{
-    ClusterFailoverMode, ClusterPeer, ClusterView, Order, Problem, ProblemCode, Role, ServerState,
-    VolumeState,
+    ClusterFailoverMode, ClusterPeer, ClusterView, Member, Order, Problem, ProblemCode, Role,
+    ServerState, VolumeState,
 };
 use larder_model::{
     Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
@@ -164,11 +164,11 @@ impl Clustered {
         else {
             return false;
         };
-        let is_well = |address: &larder_model::Address| {
-            (view.nodes.iter()).any(|n| n.address == *address && n.linked && !n.failed)
+        let is_well = |peer: &Member| {
+            (view.nodes.iter()).any(|n| peer.is_at(&n.address) && n.linked && !n.failed)
         };
         let best = (core.shard_peers())
-            .filter(|peer| is_well(&peer.address))
+            .filter(|peer| is_well(peer))
             .filter_map(|peer| {
                 let seen = replication.replicas.iter().find(|r| r.address == peer.address)?;
                 seen.online.then_some((seen.offset, &peer.node))
@@ -604,7 +604,7 @@ fn in_agreement(coordinated_at: Option<Timestamp>, now: Timestamp) -> bool {
 
 /// The server at `address`, whose slots this node's server has taken over, may be frozen.
 fn fence_silent(core: &Core, address: &Address) {
-    let Some(member) = core.shard_peers().find(|member| member.address == *address) else { return };
+    let Some(member) = core.shard_peers().find(|member| member.is_at(address)) else { return };
     let password = core.server.password().clone();
     // Beside the loop: this node leads already.
     tokio::spawn(fence::kill_when_hung(core.dir.clone(), member.clone(), password));

@@ -24,7 +24,7 @@ use crate::process::{Exit, port_is_free};
 use crate::server::Server;
 use crate::unusable::Failures;
 use crate::volume::{CLUSTER_FILE, Found, Volume};
-use crate::{clock, fence, files, metrics, proc, render};
+use crate::{announce, clock, fence, files, metrics, proc, render};
 
 /// A start that failed is tried again after this.
 const START_RETRY: Millis = Millis(1_000);
@@ -62,6 +62,10 @@ pub(crate) struct Core {
     metrics: watch::Sender<Arc<String>>,
     /// A maxmemory that the running server has still to be told.
     maxmemory_due: bool,
+    /// Likewise an address outside.
+    pub(crate) announce_due: bool,
+    /// Where the pod's worker is reached.
+    pub(crate) worker: Option<String>,
     /// When the loop last turned (monotonic).
     beat: Arc<AtomicI64>,
     /// The other nodes are on other machines.
@@ -88,7 +92,7 @@ impl Core {
         peers: Peers,
         commands: mpsc::Sender<Command>,
     ) -> (Self, Readers) {
-        let Boot { dir, boot, secrets, in_pod, volume_replaced, .. } = boot;
+        let Boot { dir, boot, secrets, in_pod, volume_replaced, worker, .. } = boot;
         if volume_replaced && !memory.get().born {
             memory.number_events_anew();
             let message = "the volume of this node was deleted, and its data with it; it will not \
@@ -153,6 +157,8 @@ impl Core {
             status,
             metrics,
             maxmemory_due: false,
+            announce_due: false,
+            worker,
             beat: Arc::clone(&beat),
             in_pod,
             failures: Failures::default(),
@@ -185,6 +191,7 @@ impl Core {
     /// This node as its peers know it.
     pub(crate) fn me(&self) -> Member {
         Member {
+            outer: self.config.outer.clone(),
             node: self.config.node.clone(),
             shard: self.config.shard,
             zone: self.config.zone.clone(),
@@ -445,8 +452,12 @@ impl Core {
             self.memory.save();
         }
         let users = self.dir.users();
-        let places =
-            render::Places { listen_host: &host, volume: self.volume.path(), users: &users };
+        let places = render::Places {
+            listen_host: &host,
+            volume: self.volume.path(),
+            users: &users,
+            worker: self.worker.as_deref(),
+        };
         let text = render::server_config(&self.config, &self.secrets, engine, &places);
         files::write_if_different(&self.dir.server_config(), text.as_bytes())
             .map_err(|e| io("writing the server's configuration", &e))?;
@@ -636,6 +647,7 @@ impl Core {
             return;
         }
         self.maxmemory_due |= config.maxmemory != self.config.maxmemory;
+        self.announce_due |= config.outer != self.config.outer;
         self.peers.learn(&config.members);
         self.config = config.clone();
         self.memory.change(|memory| memory.config = Some(config));
@@ -669,6 +681,7 @@ impl Core {
                 self.maxmemory_due = false;
             }
         }
+        announce::announce_online(self).await;
         self.server.supervisor.trim_log();
         if self.in_pod {
             proc::reap_orphans(self.server.supervisor.pid());

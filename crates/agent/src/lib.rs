@@ -6,6 +6,7 @@
 //! plane is down everything here goes on. See `docs/design/0002-one-machine.md`.
 
 mod act;
+mod announce;
 mod api;
 mod boot;
 pub mod client;

@@ -50,6 +50,8 @@ pub struct Pod {
     pub state: PathBuf,
     pub lease: Box<dyn Lease>,
     pub endpoint: Box<dyn Endpoint>,
+    /// Where the pod's worker is reached: what a cluster node with a node port announces.
+    pub worker: Option<String>,
     /// Where the API listens, with TLS. Its port is the same for all nodes of the instance.
     pub api: SocketAddr,
     /// Where `/livez` and `/readyz` are answered, without TLS.
@@ -76,6 +78,7 @@ pub async fn run_in_pod(pod: Pod) -> Result<(), AgentError> {
         .map_err(|source| AgentError::Read { path: pod.state.clone(), source })?;
     let mut boot = Boot::load_apart(&pod.config, &pod.state)?;
     boot.in_pod = true;
+    boot.worker = pod.worker;
     let key = InstanceKey::derive(&boot.secrets.system_password);
     let listen = async |address: SocketAddr| {
         TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })

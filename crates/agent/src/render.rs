@@ -10,6 +10,7 @@ use larder_model::agent::NodeConfig;
 use larder_model::local::NodeSecrets;
 use larder_model::{Address, ByteSize, NodeMode};
 
+use crate::announce::announced;
 use crate::engine::Engine;
 
 /// The name of Larder's own user of the server; also `masteruser`.
@@ -30,6 +31,8 @@ pub(crate) struct Places<'a> {
     pub(crate) listen_host: &'a str,
     pub(crate) volume: &'a Path,
     pub(crate) users: &'a Path,
+    /// Where the node's worker is reached, in a pod.
+    pub(crate) worker: Option<&'a str>,
 }
 
 /// The text of `redis.conf`. It holds the system password: mode 0600.
@@ -90,7 +93,9 @@ pub(crate) fn server_config(
         line("cluster-enabled", "yes");
         line("cluster-config-file", "nodes.conf");
         line("cluster-node-timeout", &config.cluster_node_timeout.0.to_string());
-        line("cluster-announce-ip", &quoted(&address.host));
+        for (name, value) in announced(config, engine, places.worker) {
+            line(name, &quoted(&value));
+        }
         line("cluster-require-full-coverage", "yes");
         // Replicas belong to the shard that the planner placed them in.
         line("cluster-allow-replica-migration", "no");
@@ -195,6 +200,7 @@ pub(crate) mod tests {
         let node = NodeId::new("n-1").expect("valid");
         let address = Address::new("127.0.0.1", 17_001);
         NodeConfig {
+            outer: None,
             renderer: 1,
             node: node.clone(),
             instance: InstanceId::new("i-1").expect("valid"),
@@ -209,7 +215,7 @@ pub(crate) mod tests {
             cluster_node_timeout: Millis(5000),
             bootstrap: true,
             initialized: false,
-            members: vec![Member { node, shard: 0, zone: None, address }],
+            members: vec![Member { outer: None, node, shard: 0, zone: None, address }],
             storage_class: None,
             election: ElectionPolicy::default(),
             generation: 1,
@@ -225,7 +231,7 @@ pub(crate) mod tests {
 
     fn rendered_at(listen_host: &str, mode: NodeMode) -> String {
         let (volume, users) = (Path::new("/d/my volume"), Path::new("/d/users.acl"));
-        let places = Places { listen_host, volume, users };
+        let places = Places { listen_host, volume, users, worker: None };
         let seven = Engine { flavour: Flavour::Redis, major: 7, minor: 0 };
         server_config(&config(mode), &secrets(), seven, &places)
     }

@@ -31,6 +31,10 @@ pub struct BindContainerCluster {
     /// (default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<String>,
+    /// Name or address that leads to every worker: what clients outside are told with `node-port`.
+    /// A healthy worker's own address unless given; empty takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer_address: Option<String>,
     /// Image of an engine; `{engine}` stands for the engine's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -80,6 +84,8 @@ pub struct ContainerCluster {
     pub spread: Option<String>,
     /// Workers that take nodes.
     pub workers_ready: u32,
+    #[serde(default)]
+    pub outer_address: Option<String>,
     pub workers: Vec<Worker>,
     pub storage_classes: Vec<StorageClass>,
     /// How often this server has asked what of the API server since it bound it or was started, by
@@ -92,6 +98,9 @@ pub struct ContainerCluster {
 pub struct Worker {
     pub name: String,
     pub zone: Option<String>,
+    /// Where its node ports are reached.
+    #[serde(default)]
+    pub address: Option<String>,
     /// `ready`, `cordoned`, `unreachable` or `lost`.
     pub state: String,
     pub memory_bytes: u64,

@@ -41,6 +41,10 @@ pub struct Instance {
     pub container_cluster: String,
     /// What the nodes' volumes are made of.
     pub storage_class: String,
+    /// How clients outside of the container cluster reach it: `load-balancer`, `node-port` or
+    /// `cluster-ip` (not at all); null where there is no such choice, as on `local`.
+    #[serde(default)]
+    pub expose: Option<String>,
     pub endpoints: Endpoints,
     pub nodes: Vec<Node>,
     pub conditions: Vec<Condition>,
@@ -79,6 +83,17 @@ impl Endpoints {
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
+    /// The same endpoint for clients inside of the container cluster, where it has another address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub inside: Option<HostPort>,
+}
+
+/// A host and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostPort {
+    pub host: String,
+    pub port: u16,
 }
 
 /// One node, as it was last observed.
@@ -93,6 +108,10 @@ pub struct Node {
     pub state: String,
     pub host: Option<String>,
     pub port: Option<u16>,
+    /// Where clients outside of the container cluster reach it: what its server tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub outside: Option<HostPort>,
     /// Of the server process.
     pub pid: Option<u32>,
     pub zone: Option<String>,
@@ -162,6 +181,10 @@ pub struct CreateInstance {
     /// where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// How clients outside reach it: `load-balancer`, `node-port` or `cluster-ip`; what the
+    /// container cluster was bound with when left out. Not on `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expose: Option<String>,
     /// 8 to 32 characters of three of: upper case, lower case, digit, special. Not needed with
     /// `dry_run`.
     #[serde(

@@ -22,8 +22,8 @@ pub use cluster::{
 };
 pub use event::{Event, Record};
 pub use instance::{
-    Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, Instance, Node, PlanView,
-    RestartInstance, UpdateInstance,
+    Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, HostPort, Instance, Node,
+    PlanView, RestartInstance, UpdateInstance,
 };
 pub use operation::{Operation, OperationStep};
 pub use problem::Problem;

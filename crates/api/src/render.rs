@@ -19,7 +19,8 @@ pub(crate) fn instance(row: &InstanceRow, catalogue_version: Option<String>) -> 
     let nodes = observation.map(|o| o.nodes.as_slice()).unwrap_or_default();
     let endpoint = |kind: EndpointKind| {
         let address = observation?.endpoints.get(&kind)?;
-        Some(api::Endpoint { host: address.host.clone(), port: address.port })
+        let inside = observation?.inner_endpoints.get(&kind).map(host_port);
+        Some(api::Endpoint { host: address.host.clone(), port: address.port, inside })
     };
     let read_only_nodes = match spec.architecture {
         Architecture::ReadWrite => spec.replicas.saturating_sub(1),
@@ -49,6 +50,7 @@ pub(crate) fn instance(row: &InstanceRow, catalogue_version: Option<String>) -> 
         read_from_replicas: false,
         container_cluster: spec.container_cluster.clone(),
         storage_class: spec.storage_class.clone(),
+        expose: spec.expose.map(|way| way.to_string()),
         endpoints: api::Endpoints {
             write: endpoint(EndpointKind::Write),
             read: endpoint(EndpointKind::Read),
@@ -60,6 +62,10 @@ pub(crate) fn instance(row: &InstanceRow, catalogue_version: Option<String>) -> 
             .unwrap_or_default(),
         observed_at: observation.map(|o| rfc3339(o.at)),
     }
+}
+
+fn host_port(address: &Address) -> api::HostPort {
+    api::HostPort { host: address.host.clone(), port: address.port }
 }
 
 fn node(view: &NodeView) -> api::Node {
@@ -80,6 +86,7 @@ fn node(view: &NodeView) -> api::Node {
         state: view.state.as_str().to_owned(),
         host,
         port,
+        outside: view.outside.as_ref().map(host_port),
         pid: view.pid,
         zone: view.zone.as_ref().map(ToString::to_string),
         worker: Some(view.worker.to_string()),

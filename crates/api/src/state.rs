@@ -7,7 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::{
-    Desired, EngineName, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp, Worker,
+    Desired, EngineName, Expose, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp,
+    Worker,
 };
 use larder_store::{ContainerClusterRow, EngineRow, Store, StoreError};
 use tokio::sync::watch;
@@ -34,6 +35,8 @@ pub struct ContainerClusterInfo {
     pub storage_classes: Vec<String>,
     /// What instances can run on there. `None`: the engines of the catalogue.
     pub engines: Option<Vec<EngineName>>,
+    /// How instances are exposed that do not say; `None` where there is no such choice.
+    pub expose: Option<Expose>,
     /// Workers that a cluster instance needs there; `None`: as the policy says.
     pub cluster_min_workers: Option<u32>,
 }

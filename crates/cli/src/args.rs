@@ -226,6 +226,10 @@ pub struct CreateArgs {
     /// What the nodes' volumes are made of; `larder status` lists them [default: standard, or the first]
     #[arg(long, value_name = "C")]
     pub storage_class: Option<String>,
+    /// How clients outside of the container cluster reach it: load-balancer, node-port or
+    /// cluster-ip [default: as the container cluster was bound]
+    #[arg(long, value_name = "WAY")]
+    pub expose: Option<String>,
     /// What the instance is for
     #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
     pub description: String,
@@ -427,6 +431,10 @@ pub struct BindArgs {
     /// cluster-ip]
     #[arg(long, value_name = "WAY")]
     pub expose: Option<String>,
+    /// Name or address that leads to every worker, told to clients outside with node-port; empty
+    /// takes it back [default: a healthy worker's own address]
+    #[arg(long, value_name = "HOST")]
+    pub outer_address: Option<String>,
     /// Image of an engine; `{engine}` stands for the engine's name
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,

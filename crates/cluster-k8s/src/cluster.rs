@@ -9,16 +9,17 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
-use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::{LABEL_ENDPOINT, LABEL_NODE, VolumeIds};
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, Code, EndpointKind, InstanceId, NodeId, Worker};
+use larder_model::{Address, Code, EndpointKind, Expose, InstanceId, NodeId, OuterAddress, Worker};
 
 use crate::agents::KeptAgents;
 use crate::apply::Place;
 use crate::connect::{Check, check};
 use crate::error::refused;
+use crate::expose::{self, Outside};
 use crate::mirror::{Mirror, Wake};
 use crate::objects;
 use crate::observe::cluster_address;
@@ -122,7 +123,7 @@ impl KubeCluster {
         Ok(VolumeIds { first, now })
     }
 
-    async fn refuse_when_leaving(
+    pub(crate) async fn refuse_when_leaving(
         &self,
         instance: &InstanceId,
         node: &NodeId,
@@ -151,7 +152,14 @@ impl Cluster for KubeCluster {
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
-        Ok(self.mirror().see(instance).await?.observed(self.place.options.expose))
+        let seen = self.mirror().see(instance).await?;
+        let address = self.place.options.outer_address.as_deref();
+        let workers = if address.is_none() && seen.is_at_workers() {
+            self.workers().await?
+        } else {
+            Vec::new()
+        };
+        Ok(seen.observed(&Outside { workers: &workers, address }))
     }
 
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
@@ -164,12 +172,20 @@ impl Cluster for KubeCluster {
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
         self.refuse_when_leaving(instance, node).await?;
-        let wish = objects::node_service(&self.place.options, instance, node, None);
+        let wish = objects::node_service(&self.place.options, instance, node, None, None);
         let service: Service = self.place.apply(&wish).await?;
         cluster_address(&service).ok_or_else(|| ClusterError::Unreachable {
             cluster: self.place.options.name.clone(),
             reason: format!("the Service of node {node} has no address yet"),
         })
+    }
+
+    async fn expose_node(
+        &self,
+        fence: Fence,
+        wish: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
+        self.open_node(fence, wish).await
     }
 
     async fn ensure_node(
@@ -187,7 +203,8 @@ impl Cluster for KubeCluster {
         }
         place.ensure_shared(config).await?;
         let address = Some(config.address.host.as_str());
-        let service = objects::node_service(options, instance, node, address);
+        let port = objects::inner_port(config.outer.as_ref());
+        let service = objects::node_service(options, instance, node, address, port);
         place.apply::<Service>(&service).await?;
         let volume = self.ensure_volume(config).await?;
         let secret = objects::secret(options, config, secrets, &volume).map_err(|error| {
@@ -225,14 +242,21 @@ impl Cluster for KubeCluster {
             let slice = objects::endpoint_slice(options, &spec.instance, spec.kind);
             place.make::<EndpointSlice>(&slice).await?;
         }
-        let key = endpoint_key(spec.kind);
-        let before = place.noted(&spec.instance, &key).await?;
-        let service =
-            objects::endpoint_service(options, &spec.instance, spec.kind, before.as_deref());
+        let (key, port_key) = (endpoint_key(spec.kind), node_port_key(spec.kind));
+        let node_port = place.noted(&spec.instance, &port_key).await?;
+        let kept = objects::Kept {
+            address: place.noted(&spec.instance, &key).await?,
+            node_port: node_port.and_then(|text| text.parse().ok()),
+        };
+        let way = spec.expose.unwrap_or(options.expose);
+        let service = objects::endpoint_service(options, &spec.instance, spec.kind, way, &kept);
         let service: Service = place.apply(&service).await?;
-        match cluster_address(&service) {
-            Some(address) if before.is_none() => {
-                place.note(&spec.instance, &key, Some(&address.host)).await
+        if let (Some(address), None) = (cluster_address(&service), &kept.address) {
+            place.note(&spec.instance, &key, Some(&address.host)).await?;
+        }
+        match expose::node_port(&service, "redis").filter(|_| way == Expose::NodePort) {
+            Some(port) if kept.node_port.is_none() => {
+                place.note(&spec.instance, &port_key, Some(&port.to_string())).await
             }
             _ => Ok(()),
         }
@@ -251,6 +275,7 @@ impl Cluster for KubeCluster {
         // By the Service the endpoint is still seen, so it goes last.
         place.delete_all::<EndpointSlice>(&all).await?;
         place.note(instance, &endpoint_key(kind), None).await?;
+        place.note(instance, &node_port_key(kind), None).await?;
         place.delete_all::<Service>(&all).await
     }
 
@@ -267,6 +292,11 @@ impl Cluster for KubeCluster {
 /// Where the record of the instance has the UID of the node's first volume.
 fn volume_key(node: &NodeId) -> String {
     format!("volume-{node}")
+}
+
+/// Where the record of the instance has the endpoint's node port.
+fn node_port_key(kind: EndpointKind) -> String {
+    format!("node-port-{kind}")
 }
 
 /// Where the record of the instance has the endpoint's address.

@@ -20,6 +20,13 @@ pub(crate) fn said(cluster: &str, doing: &str, error: &kube::Error) -> ClusterEr
                 Code::NotAllowed,
                 format!("{doing}: the Kubernetes cluster denies it: {}", status.message),
             ),
+            422 if is_out_of_ports(&status.message) => refused(
+                Code::NoFreePort,
+                format!(
+                    "{doing}: the Kubernetes cluster has no node port for it: {}",
+                    status.message
+                ),
+            ),
             400 | 422 => refused(
                 Code::Internal,
                 format!("{doing}: the API server does not accept it: {}", status.message),
@@ -28,6 +35,13 @@ pub(crate) fn said(cluster: &str, doing: &str, error: &kube::Error) -> ClusterEr
         },
         other => unknown(chain(other)),
     }
+}
+
+/// `nodePort: … range is full`, or the port that it has had is somebody else's by now.
+fn is_out_of_ports(message: &str) -> bool {
+    message.contains("failed to allocate a nodePort")
+        || message.contains("range is full")
+        || message.contains("provided port is already allocated")
 }
 
 /// An admission plugin or webhook has said no; a missing right sounds otherwise.
@@ -72,6 +86,16 @@ mod tests {
             (500, "etcdserver: request timed out"),
         ] {
             assert!(api(code, message).is_retryable(), "{code} {message}");
+        }
+    }
+
+    #[test]
+    fn a_full_range_of_node_ports_is_said_to_be_one() {
+        let message = "Service \"n\" is invalid: spec.ports[0].nodePort: Invalid value: 31000: \
+                       provided port is already allocated";
+        match api(422, message) {
+            ClusterError::Refused(refusal) => assert_eq!(refusal.code, Code::NoFreePort),
+            other => panic!("{other}"),
         }
     }
 

@@ -14,7 +14,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use larder_cluster::ClusterError;
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::LABEL_INSTANCE;
-use larder_model::{Code, InstanceId, NodeMode};
+use larder_model::{Code, InstanceId, NodeMode, OuterAddress};
 
 use crate::apply::Place;
 use crate::error::refused;
@@ -44,7 +44,9 @@ impl Place {
     pub(crate) async fn ensure_shared(&self, config: &NodeConfig) -> Result<(), ClusterError> {
         let (options, instance) = (&self.options, &config.instance);
         // The policy first: no server is reachable before it.
-        self.apply::<NetworkPolicy>(&objects::network_policy(options, instance)).await?;
+        let bus_callers = self.bus_callers(config).await?;
+        let policy = objects::network_policy(options, instance, &bus_callers);
+        self.apply::<NetworkPolicy>(&policy).await?;
         self.apply::<ServiceAccount>(&objects::service_account(options, instance)).await?;
         if config.mode == NodeMode::Leased {
             self.make::<Lease>(&objects::lease(options, instance)).await?;
@@ -54,6 +56,17 @@ impl Place {
         }
         let budget = objects::disruption_budget(options, instance, config.shard);
         self.apply::<PodDisruptionBudget>(&budget).await.map(drop)
+    }
+
+    /// Workers in whose name gossip may come: only where it goes through node ports.
+    async fn bus_callers(&self, config: &NodeConfig) -> Result<Vec<String>, ClusterError> {
+        let through_workers =
+            |outer: &OuterAddress| outer.host.is_none() && outer.bus_port.is_some();
+        if !config.outer.as_ref().is_some_and(through_workers) {
+            return Ok(Vec::new());
+        }
+        let workers = self.workers().await?;
+        Ok(workers.into_iter().filter_map(|worker| worker.address).collect())
     }
 
     /// Removes what the nodes of an instance shared; the record of orders last, because by it the

@@ -11,6 +11,7 @@ mod cluster;
 mod connect;
 mod count;
 mod error;
+mod expose;
 mod fences;
 mod forward;
 mod instances;

@@ -7,12 +7,14 @@
 mod endpoint;
 mod instance;
 mod node;
+mod outer;
 
-pub(crate) use endpoint::{endpoint_service, endpoint_slice, is_led};
+pub(crate) use endpoint::{Kept, endpoint_service, endpoint_slice, is_led};
 pub(crate) use instance::{
     disruption_budget, lease, network_policy, role, role_binding, service_account,
 };
-pub(crate) use node::{claim, node_service, secret, stateful_set};
+pub(crate) use node::{claim, inner_port, node_service, secret, stateful_set};
+pub(crate) use outer::{announces_only_addresses, outer_service};
 
 use larder_model::kube::{LABEL_INSTANCE, LABEL_MANAGED, LABEL_NODE, LABEL_OWNER, MANAGED_BY};
 use larder_model::{InstanceId, NodeId};

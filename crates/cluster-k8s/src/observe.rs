@@ -13,12 +13,12 @@ use larder_model::kube::{
     ANNOTATION_GENERATION, LABEL_ENDPOINT, LABEL_NODE, SERVER_PORT, UNSCHEDULED,
 };
 use larder_model::{
-    Address, BackendNode, EndpointKind, EndpointStatus, InstanceId, NodeId, WorkerName,
+    Address, BackendNode, EndpointKind, EndpointStatus, Exposed, InstanceId, NodeId, WorkerName,
 };
 
-use crate::apply::Place;
+use crate::apply;
+use crate::expose::{Outside, Place, endpoint_place, exposed, is_at_a_worker, is_outer};
 use crate::objects;
-use crate::options::Expose;
 
 /// Where the scheduler puts a pod before it runs, and where its volume was bound.
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -36,7 +36,7 @@ pub(crate) struct Seen {
     pub(crate) slices: Vec<Arc<EndpointSlice>>,
 }
 
-impl Place {
+impl apply::Place {
     /// Asks the API server itself: before something is removed, and when the watches are behind.
     pub(crate) async fn see(&self, instance: &InstanceId) -> Result<Seen, ClusterError> {
         let selector = objects::selector(&self.options, Some(instance));
@@ -65,14 +65,14 @@ fn shared<K>(all: Vec<K>) -> Vec<Arc<K>> {
 
 impl Seen {
     /// In the words of backends.
-    pub(crate) fn observed(&self, expose: Expose) -> BackendObserved {
+    pub(crate) fn observed(&self, outside: &Outside<'_>) -> BackendObserved {
         let nodes = self.node_ids().into_iter().map(|id| {
-            let node = self.node(&id);
+            let node = self.node(&id, outside.address);
             (id, node)
         });
         BackendObserved {
             nodes: nodes.collect(),
-            endpoints: self.services.iter().filter_map(|s| self.endpoint(s, expose)).collect(),
+            endpoints: self.services.iter().filter_map(|s| self.endpoint(s, outside)).collect(),
         }
     }
 
@@ -86,14 +86,16 @@ impl Seen {
         all.filter_map(node_of).collect()
     }
 
-    fn node(&self, id: &NodeId) -> BackendNode {
+    fn node(&self, id: &NodeId, outer_address: Option<&str>) -> BackendNode {
         let is_of = |metadata: &ObjectMeta| node_of(metadata).as_ref() == Some(id);
+        let stays = |metadata: &ObjectMeta| metadata.deletion_timestamp.is_none();
         let set = self.sets.iter().find(|o| is_of(&o.metadata));
-        let service = self.services.iter().find(|o| is_of(&o.metadata));
+        let mut services = self.services.iter().filter(|o| is_of(&o.metadata));
+        let service = services.clone().find(|o| !is_outer(o));
+        let outer = services.find(|o| is_outer(o) && stays(&o.metadata));
         let claim = self.claims.iter().find(|o| is_of(&o.metadata));
         let secret = self.secrets.iter().find(|metadata| is_of(metadata));
         let pod = self.pods.iter().find(|o| is_of(&o.metadata));
-        let stays = |metadata: &ObjectMeta| metadata.deletion_timestamp.is_none();
         let generation = set.and_then(|set| set.annotations().get(ANNOTATION_GENERATION));
         let worker = pod
             .and_then(|pod| pod.spec.as_ref()?.node_name.clone())
@@ -106,6 +108,7 @@ impl Seen {
                 && claim.is_some_and(|o| stays(&o.metadata))
                 && secret.is_some_and(stays),
             volume: claim.is_some_and(|o| stays(&o.metadata)),
+            exposed: outer.map_or(Exposed::No, |service| exposed(service, outer_address)),
             generation: generation.and_then(|text| text.parse().ok()).unwrap_or(0),
         }
     }
@@ -113,14 +116,10 @@ impl Seen {
     fn endpoint(
         &self,
         service: &Service,
-        expose: Expose,
+        outside: &Outside<'_>,
     ) -> Option<(EndpointKind, EndpointStatus)> {
         let kind = kind_of(&service.metadata)?;
-        let address = match expose {
-            Expose::ClusterIp | Expose::NodePort => cluster_address(service)?,
-            // Until the cloud has given one the endpoint is not there yet.
-            Expose::LoadBalancer => balancer_address(service)?,
-        };
+        let place = endpoint_place(service, cluster_address(service)?, outside);
         let name = service.name_any();
         let slices =
             self.slices.iter().filter(|slice| slice.labels().get(SERVICE_NAME) == Some(&name));
@@ -141,7 +140,15 @@ impl Seen {
             leads_to.push(node);
         }
         leads_to.sort();
-        Some((kind, EndpointStatus { address, answers, leads_to }))
+        // Nobody comes here before it has its address.
+        let answers = answers && !place.pending;
+        let Place { address, inner, pending } = place;
+        Some((kind, EndpointStatus { address, inner, pending, answers, leads_to }))
+    }
+
+    /// An endpoint is reached at a worker's address.
+    pub(crate) fn is_at_workers(&self) -> bool {
+        self.services.iter().any(|o| kind_of(&o.metadata).is_some() && is_at_a_worker(o))
     }
 
     /// What is left of endpoints.
@@ -158,7 +165,8 @@ impl Seen {
     pub(crate) fn is_leaving(&self, node: &NodeId) -> bool {
         let sets = self.sets.iter().map(|o| &o.metadata);
         let claims = self.claims.iter().map(|o| &o.metadata);
-        let services = self.services.iter().map(|o| &o.metadata);
+        // The way from outside may be closed and opened again while the node lives.
+        let services = self.services.iter().filter(|o| !is_outer(o)).map(|o| &o.metadata);
         sets.chain(claims)
             .chain(services)
             .filter(|metadata| node_of(metadata).as_ref() == Some(node))
@@ -167,7 +175,7 @@ impl Seen {
 
     /// The generation that the node's StatefulSet was made for.
     pub(crate) fn generation(&self, node: &NodeId) -> u64 {
-        self.node(node).generation
+        self.node(node, None).generation
     }
 }
 
@@ -190,12 +198,6 @@ fn kind_of(metadata: &ObjectMeta) -> Option<EndpointKind> {
 pub(crate) fn cluster_address(service: &Service) -> Option<Address> {
     let ip = service.spec.as_ref()?.cluster_ip.as_ref()?;
     (!ip.is_empty() && ip != "None").then(|| Address::new(ip, SERVER_PORT))
-}
-
-fn balancer_address(service: &Service) -> Option<Address> {
-    let ingress = service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref()?.first()?;
-    let host = ingress.ip.as_ref().or(ingress.hostname.as_ref())?;
-    Some(Address::new(host, SERVER_PORT))
 }
 
 fn is_ready(pod: &Pod) -> bool {

@@ -1,5 +1,6 @@
 //! What a binding to a Kubernetes cluster says.
 
+pub use larder_model::Expose;
 use larder_model::{ByteSize, EngineName};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,11 @@ pub struct KubeOptions {
     pub storage_classes: Vec<String>,
     /// Size of each node's volume. Default 64 GiB.
     pub volume_size: ByteSize,
+    /// How instances are exposed that do not say.
     pub expose: Expose,
+    /// A name or address that leads to every worker: what clients outside are told with node
+    /// ports. `None`: a worker's own address.
+    pub outer_address: Option<String>,
     pub reach: Reach,
     /// Zones and workers are spread over strictly, or as far as possible.
     pub spread_strictly: bool,
@@ -53,6 +58,7 @@ impl KubeOptions {
             storage_classes: Vec::new(),
             volume_size: ByteSize::gib(64),
             expose: Expose::ClusterIp,
+            outer_address: None,
             reach: Reach::PortForward,
             spread_strictly: true,
         }
@@ -61,17 +67,6 @@ impl KubeOptions {
     pub(crate) fn image_of(&self, engine: &EngineName) -> String {
         self.image.replace("{engine}", engine.as_str())
     }
-}
-
-/// How clients outside of the cluster reach an instance's endpoints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Expose {
-    /// They do not; those inside use the Service's address.
-    #[default]
-    ClusterIp,
-    NodePort,
-    LoadBalancer,
 }
 
 /// How this control plane reaches agents.

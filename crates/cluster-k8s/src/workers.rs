@@ -114,12 +114,19 @@ fn worker(node: &Node, requested: &BTreeMap<String, u64>) -> Worker {
         .and_then(|status| status.allocatable.as_ref()?.get("memory"))
         .and_then(|quantity| quantity::bytes(&quantity.0));
     Worker {
+        address: address(node),
         zone: node.labels().get(ZONE).and_then(|zone| ZoneName::new(zone.as_str()).ok()),
         state: state(node),
         allocatable: ByteSize(allocatable.unwrap_or(0)),
         requested: ByteSize(requested.get(&name).copied().unwrap_or(0)),
         name: worker_name(name),
     }
+}
+
+/// Where its node ports are reached: what its pods are told as their worker's address, too.
+fn address(node: &Node) -> Option<String> {
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    addresses.iter().find(|one| one.type_ == "InternalIP").map(|one| one.address.clone())
 }
 
 fn state(node: &Node) -> WorkerState {

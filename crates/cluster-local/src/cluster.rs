@@ -171,6 +171,7 @@ impl Cluster for LocalCluster {
             .ok_or_else(|| error::unreachable("the machine's memory cannot be read".to_owned()))?;
         let reserve = self.place.options.reserve_memory;
         Ok(vec![Worker {
+            address: None,
             name: self.place.worker.clone(),
             zone: None,
             state: WorkerState::Ready,
@@ -195,6 +196,8 @@ impl Cluster for LocalCluster {
                     .find(|said| said.kind == listener.kind && said.address == listener.address)
             });
             let shown = EndpointStatus {
+                inner: None,
+                pending: false,
                 answers: said.is_some_and(|said| said.answers),
                 leads_to: said.map(|said| said.leads_to.clone()).unwrap_or_default(),
                 address: listener.address,

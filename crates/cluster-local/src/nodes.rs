@@ -257,6 +257,7 @@ impl Place {
                 && dir.has_secrets()?
                 && self.wish(&Self::agent_name(&node))?.is_some_and(|wish| !wish.removed);
             let shown = BackendNode {
+                exposed: larder_model::Exposed::No,
                 worker: self.worker.clone(),
                 generation: boot.as_ref().map_or(0, |boot| boot.config.generation),
                 address,
@@ -276,6 +277,7 @@ impl Place {
         let mut traces = Vec::new();
         let mut add = |node: NodeId, address| {
             let shown = BackendNode {
+                exposed: larder_model::Exposed::No,
                 worker: self.worker.clone(),
                 address,
                 realised: false,

@@ -27,6 +27,7 @@ async fn make_node(local: &Local) {
 
 async fn make_endpoint(local: &Local) {
     let spec = EndpointSpec {
+        expose: None,
         instance: instance(),
         kind: EndpointKind::Write,
         members: Vec::new(),

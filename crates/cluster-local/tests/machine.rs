@@ -19,7 +19,7 @@ fn fence(generation: u64) -> Fence {
 
 fn member(id: &str, port: u16) -> Member {
     let address = Address::new("127.0.0.1", port);
-    Member { node: node(id), shard: 0, zone: None, address }
+    Member { outer: None, node: node(id), shard: 0, zone: None, address }
 }
 
 async fn make(local: &Local, id: &str, members: Vec<Member>, generation: u64) -> Address {
@@ -193,6 +193,7 @@ async fn what_is_left_of_a_deleted_folder_is_seen_and_removed() {
 async fn an_endpoint_says_what_its_relay_says() {
     let local = Local::new();
     let spec = |members: Vec<Member>| EndpointSpec {
+        expose: None,
         instance: instance(),
         kind: EndpointKind::Write,
         members,

@@ -17,7 +17,8 @@ use async_trait::async_trait;
 use larder_model::agent::{Fence, Member, NodeConfig};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, BackendNode, EndpointKind, EndpointStatus, InstanceId, NodeId, Refusal, Worker,
+    Address, BackendNode, Code, EndpointKind, EndpointStatus, EngineName, Expose, InstanceId,
+    NodeId, OuterAddress, Refusal, Worker,
 };
 
 /// Why a backend did not do what it was asked.
@@ -56,7 +57,23 @@ pub struct EndpointSpec {
     pub kind: EndpointKind,
     /// All nodes of the instance.
     pub members: Vec<Member>,
+    /// How clients outside reach it; `None`: as the container cluster does by itself.
+    pub expose: Option<Expose>,
     pub generation: u64,
+}
+
+/// The wish that clients outside of the container cluster reach one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeExposure {
+    pub instance: InstanceId,
+    pub node: NodeId,
+    /// Its address inside, as it was reserved.
+    pub address: Address,
+    pub way: Expose,
+    /// What its server can announce depends on it.
+    pub engine: EngineName,
+    /// What it has announced so far: kept where that can be.
+    pub known: Option<OuterAddress>,
 }
 
 /// A place where nodes run.
@@ -87,6 +104,24 @@ pub trait Cluster: Send + Sync {
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError>;
+
+    /// Opens a way from outside to the node, beside its own address. Answers what its server is
+    /// to announce; `None` while the container cluster has not given it an address. Removed with
+    /// the node.
+    ///
+    /// # Errors
+    /// A refusal where nothing is outside, and where the engine cannot announce it.
+    async fn expose_node(
+        &self,
+        fence: Fence,
+        wish: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
+        let (name, _) = (self.name(), fence);
+        Err(ClusterError::Refused(Refusal::new(
+            Code::InvalidRequest,
+            format!("container cluster `{name}` has no way to expose node {}", wish.node),
+        )))
+    }
 
     /// Makes the node exist and its agent run; a node that exists is brought to `config` without
     /// a restart of its server. A lost volume is *not* made anew with data in it: the agent

@@ -59,10 +59,11 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
     for i in 0..6_u32 {
         let node = NodeId::new(format!("n-{i}")).expect("valid");
         let address = cluster.reserve_address(&instance(), &node).await.expect("an address");
-        members.push(Member { node, shard: i % 3, zone: None, address });
+        members.push(Member { outer: None, node, shard: i % 3, zone: None, address });
     }
     for (i, member) in members.iter().enumerate() {
         let config = NodeConfig {
+            outer: None,
             renderer: 1,
             node: member.node.clone(),
             instance: instance(),

@@ -19,7 +19,7 @@ fn id(name: &str) -> NodeId {
 fn member(name: &str) -> Member {
     let port = 6000 + u16::from(name.as_bytes()[0]);
     let zone = Some(ZoneName::new("z").expect("valid"));
-    Member { node: id(name), shard: 0, zone, address: Address::new("h", port) }
+    Member { outer: None, node: id(name), shard: 0, zone, address: Address::new("h", port) }
 }
 
 fn view(role: Role, offset: u64) -> ReplicationView {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::Address;
 use crate::architecture::NodeMode;
 use crate::event::Severity;
+use crate::exposure::OuterAddress;
 use crate::ids::{EngineName, InstanceId, InstanceName, NodeId, ZoneName};
 use crate::policy::ElectionPolicy;
 use crate::size::ByteSize;
@@ -30,6 +31,9 @@ pub struct NodeConfig {
     pub engine: EngineName,
     /// Where the server listens and what it announces.
     pub address: Address,
+    /// What it announces to clients outside, in cluster mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer: Option<OuterAddress>,
     pub memory: ByteSize,
     pub maxmemory: ByteSize,
     pub cluster_node_timeout: Millis,
@@ -55,6 +59,18 @@ pub struct Member {
     pub shard: u32,
     pub zone: Option<ZoneName>,
     pub address: Address,
+    /// What its server announces to clients outside, in cluster mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer: Option<OuterAddress>,
+}
+
+impl Member {
+    /// Whether this member's server can be what another server knows at `seen`.
+    pub fn is_at(&self, seen: &Address) -> bool {
+        self.address == *seen
+            || (self.outer.as_ref())
+                .is_some_and(|outer| outer.is_seen_at(Some(&self.address), seen))
+    }
 }
 
 /// Stamps every order: the controller's epoch first, then the spec's generation. An agent

@@ -28,8 +28,10 @@ pub const SERVER_BINARY: &str = "/opt/larder/bin/server";
 /// `larder`, in every image.
 pub const LARDER_BINARY: &str = "/opt/larder/bin/larder";
 
-/// Environment of the agent's container, from the downward API.
+/// Environment of the agent's container, from the downward API: the pod's own address.
 pub const ENV_POD_IP: &str = "LARDER_POD_IP";
+/// The same: the address of the worker that the pod runs on.
+pub const ENV_WORKER_IP: &str = "LARDER_WORKER_IP";
 
 /// The worker of a node that the scheduler has not put anywhere yet.
 pub const UNSCHEDULED: &str = "unscheduled";
@@ -43,6 +45,8 @@ pub const LABEL_INSTANCE: &str = "larder.io/instance";
 pub const LABEL_NODE: &str = "larder.io/node";
 pub const LABEL_SHARD: &str = "larder.io/shard";
 pub const LABEL_ENDPOINT: &str = "larder.io/endpoint";
+/// On the Service by which clients outside reach one node.
+pub const LABEL_OUTER: &str = "larder.io/outer";
 
 /// On a StatefulSet: the generation of the node's configuration.
 pub const ANNOTATION_GENERATION: &str = "larder.io/generation";
@@ -85,6 +89,11 @@ pub fn endpoint_name(instance: &InstanceId, kind: EndpointKind) -> String {
 /// The node's StatefulSet, Service, Secret and PersistentVolumeClaim.
 pub fn node_name(node: &NodeId) -> String {
     node.to_string()
+}
+
+/// The Service by which clients outside reach a node.
+pub fn outer_name(node: &NodeId) -> String {
+    format!("{node}-outer")
 }
 
 /// The only pod of a node's StatefulSet.

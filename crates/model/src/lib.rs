@@ -8,6 +8,7 @@ pub mod agent;
 mod architecture;
 mod error;
 mod event;
+mod exposure;
 mod ids;
 pub mod kube;
 pub mod lease;
@@ -29,6 +30,7 @@ pub use address::Address;
 pub use architecture::{Architecture, EndpointKind, NodeMode};
 pub use error::{Code, Refusal};
 pub use event::{Event, EventKind, Severity};
+pub use exposure::{Expose, Exposed, OuterAddress};
 pub use ids::{
     EngineName, IdSource, InstanceId, InstanceName, InvalidName, NodeId, OperationId, ProjectName,
     SeededIds, WorkerName, ZoneName,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
+use crate::exposure::OuterAddress;
 use crate::ids::{NodeId, WorkerName, ZoneName};
 use crate::time::Timestamp;
 
@@ -26,8 +27,20 @@ pub struct NodeRecord {
     pub zone: Option<ZoneName>,
     /// Taken before the first start and kept for the node's life; `None` until it was reserved.
     pub address: Option<Address>,
+    /// Where clients outside reach it; `None` where they do not, or until that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer: Option<OuterAddress>,
     /// May take the very first lease of its instance, or get the first slots of its shard.
     pub bootstrap: bool,
     pub phase: NodePhase,
     pub created_at: Timestamp,
+}
+
+impl NodeRecord {
+    /// Whether this node's server can be what another server knows at `seen`.
+    pub fn is_at(&self, seen: &Address) -> bool {
+        self.address.as_ref() == Some(seen)
+            || (self.outer.as_ref())
+                .is_some_and(|outer| outer.is_seen_at(self.address.as_ref(), seen))
+    }
 }

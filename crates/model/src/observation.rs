@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::Address;
 use crate::agent::AgentStatus;
 use crate::architecture::EndpointKind;
+use crate::exposure::Exposed;
 use crate::ids::{NodeId, WorkerName, ZoneName};
 use crate::size::ByteSize;
 use crate::time::{Millis, Timestamp};
@@ -66,6 +67,9 @@ pub struct Observed {
 pub struct Worker {
     pub name: WorkerName,
     pub zone: Option<ZoneName>,
+    /// Where its node ports are reached; `None` when nobody says, or there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     pub state: WorkerState,
     /// Memory that nodes may use in all.
     pub allocatable: ByteSize,
@@ -105,12 +109,22 @@ pub struct BackendNode {
     pub volume: bool,
     /// Generation of the desired node that the backend holds.
     pub generation: u64,
+    /// The way to it from outside of the container cluster.
+    #[serde(default)]
+    pub exposed: Exposed,
 }
 
 /// An endpoint as it was last seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointStatus {
+    /// Where clients connect: from outside, if the instance is exposed.
     pub address: Address,
+    /// Its address inside of the container cluster, when `address` is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<Address>,
+    /// The address from outside is asked for and not known yet; `address` is the inner one.
+    #[serde(default)]
+    pub pending: bool,
     /// A connection through it reached a server that answered.
     pub answers: bool,
     /// Where it leads, for people.

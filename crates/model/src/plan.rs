@@ -29,6 +29,10 @@ pub enum Step {
     ReserveAddress {
         node: NodeId,
     },
+    /// Open a way from outside to the node, and write its address into the record.
+    ExposeNode {
+        node: NodeId,
+    },
     /// Make the container cluster hold the node: folder, volume, agent.
     EnsureNode {
         node: NodeId,
@@ -111,6 +115,7 @@ impl Step {
         match self {
             Self::RecordNode { node, .. }
             | Self::ReserveAddress { node }
+            | Self::ExposeNode { node }
             | Self::EnsureNode { node }
             | Self::ConfigureNode { node }
             | Self::MeetNodes { node, .. }
@@ -148,6 +153,7 @@ impl fmt::Display for Step {
                 Ok(())
             }
             Self::ReserveAddress { node } => write!(f, "reserve an address for node {node}"),
+            Self::ExposeNode { node } => write!(f, "expose node {node} to clients outside"),
             Self::EnsureNode { node } => write!(f, "ensure node {node}"),
             Self::ConfigureNode { node } => write!(f, "configure node {node}"),
             Self::EnsureEndpoint { endpoint } => write!(f, "ensure {endpoint} endpoint"),
@@ -242,6 +248,10 @@ pub enum Wait {
     ClusterDown { node: NodeId },
     /// The endpoint leads to no server that answers.
     EndpointSilent { endpoint: EndpointKind },
+    /// The container cluster has not given the node an address for clients outside.
+    NodeNotExposed { node: NodeId },
+    /// The same for an endpoint.
+    EndpointNotExposed { endpoint: EndpointKind },
     /// A lost node is not replaced before this much more time has passed.
     ReplacementDelay { node: NodeId, left: Millis },
     /// No worker has room.
@@ -269,6 +279,12 @@ impl fmt::Display for Wait {
             Self::ClusterDown { node } => write!(f, "node {node} sees the cluster as down"),
             Self::EndpointSilent { endpoint } => {
                 write!(f, "the {endpoint} endpoint does not answer yet")
+            }
+            Self::NodeNotExposed { node } => {
+                write!(f, "the load balancer of node {node} has no address yet")
+            }
+            Self::EndpointNotExposed { endpoint } => {
+                write!(f, "the load balancer of the {endpoint} endpoint has no address yet")
             }
             Self::ReplacementDelay { node, left } => {
                 write!(f, "node {node} is replaced when it stays away for {left} more")

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::architecture::Architecture;
 use crate::error::{Code, Refusal};
+use crate::exposure::Expose;
 use crate::ids::{EngineName, InstanceId, InstanceName, ProjectName};
 use crate::node::NodeRecord;
 use crate::operation::Operation;
@@ -50,6 +51,10 @@ pub struct InstanceSpec {
     /// Name of a storage class of that container cluster: what the nodes' volumes are made of.
     #[serde(default = "standard_storage_class")]
     pub storage_class: String,
+    /// How clients outside of the container cluster reach it; `None` where there is no choice
+    /// (this machine), and in specs of versions that knew only the binding's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expose: Option<Expose>,
 }
 
 /// The container cluster that is the machine itself. All others are bound.
@@ -66,6 +71,11 @@ impl InstanceSpec {
     /// How many nodes the instance has when it is whole.
     pub fn node_count(&self) -> u32 {
         self.shards * self.replicas
+    }
+
+    /// Clients outside have to reach every single node: the cluster protocol sends them there.
+    pub fn exposes_nodes(&self) -> Option<Expose> {
+        self.expose.filter(|way| way.is_outside() && self.architecture == Architecture::Cluster)
     }
 
     /// `maxmemory` of each node: 80 % of its memory, the rest is for forks and buffers.
@@ -209,6 +219,7 @@ mod tests {
             replicas,
             container_cluster: "local".into(),
             storage_class: standard_storage_class(),
+            expose: None,
         }
     }
 

@@ -116,18 +116,13 @@ fn may_meet(view: &View<'_>, record: &NodeRecord) -> bool {
 fn is_missing(view: &View<'_>, cluster: &ClusterView, peer: &NodeRecord) -> bool {
     let Some(id) = view.server_id(&peer.id) else { return false };
     match cluster.nodes.iter().find(|known| known.id == id) {
-        Some(known) => {
-            known.handshake || (!known.linked && Some(&known.address) != peer.address.as_ref())
-        }
+        Some(known) => known.handshake || (!known.linked && !peer.is_at(&known.address)),
         None => true,
     }
 }
 
 fn is_shaking_hands(cluster: &ClusterView, peer: &NodeRecord) -> bool {
-    cluster
-        .nodes
-        .iter()
-        .any(|known| known.handshake && Some(&known.address) == peer.address.as_ref())
+    cluster.nodes.iter().any(|known| known.handshake && peer.is_at(&known.address))
 }
 
 /// Every serving node of a shard that does not lead it follows the one that does. Covers new

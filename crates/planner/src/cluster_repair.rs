@@ -46,7 +46,7 @@ pub(crate) fn is_forgettable(view: &View<'_>, cluster: &ClusterView, peer: &Clus
     // The server of a recorded node: by its own word, or by its address while it says nothing.
     let is_recorded = view.desired.nodes.iter().any(|record| match view.server_id(&record.id) {
         Some(id) => id == peer.id,
-        None => record.address.as_ref() == Some(&peer.address),
+        None => record.is_at(&peer.address),
     });
     if is_recorded {
         return false;
@@ -133,8 +133,7 @@ pub(crate) fn former_primary<'a>(view: &View<'a>, replica: &NodeRecord) -> Optio
     let peer = cluster.nodes.iter().find(|peer| peer.id == id)?;
     view.all_of(replica.shard).find(|record| {
         record.id != replica.id
-            && (view.server_id(&record.id) == Some(id)
-                || record.address.as_ref() == Some(&peer.address))
+            && (view.server_id(&record.id) == Some(id) || record.is_at(&peer.address))
     })
 }
 

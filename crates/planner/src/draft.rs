@@ -68,6 +68,7 @@ pub(crate) fn is_disturbing(step: &Step) -> bool {
         | Step::RemoveNode { .. } => true,
         Step::RecordNode { .. }
         | Step::ReserveAddress { .. }
+        | Step::ExposeNode { .. }
         | Step::EnsureNode { .. }
         | Step::ConfigureNode { .. }
         | Step::EnsureEndpoint { .. }

@@ -4,8 +4,8 @@
 use larder_model::agent::{ProblemCode, ServerState};
 use larder_model::plan::{OperationReport, Step, Wait};
 use larder_model::{
-    Code, EndpointKind, IdSource, InstanceState, Millis, NodeRecord, Observation, OperationKind,
-    Refusal,
+    Code, EndpointKind, Exposed, IdSource, InstanceState, Millis, NodeRecord, Observation,
+    OperationKind, Refusal,
 };
 
 use crate::draft::Draft;
@@ -94,6 +94,36 @@ pub(crate) fn addresses(view: &View<'_>, draft: &mut Draft<'_>) {
     }
 }
 
+/// Cluster mode sends clients to single nodes, so those outside need a way to each of them. What
+/// the container cluster has given is written down and announced; when it gives another one (a
+/// load balancer that was made anew), that is.
+pub(crate) fn exposed(view: &View<'_>, draft: &mut Draft<'_>) {
+    if view.desired.spec.exposes_nodes().is_none() {
+        return;
+    }
+    for record in view.wanted.iter().filter(|record| record.address.is_some()) {
+        let node = record.id.clone();
+        let held = match view.backend(&record.id) {
+            Observation::Absent => &Exposed::No,
+            Observation::Known { value, .. } => &value.exposed,
+            Observation::UnknownYet | Observation::Unknown { .. } => continue,
+        };
+        match (held, &record.outer) {
+            (Exposed::Yes(given), Some(known)) if given == known => {}
+            (Exposed::Yes(_), Some(_)) => {
+                draft.step(Step::ExposeNode { node }, "its address outside has changed");
+            }
+            (Exposed::Yes(_), None) => {
+                draft.step(Step::ExposeNode { node }, "it has an address outside now");
+            }
+            (Exposed::Pending, _) => draft.wait(Wait::NodeNotExposed { node }),
+            (Exposed::No, _) => {
+                draft.step(Step::ExposeNode { node }, "clients outside have to reach it");
+            }
+        }
+    }
+}
+
 pub(crate) fn endpoints(view: &View<'_>, draft: &mut Draft<'_>) {
     for &kind in view.desired.spec.architecture.endpoints() {
         match view.endpoint(kind) {
@@ -110,7 +140,9 @@ pub(crate) fn endpoints(view: &View<'_>, draft: &mut Draft<'_>) {
                         "the nodes behind it may have changed",
                     );
                 }
-                if !value.answers {
+                if value.pending {
+                    draft.wait(Wait::EndpointNotExposed { endpoint: kind });
+                } else if !value.answers {
                     draft.wait(Wait::EndpointSilent { endpoint: kind });
                 }
             }
@@ -283,7 +315,8 @@ pub(crate) fn creation_report(view: &View<'_>, draft: &Draft<'_>) -> OperationRe
     let spec = &view.desired.spec;
     let all = spec.node_count();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let placed = count(view.wanted.iter().filter(|r| r.address.is_some()).count());
+    let placed =
+        count(view.wanted.iter().filter(|r| render::can_be_reached(view.desired, r)).count());
     let serving = count(view.wanted.iter().filter(|r| view.serves(&r.id)).count());
     let kinds = spec.architecture.endpoints();
     let answering = count(

@@ -103,6 +103,7 @@ fn decide(
     }
     ensure::records(view, draft, ids);
     ensure::addresses(view, draft);
+    ensure::exposed(view, draft);
     ensure::endpoints(view, draft);
     ensure::nodes(view, draft);
     ensure::servers(view, draft);

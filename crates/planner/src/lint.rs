@@ -132,6 +132,13 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
         Step::ReserveAddress { .. } => {
             rule("an-address-is-kept", record.is_some_and(|record| record.address.is_none()));
         }
+        Step::ExposeNode { node } => {
+            let wanted = view.desired.spec.exposes_nodes().is_some();
+            let has_address = record.is_some_and(|record| record.address.is_some());
+            rule("only-what-is-asked-for-is-exposed", wanted && has_address);
+            let unknown = view.backend(node).known().is_none() && !view.backend(node).is_absent();
+            rule("unknown-recreates-nothing", !unknown);
+        }
         Step::EnsureNode { node } => {
             let behind = match view.backend(node) {
                 larder_model::Observation::Absent => true,

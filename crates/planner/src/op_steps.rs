@@ -133,6 +133,8 @@ fn blocks(wait: &Wait) -> bool {
         | Wait::AgentSilent { .. }
         | Wait::ReplacementDelay { .. }
         | Wait::NoRoom { .. }
+        | Wait::NodeNotExposed { .. }
+        | Wait::EndpointNotExposed { .. }
         | Wait::DataLost { .. } => true,
         Wait::ServerStarting { .. }
         | Wait::ServerDown { .. }

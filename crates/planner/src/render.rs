@@ -34,6 +34,7 @@ fn members_of<'a>(records: impl Iterator<Item = &'a NodeRecord>) -> Vec<Member> 
                 shard: record.shard,
                 zone: record.zone.clone(),
                 address: record.address.clone()?,
+                outer: record.outer.clone(),
             })
         })
         .collect();
@@ -43,11 +44,14 @@ fn members_of<'a>(records: impl Iterator<Item = &'a NodeRecord>) -> Vec<Member> 
 
 /// The configuration of one node.
 ///
-/// `None` while the node has no address; before the instance has served for the first time also
+/// `None` while the node has no address, or none for clients outside who have to reach it; before the instance has served for the first time also
 /// while any wanted node is missing or has none, so that every agent knows all its peers from
 /// its first moment and the first election is between all of them.
 pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig> {
     let address = record.address.clone()?;
+    if !can_be_reached(desired, record) {
+        return None;
+    }
     if !desired.initialized && !everybody_has_an_address(desired) {
         return None;
     }
@@ -62,6 +66,7 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
         mode: spec.architecture.node_mode(),
         engine: spec.engine.clone(),
         address,
+        outer: record.outer.clone(),
         memory: spec.memory,
         maxmemory: spec.maxmemory(),
         cluster_node_timeout: desired.policy.cluster_node_timeout,
@@ -74,11 +79,16 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
     })
 }
 
-/// Every node that the spec asks for has a record with an address.
+/// The node has every address that it announces.
+pub(crate) fn can_be_reached(desired: &Desired, record: &NodeRecord) -> bool {
+    record.address.is_some() && (desired.spec.exposes_nodes().is_none() || record.outer.is_some())
+}
+
+/// Every node that the spec asks for has a record with its addresses.
 pub(crate) fn everybody_has_an_address(desired: &Desired) -> bool {
     let mut wanted = 0;
     for record in desired.nodes.iter().filter(|record| record.phase == NodePhase::Wanted) {
-        if record.address.is_none() {
+        if !can_be_reached(desired, record) {
             return false;
         }
         wanted += 1;

@@ -382,7 +382,7 @@ impl<'a> View<'a> {
             view.nodes.iter().any(|peer| {
                 let same = match id {
                     Some(id) => peer.id == id,
-                    None => Some(&peer.address) == record.address.as_ref(),
+                    None => record.is_at(&peer.address),
                 };
                 same && !peer.slots.is_empty()
             })

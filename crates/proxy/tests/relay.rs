@@ -31,7 +31,7 @@ fn target(name: &str, server: &RedisServer) -> RouteTarget {
 }
 
 fn member(name: &str, server: &RedisServer) -> Member {
-    Member { node: node(name), shard: 0, zone: None, address: server.address() }
+    Member { outer: None, node: node(name), shard: 0, zone: None, address: server.address() }
 }
 
 /// A relay in this process, with its folders.

@@ -8,7 +8,7 @@ use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
     Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, Operation,
-    OperationId, OperationKind, OperationState, OperationStep, Refusal, Secret,
+    OperationId, OperationKind, OperationState, OperationStep, OuterAddress, Refusal, Secret,
 };
 use larder_store::InstanceObservation;
 
@@ -38,6 +38,12 @@ pub trait Book: Send + Sync {
         instance: &InstanceId,
         node: &NodeId,
         address: &Address,
+    ) -> Result<(), BookError>;
+    async fn node_set_outer(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        outer: &OuterAddress,
     ) -> Result<(), BookError>;
     async fn node_set_phase(
         &self,
@@ -208,6 +214,20 @@ impl Book for MemoryBook {
         self.with_nodes(instance, |nodes| {
             for record in nodes.iter_mut().filter(|n| n.id == *node) {
                 record.address = Some(address.clone());
+            }
+        });
+        Ok(())
+    }
+
+    async fn node_set_outer(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        outer: &OuterAddress,
+    ) -> Result<(), BookError> {
+        self.with_nodes(instance, |nodes| {
+            for record in nodes.iter_mut().filter(|n| n.id == *node) {
+                record.outer = Some(outer.clone());
             }
         });
         Ok(())

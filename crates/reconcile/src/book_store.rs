@@ -5,7 +5,7 @@ use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
     Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, OperationId,
-    OperationKind, OperationState, OperationStep, PlannerPolicy, Refusal,
+    OperationKind, OperationState, OperationStep, OuterAddress, PlannerPolicy, Refusal,
 };
 use larder_store::{ConditionSince, InstanceObservation, Store, StoreError};
 
@@ -67,6 +67,15 @@ impl Book for StoreBook {
         address: &Address,
     ) -> Result<(), BookError> {
         or_gone(self.store.node_set_address(instance, node, address).await.map(drop))
+    }
+
+    async fn node_set_outer(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        outer: &OuterAddress,
+    ) -> Result<(), BookError> {
+        or_gone(self.store.node_set_outer(instance, node, outer).await.map(drop))
     }
 
     async fn node_set_phase(

@@ -2,7 +2,7 @@
 //! calls to the book, the container cluster and agents. No retries: the next plan is the retry.
 
 use futures::future::join_all;
-use larder_cluster::{AgentError, Agents, Cluster, ClusterError, EndpointSpec};
+use larder_cluster::{AgentError, Agents, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, Order};
 use larder_model::plan::{PlannedStep, Step};
 use larder_model::{Desired, NodeId, NodePhase, NodeRecord, Refusal, Timestamp};
@@ -96,6 +96,7 @@ impl Executor<'_> {
         match step {
             Step::RecordNode { node, shard, worker, zone, bootstrap } => {
                 let record = NodeRecord {
+                    outer: None,
                     id: node.clone(),
                     shard: *shard,
                     worker: worker.clone(),
@@ -150,6 +151,12 @@ impl Executor<'_> {
                 let address = self.cluster.reserve_address(instance, node).await?;
                 self.book.node_set_address(instance, node, &address).await?;
             }
+            Step::ExposeNode { node } => {
+                let wish = self.exposure(node)?;
+                if let Some(outer) = self.cluster.expose_node(fence, &wish).await? {
+                    self.book.node_set_outer(instance, node, &outer).await?;
+                }
+            }
             Step::EnsureNode { node } => {
                 let config = self.node_config(node)?;
                 let secrets = self.book.secrets(instance).await?;
@@ -161,6 +168,7 @@ impl Executor<'_> {
             }
             Step::EnsureEndpoint { endpoint } => {
                 let spec = EndpointSpec {
+                    expose: self.desired.spec.expose,
                     instance: instance.clone(),
                     kind: *endpoint,
                     members: larder_planner::endpoint_members(self.desired),
@@ -236,5 +244,17 @@ impl Executor<'_> {
     fn node_config(&self, node: &NodeId) -> Result<larder_model::agent::NodeConfig, StepError> {
         let config = larder_planner::node_config(self.desired, self.record(node)?);
         config.ok_or(StepError::OutOfDate("a node has no address"))
+    }
+
+    fn exposure(&self, node: &NodeId) -> Result<NodeExposure, StepError> {
+        let (spec, record) = (&self.desired.spec, self.record(node)?);
+        Ok(NodeExposure {
+            instance: spec.id.clone(),
+            node: node.clone(),
+            address: record.address.clone().ok_or(StepError::OutOfDate("a node has no address"))?,
+            way: spec.exposes_nodes().ok_or(StepError::OutOfDate("its nodes are not exposed"))?,
+            engine: spec.engine.clone(),
+            known: record.outer.clone(),
+        })
     }
 }

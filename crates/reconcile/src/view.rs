@@ -3,8 +3,8 @@
 use larder_model::agent::{AgentStatus, Role, ServerState, VolumeState};
 use larder_model::plan::{Plan, Wait};
 use larder_model::{
-    Desired, Millis, NodeId, NodePhase, NodeRecord, Observation, Observed, ObservedNode, SlotSet,
-    Timestamp, WorkerState,
+    Address, Desired, EndpointKind, EndpointStatus, Millis, NodeId, NodePhase, NodeRecord,
+    Observation, Observed, ObservedNode, SlotSet, Timestamp, WorkerState,
 };
 use larder_store::{ConditionSince, InstanceObservation, NodeState, NodeView};
 
@@ -29,13 +29,37 @@ pub fn observation(
         at: now,
         state: plan.report.state,
         conditions: ConditionSince::carry(&[], plan.report.conditions.clone(), now),
-        endpoints: (observed.endpoints.iter())
-            .filter_map(|(kind, seen)| Some((*kind, seen.known()?.address.clone())))
+        endpoints: shown(desired, observed).map(|(kind, seen)| (kind, seen.address)).collect(),
+        inner_endpoints: shown(desired, observed)
+            .filter_map(|(kind, seen)| Some((kind, seen.inner?)))
             .collect(),
         nodes,
         plan: plan.clone(),
         generation: desired.generation,
     }
+}
+
+/// Endpoints that clients can be told of: they have their address, and have answered.
+fn shown(
+    desired: &Desired,
+    observed: &Observed,
+) -> impl Iterator<Item = (EndpointKind, EndpointStatus)> {
+    let has_answered = |seen: &EndpointStatus| seen.answers || desired.initialized;
+    (observed.endpoints.iter())
+        .filter_map(|(kind, seen)| Some((*kind, seen.known()?.clone())))
+        .filter(|(_, seen)| !seen.pending && has_answered(seen))
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// Where clients outside reach a node, by what it announces.
+fn outside(observed: &Observed, record: &NodeRecord) -> Option<Address> {
+    let outer = record.outer.as_ref()?;
+    let of_worker = || {
+        let worker = observed.workers.iter().find(|worker| worker.name == record.worker)?;
+        worker.address.clone()
+    };
+    Some(Address::new(outer.host.clone().or_else(of_worker)?, outer.port))
 }
 
 fn node_view(desired: &Desired, observed: &Observed, record: &NodeRecord) -> NodeView {
@@ -54,6 +78,7 @@ fn node_view(desired: &Desired, observed: &Observed, record: &NodeRecord) -> Nod
         role,
         state: node_state(observed, record, seen),
         address: record.address.clone(),
+        outside: outside(observed, record),
         pid: status.filter(|_| is_up).and_then(|s| s.server.pid),
         zone: record.zone.clone(),
         worker: record.worker.clone(),
@@ -156,14 +181,15 @@ impl Figures {
 pub(crate) fn digest(observation: &InstanceObservation) -> String {
     use std::fmt::Write as _;
     let mut text = format!("{} {}", observation.generation, observation.state);
-    for (kind, address) in &observation.endpoints {
+    for (kind, address) in observation.endpoints.iter().chain(&observation.inner_endpoints) {
         let _ = write!(text, " {kind}={address}");
     }
     for node in &observation.nodes {
         let _ = write!(
             text,
-            " {}:{:?}:{}:{:?}:{:?}:{:?}:{}",
+            " {}:{:?}:{:?}:{}:{:?}:{:?}:{:?}:{}",
             node.id,
+            node.outside,
             node.role,
             node.state.as_str(),
             node.pid,

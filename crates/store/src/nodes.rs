@@ -3,7 +3,9 @@
 
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use larder_model::{Address, InstanceId, NodeId, NodePhase, NodeRecord, WorkerName, ZoneName};
+use larder_model::{
+    Address, InstanceId, NodeId, NodePhase, NodeRecord, OuterAddress, WorkerName, ZoneName,
+};
 
 use crate::error::Doing;
 use crate::tx::WriteTx;
@@ -34,8 +36,9 @@ impl Store {
         instances::expect_generation(&mut tx, instance, expect_generation).await?;
         sqlx::query(
             "INSERT INTO nodes
-                 (id, instance, shard, worker, zone, host, port, bootstrap, phase, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                 (id, instance, shard, worker, zone, host, port, bootstrap, phase, created_at,
+                  outer_address)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(node.id.as_str())
         .bind(instance.as_str())
@@ -47,6 +50,7 @@ impl Store {
         .bind(node.bootstrap)
         .bind(column::to_word("a node's phase", &node.phase)?)
         .bind(node.created_at.0)
+        .bind(node.outer.as_ref().map(outer_text).transpose()?)
         .execute(tx.conn())
         .await
         .doing(doing)?;
@@ -76,6 +80,32 @@ impl Store {
         .bind(node.as_str())
         .bind(&address.host)
         .bind(i64::from(address.port))
+        .execute(tx.conn())
+        .await
+        .doing(doing)?;
+        finish(tx, instance, node, changed.rows_affected() > 0).await
+    }
+
+    /// Writes where clients outside reach the node; answers the instance's generation, which rises
+    /// unless that was known already.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn node_set_outer(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        outer: &OuterAddress,
+    ) -> Result<u64> {
+        let mut tx = self.write("recording a node's address outside").await?;
+        let doing = tx.doing();
+        let changed = sqlx::query(
+            "UPDATE nodes SET outer_address = $3 WHERE instance = $1 AND id = $2
+             AND (outer_address IS NULL OR outer_address <> $3)",
+        )
+        .bind(instance.as_str())
+        .bind(node.as_str())
+        .bind(outer_text(outer)?)
         .execute(tx.conn())
         .await
         .doing(doing)?;
@@ -178,6 +208,10 @@ pub(crate) async fn delete_all(tx: &mut WriteTx, instance: &InstanceId) -> Resul
     Ok(())
 }
 
+fn outer_text(outer: &OuterAddress) -> Result<String> {
+    column::to_json("a node's address outside", outer)
+}
+
 fn node_of(row: &SqliteRow) -> Result<NodeRecord> {
     let host: Option<String> = column::get(row, "host")?;
     let address = match host {
@@ -190,6 +224,7 @@ fn node_of(row: &SqliteRow) -> Result<NodeRecord> {
         worker: column::parsed::<WorkerName>(row, "worker")?,
         zone: column::parsed_option(row, "zone")?,
         address,
+        outer: column::json_option(row, "outer_address")?,
         bootstrap: column::get(row, "bootstrap")?,
         phase: column::word(row, "phase")?,
         created_at: column::time(row, "created_at")?,

@@ -19,6 +19,9 @@ pub struct InstanceObservation {
     pub state: InstanceState,
     pub conditions: Vec<ConditionSince>,
     pub endpoints: BTreeMap<EndpointKind, Address>,
+    /// Their addresses inside of the container cluster, where those are others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inner_endpoints: BTreeMap<EndpointKind, Address>,
     /// Sorted as people want to see them: by shard, primaries first.
     pub nodes: Vec<NodeView>,
     /// What the planner said: what it does, and what it waits for.
@@ -64,6 +67,9 @@ pub struct NodeView {
     pub state: NodeState,
     /// `None` until one was reserved.
     pub address: Option<Address>,
+    /// Where clients outside reach it, in a cluster instance that is exposed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Address>,
     /// Process id of the server.
     pub pid: Option<u32>,
     pub zone: Option<ZoneName>,

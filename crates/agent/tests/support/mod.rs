@@ -73,6 +73,7 @@ impl World {
         for shard in 0..shards {
             for index in 0..nodes {
                 members.push(Member {
+                    outer: None,
                     node: NodeId::new(format!("n-{shard}{index}")).expect("valid"),
                     shard,
                     zone: None,
@@ -104,6 +105,7 @@ impl World {
     fn boot(&self, member: &Member, members: &[Member], dir: &Path, first: bool) -> AgentBoot {
         AgentBoot {
             config: NodeConfig {
+                outer: None,
                 renderer: 1,
                 node: member.node.clone(),
                 instance: InstanceId::new("i-1").expect("valid"),

@@ -9,8 +9,9 @@ use axum::response::{IntoResponse as _, Response};
 use larder_api_types::{CreateInstance, Operation, PlanView, Problem};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Architecture, ByteSize, Code, EngineName, IdSource as _, InstanceSpec, LOCAL_CONTAINER_CLUSTER,
-    Observed, OperationKind, Refusal, STANDARD_STORAGE_CLASS, Secret, check_password,
+    Architecture, ByteSize, Code, EngineName, Expose, IdSource as _, InstanceSpec,
+    LOCAL_CONTAINER_CLUSTER, Observed, OperationKind, Refusal, STANDARD_STORAGE_CLASS, Secret,
+    check_password,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -64,6 +65,7 @@ pub(crate) async fn create(
     caller.ask(Action::InstanceCreate, &object)?;
     let password = new.password.clone();
     let storage_class = new.storage_class.clone();
+    let expose = new.expose.clone();
     let mut spec = spec(new, &state.parts().default_container_cluster)?;
     if let Some(password) = &password {
         check_password(password.expose())?;
@@ -72,7 +74,7 @@ pub(crate) async fn create(
             ApiError::new(Code::PasswordMissing, "an instance needs a password").field("password")
         );
     }
-    check_surroundings(&state, &mut spec, storage_class).await?;
+    check_surroundings(&state, &mut spec, storage_class, expose).await?;
     if params.dry_run {
         return dry_run::plan(&state, spec).await.map(|plan| Json(plan).into_response());
     }
@@ -99,6 +101,7 @@ fn detail(spec: &InstanceSpec) -> serde_json::Value {
         "replicas": spec.replicas,
         "container_cluster": spec.container_cluster,
         "storage_class": spec.storage_class,
+        "expose": spec.expose,
     })
 }
 
@@ -122,6 +125,7 @@ fn spec(new: CreateInstance, home: &str) -> Result<InstanceSpec, ApiError> {
         Architecture::Cluster => CLUSTER_SHARDS,
     });
     let spec = InstanceSpec {
+        expose: None,
         id: RandomIds.instance_id(),
         name,
         project,
@@ -185,13 +189,14 @@ fn replicas(
     }
 }
 
-/// Checks what depends on the installation, and fills in the storage class: the one asked for, or
-/// the container cluster's first. The store checks again, in its transaction, what two requests
+/// Checks what depends on the installation, and fills in storage class and exposure: what is asked
+/// for, or what the container cluster has by itself. The store checks again, in its transaction, what two requests
 /// could take from each other.
 async fn check_surroundings(
     state: &ApiState,
     spec: &mut InstanceSpec,
     storage_class: Option<String>,
+    expose: Option<String>,
 ) -> Result<(), ApiError> {
     if !state.store().project_exists(&spec.project).await? {
         return Err(ApiError::new(
@@ -238,6 +243,7 @@ async fn check_surroundings(
         };
         check_engine(cluster, &spec.engine)?;
         spec.storage_class = self::storage_class(cluster, storage_class)?;
+        spec.expose = self::expose(cluster, expose.as_deref())?;
         // What cannot be looked at just now is not known to be full.
         if cluster.reachable {
             let mut desired = dry_run::desired(state, spec.clone(), now());
@@ -291,6 +297,25 @@ fn check_engine(cluster: &ContainerClusterInfo, engine: &EngineName) -> Result<(
         cluster.name
     );
     Err(Refusal::new(Code::EngineNotFound, detail).field("engine"))
+}
+
+/// How clients outside reach it: as asked for, or as the container cluster was bound.
+fn expose(cluster: &ContainerClusterInfo, asked: Option<&str>) -> Result<Option<Expose>, Refusal> {
+    let refuse = |detail| Refusal::new(Code::InvalidRequest, detail).field("expose");
+    let Some(asked) = asked else { return Ok(cluster.expose) };
+    let way = Expose::parse(asked).ok_or_else(|| refuse(no_way(asked)))?;
+    if cluster.expose.is_none() {
+        return Err(refuse(format!(
+            "instances on `{}` are reached at the addresses of this machine: leave `expose` out, or \
+             create the instance on a bound container cluster (`larder container-cluster list`)",
+            cluster.name
+        )));
+    }
+    Ok(Some(way))
+}
+
+fn no_way(asked: &str) -> String {
+    format!("`{asked}` is no way to expose: use load-balancer, node-port or cluster-ip")
 }
 
 fn no_engine(name: &str) -> ApiError {
@@ -347,6 +372,7 @@ mod tests {
             storage_classes: Vec::new(),
             engines: Some(vec![valkey.clone()]),
             cluster_min_workers: None,
+            expose: None,
         };
         assert_eq!(check_engine(&east, &valkey), Ok(()));
         let refusal = check_engine(&east, &redis).unwrap_err();
@@ -366,6 +392,7 @@ mod tests {
             storage_classes: classes.iter().map(|class| (*class).to_owned()).collect(),
             engines: None,
             cluster_min_workers: None,
+            expose: Some(Expose::NodePort),
         };
         let two = east(&["fast", "slow"]);
         assert_eq!(storage_class(&two, None).unwrap(), "fast");
@@ -374,6 +401,28 @@ mod tests {
             let refusal = storage_class(cluster, asked).unwrap_err();
             assert_eq!(refusal.code, Code::StorageClassNotFound);
             assert_eq!(refusal.field.as_deref(), Some("storage_class"));
+        }
+    }
+
+    #[test]
+    fn instances_are_exposed_as_asked_for_or_as_their_container_cluster_was_bound() {
+        let cluster = |name: &str, expose| ContainerClusterInfo {
+            name: name.into(),
+            reachable: true,
+            workers: Vec::new(),
+            storage_classes: Vec::new(),
+            engines: None,
+            cluster_min_workers: None,
+            expose,
+        };
+        let (east, local) = (cluster("east", Some(Expose::NodePort)), cluster("local", None));
+        assert_eq!(expose(&east, None), Ok(Some(Expose::NodePort)));
+        assert_eq!(expose(&east, Some("load-balancer")), Ok(Some(Expose::LoadBalancer)));
+        assert_eq!(expose(&local, None), Ok(None));
+        for (cluster, asked) in [(&local, "node-port"), (&east, "everywhere")] {
+            let refusal = expose(cluster, Some(asked)).unwrap_err();
+            assert_eq!(refusal.code, Code::InvalidRequest);
+            assert_eq!(refusal.field.as_deref(), Some("expose"));
         }
     }
 

@@ -4,7 +4,7 @@ use larder_api_types::PlanView;
 use larder_model::plan::{Plan, Step};
 use larder_model::{
     Address, Desired, InstanceSpec, NodePhase, NodeRecord, Observation, Observed, ObservedNode,
-    Operation, OperationKind, OperationState, Timestamp,
+    Operation, OperationKind, OperationState, OuterAddress, Timestamp,
 };
 
 use crate::clock::now;
@@ -95,6 +95,7 @@ fn write_down(
     match step {
         Step::RecordNode { node, shard, worker, zone, bootstrap } => {
             desired.nodes.push(NodeRecord {
+                outer: None,
                 id: node.clone(),
                 shard: *shard,
                 worker: worker.clone(),
@@ -113,6 +114,12 @@ fn write_down(
             for record in desired.nodes.iter_mut().filter(|record| record.id == *node) {
                 // Any address will do: it is not shown.
                 record.address = Some(Address::new("to-be-reserved", number + round));
+            }
+            true
+        }
+        Step::ExposeNode { node } => {
+            for record in desired.nodes.iter_mut().filter(|record| record.id == *node) {
+                record.outer = Some(OuterAddress { host: None, port: 0, bus_port: None });
             }
             true
         }

@@ -61,6 +61,7 @@ impl Capacity for FakeCapacity {
             name: "local".into(),
             reachable: true,
             workers: vec![Worker {
+                address: None,
                 name: WorkerName::new("here").unwrap(),
                 zone: None,
                 state: WorkerState::Ready,
@@ -75,6 +76,7 @@ impl Capacity for FakeCapacity {
                 .unwrap_or_else(|| vec!["standard".into()]),
             engines: None,
             cluster_min_workers: None,
+            expose: None,
         }]
     }
 
@@ -128,6 +130,7 @@ impl Binder for FakeBinder {
             since: None,
             spread: None,
             workers_ready: 0,
+            outer_address: None,
             workers: Vec::new(),
             storage_classes: Vec::new(),
             requests: std::collections::BTreeMap::new(),
@@ -309,6 +312,7 @@ impl World {
             let generation = self.store.instance_get(id).await.unwrap().generation;
             let address = Address::new("127.0.0.1", 21_000 + u16::try_from(number).unwrap());
             let record = NodeRecord {
+                outer: None,
                 id: ids.node_id(),
                 shard: number / row.spec.replicas,
                 worker: WorkerName::new("here").unwrap(),
@@ -321,6 +325,7 @@ impl World {
             self.store.node_insert(id, &record, generation).await.unwrap();
             let primary = record.bootstrap;
             views.push(NodeView {
+                outside: None,
                 id: record.id.clone(),
                 shard: record.shard,
                 role: Some(if primary { Role::Primary } else { Role::Replica }),
@@ -354,6 +359,7 @@ impl World {
         };
         let endpoints: Vec<EndpointKind> = row.spec.architecture.endpoints().to_vec();
         let observation = InstanceObservation {
+            inner_endpoints: std::collections::BTreeMap::new(),
             at: row.created_at,
             state: InstanceState::Running,
             conditions: ConditionSince::carry(&[], vec![ready], row.created_at),

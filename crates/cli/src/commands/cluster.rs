@@ -95,6 +95,7 @@ fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
         context: args.context,
         namespace: args.namespace,
         expose: args.expose,
+        outer_address: args.outer_address,
         image: args.image,
         engines: (!args.engine.is_empty()).then_some(args.engine),
         storage_class: args.storage_class,

@@ -101,6 +101,7 @@ async fn create(
         read_only_nodes: args.read_only_nodes,
         container_cluster: args.container_cluster,
         storage_class: args.storage_class,
+        expose: args.expose,
         password: None,
     };
     let mut shown = None;

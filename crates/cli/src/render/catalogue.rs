@@ -85,7 +85,7 @@ pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -
 }
 
 pub(crate) fn workers(console: &Console, rows: &[Worker]) -> String {
-    let mut table = table(console, &["NAME", "ZONE", "STATE", "MEMORY", "REQUESTED"]);
+    let mut table = table(console, &["NAME", "ZONE", "STATE", "MEMORY", "REQUESTED", "ADDRESS"]);
     for row in rows {
         table.add_row([
             row.name.clone(),
@@ -93,6 +93,7 @@ pub(crate) fn workers(console: &Console, rows: &[Worker]) -> String {
             row.state.clone(),
             ByteSize(row.memory_bytes).to_string(),
             ByteSize(row.requested_memory_bytes).to_string(),
+            or_none(row.address.clone()),
         ]);
     }
     finish(table)

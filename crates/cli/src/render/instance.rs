@@ -51,6 +51,10 @@ pub(crate) fn nodes(console: &Console, rows: &[Node]) -> String {
     if console.is_wide() {
         header.extend(["PID", "OFFSET", "REPLICA-OF", "SLOTS", "WORKER", "ZONE", "LAST-SEEN"]);
     }
+    let is_outside = rows.iter().any(|row| row.outside.is_some());
+    if is_outside {
+        header.push("OUTSIDE");
+    }
     let mut table = table(console, &header);
     for row in rows {
         let address = row.host.as_ref().zip(row.port).map(|(host, port)| join(host, port));
@@ -75,6 +79,10 @@ pub(crate) fn nodes(console: &Console, rows: &[Node]) -> String {
                 or_none(row.zone.clone()),
                 time_or_none(row.last_seen_at.as_ref()),
             ]);
+        }
+        if is_outside {
+            let outside = row.outside.as_ref();
+            cells.push(or_none(outside.map(|outside| join(&outside.host, outside.port))));
         }
         table.add_row(cells);
     }
@@ -105,11 +113,14 @@ pub(crate) fn instance(console: &Console, one: &Instance) -> String {
     line("Nodes", shape(one));
     line("Runs on", one.container_cluster.clone());
     line("Storage", one.storage_class.clone());
+    if let Some(expose) = &one.expose {
+        line("Exposed by", expose.clone());
+    }
     line("Generation", format!("{} (observed {})", one.generation, one.observed_generation));
     line("Created", time(&one.created_at));
     line("Observed", time_or_none(one.observed_at.as_ref()));
     for (name, endpoint) in one.endpoints.named() {
-        line("Endpoint", format!("{name} {}", address(endpoint)));
+        line("Endpoint", format!("{name} {}", both_addresses(endpoint)));
     }
     for condition in &one.conditions {
         line("Condition", condition_text(condition));
@@ -138,6 +149,14 @@ fn condition_text(condition: &Condition) -> String {
 
 fn address(endpoint: &Endpoint) -> String {
     join(&endpoint.host, endpoint.port)
+}
+
+fn both_addresses(endpoint: &Endpoint) -> String {
+    let mut text = address(endpoint);
+    if let Some(inside) = &endpoint.inside {
+        text.push_str(&format!(" (inside {})", join(&inside.host, inside.port)));
+    }
+    text
 }
 
 fn join(host: &str, port: u16) -> String {

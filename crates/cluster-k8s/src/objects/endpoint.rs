@@ -4,11 +4,11 @@ use larder_model::kube::{
     LABEL_ENDPOINT, LABEL_INSTANCE, LABEL_MANAGED, LABEL_OWNER, MANAGED_BY, SERVER_PORT,
     endpoint_name,
 };
-use larder_model::{EndpointKind, InstanceId};
+use larder_model::{EndpointKind, Expose, InstanceId};
 use serde_json::{Map, Value, json};
 
 use super::labels;
-use crate::options::{Expose, KubeOptions};
+use crate::options::KubeOptions;
 
 /// The endpoints whose slices the lease's holder writes have no selector.
 pub(crate) fn is_led(kind: EndpointKind) -> bool {
@@ -25,14 +25,22 @@ fn endpoint_labels(
     labels
 }
 
-/// The Service of an endpoint. `address` is the one that it has had: it never changes.
+/// What an endpoint's Service has had: it never changes.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) address: Option<String>,
+    pub(crate) node_port: Option<u16>,
+}
+
+/// The Service of an endpoint.
 pub(crate) fn endpoint_service(
     options: &KubeOptions,
     instance: &InstanceId,
     kind: EndpointKind,
-    address: Option<&str>,
+    way: Expose,
+    kept: &Kept,
 ) -> Value {
-    let service_type = match options.expose {
+    let service_type = match way {
         Expose::ClusterIp => "ClusterIP",
         Expose::NodePort => "NodePort",
         Expose::LoadBalancer => "LoadBalancer",
@@ -52,7 +60,10 @@ pub(crate) fn endpoint_service(
             ],
         },
     });
-    if let Some(address) = address {
+    if let Some(node_port) = kept.node_port.filter(|_| way == Expose::NodePort) {
+        service["spec"]["ports"][0]["nodePort"] = json!(node_port);
+    }
+    if let Some(address) = &kept.address {
         service["spec"]["clusterIP"] = json!(address);
     }
     if !is_led(kind) {

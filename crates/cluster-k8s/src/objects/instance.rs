@@ -100,7 +100,14 @@ pub(crate) fn disruption_budget(options: &KubeOptions, instance: &InstanceId, sh
 
 /// Clients reach the servers; the bus and the agents only the instance's own pods and a control
 /// plane; the probes whoever the kubelet is.
-pub(crate) fn network_policy(options: &KubeOptions, instance: &InstanceId) -> Value {
+///
+/// `bus_callers`: addresses of workers, where gossip leaves a worker with its address instead of
+/// the pod's (many networks do that on the way to another worker's node port).
+pub(crate) fn network_policy(
+    options: &KubeOptions,
+    instance: &InstanceId,
+    bus_callers: &[String],
+) -> Value {
     let own_pods = json!({ "podSelector": { "matchLabels": {
         LABEL_INSTANCE: instance.as_str(),
     } } });
@@ -109,6 +116,11 @@ pub(crate) fn network_policy(options: &KubeOptions, instance: &InstanceId) -> Va
         "podSelector": { "matchLabels": { SERVE_LABELS.0: SERVE_LABELS.1 } },
     });
     let port = |port: u16| json!({ "protocol": "TCP", "port": port });
+    let mut bus = vec![own_pods.clone()];
+    bus.extend(bus_callers.iter().map(|address| {
+        let bits = if address.contains(':') { 128 } else { 32 };
+        json!({ "ipBlock": { "cidr": format!("{address}/{bits}") } })
+    }));
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -118,7 +130,7 @@ pub(crate) fn network_policy(options: &KubeOptions, instance: &InstanceId) -> Va
             "policyTypes": ["Ingress"],
             "ingress": [
                 { "ports": [port(SERVER_PORT), port(PROBE_PORT)] },
-                { "ports": [port(BUS_PORT)], "from": [own_pods] },
+                { "ports": [port(BUS_PORT)], "from": bus },
                 { "ports": [port(AGENT_PORT)], "from": [own_pods, serve] },
             ],
         },

@@ -6,12 +6,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use larder_model::agent::NodeConfig;
 use larder_model::kube::VolumeIds;
 use larder_model::kube::{
-    AGENT_PORT, ANNOTATION_GENERATION, BUS_PORT, CONFIG_DIR, DATA_DIR, ENV_POD_IP, LABEL_INSTANCE,
-    LABEL_NODE, LABEL_SHARD, LARDER_BINARY, PROBE_PORT, SERVER_BINARY, SERVER_DIR, SERVER_PORT,
-    STATE_DIR, instance_name, node_name,
+    AGENT_PORT, ANNOTATION_GENERATION, BUS_PORT, CONFIG_DIR, DATA_DIR, ENV_POD_IP, ENV_WORKER_IP,
+    LABEL_INSTANCE, LABEL_NODE, LABEL_SHARD, LARDER_BINARY, PROBE_PORT, SERVER_BINARY, SERVER_DIR,
+    SERVER_PORT, STATE_DIR, instance_name, node_name,
 };
 use larder_model::local::{AgentBoot, NodeSecrets};
-use larder_model::{ByteSize, InstanceId, NodeId, NodeMode};
+use larder_model::{ByteSize, InstanceId, NodeId, NodeMode, OuterAddress};
 use serde_json::{Value, json};
 
 use super::{RENDERER, node_labels};
@@ -26,11 +26,13 @@ const GRACE_SECONDS: u32 = 30;
 /// and replication run through it, and a full restart would wait for itself.
 ///
 /// `address` is the one that the node has had: a Service that somebody has deleted gets it again.
+/// `announced` is a second port of the server, see [`inner_port`].
 pub(crate) fn node_service(
     options: &KubeOptions,
     instance: &InstanceId,
     node: &NodeId,
     address: Option<&str>,
+    announced: Option<u16>,
 ) -> Value {
     let port = |name: &str, port: u16| json!({ "name": name, "protocol": "TCP", "port": port, "targetPort": port });
     let mut service = json!({
@@ -54,7 +56,20 @@ pub(crate) fn node_service(
     if let Some(address) = address {
         service["spec"]["clusterIP"] = json!(address);
     }
+    if let (Some(announced), Some(ports)) = (announced, service["spec"]["ports"].as_array_mut()) {
+        ports.push(json!({
+            "name": "announced", "protocol": "TCP", "port": announced, "targetPort": SERVER_PORT,
+        }));
+    }
     service
+}
+
+/// A server announces one port to clients and to the other servers. Where clients outside use a
+/// node port the node's own address has to have the same.
+pub(crate) fn inner_port(outer: Option<&OuterAddress>) -> Option<u16> {
+    // With the bus outside nobody looks for the server inside.
+    let outer = outer.filter(|outer| outer.bus_port.is_none())?;
+    (outer.port != SERVER_PORT).then_some(outer.port)
 }
 
 /// What the agent starts from, mounted as files.
@@ -205,9 +220,7 @@ fn container(options: &KubeOptions, config: &NodeConfig) -> Value {
         "name": "node",
         "image": options.image_of(&config.engine),
         "command": [LARDER_BINARY, "agent", "--pod"],
-        "env": [
-            { "name": ENV_POD_IP, "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
-        ],
+        "env": environment(config),
         "ports": [
             port("redis", SERVER_PORT),
             port("bus", BUS_PORT),
@@ -238,6 +251,15 @@ fn container(options: &KubeOptions, config: &NodeConfig) -> Value {
             { "name": "tmp", "mountPath": "/tmp" },
         ],
     })
+}
+
+fn environment(config: &NodeConfig) -> Value {
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let mut all = vec![field(ENV_POD_IP, "status.podIP")];
+    if config.outer.is_some() {
+        all.push(field(ENV_WORKER_IP, "status.hostIP"));
+    }
+    json!(all)
 }
 
 /// An agent that is silent is killed with its server before its lease has run out, where somebody

@@ -2,12 +2,13 @@
 
 use super::*;
 use k8s_openapi::api::{apps, coordination, core, discovery, networking, policy, rbac};
+use larder_cluster::NodeExposure;
 use larder_model::agent::{Member, NodeConfig};
 use larder_model::kube::VolumeIds;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, InstanceName, Millis, NodeMode,
-    Secret,
+    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, Expose, InstanceName, Millis,
+    NodeMode, OuterAddress, Secret,
 };
 use serde::de::DeserializeOwned;
 
@@ -33,6 +34,7 @@ fn members() -> Vec<Member> {
     ["n-1", "n-2"]
         .into_iter()
         .map(|id| Member {
+            outer: None,
             node: node(id),
             shard: 0,
             zone: None,
@@ -43,6 +45,7 @@ fn members() -> Vec<Member> {
 
 fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
     NodeConfig {
+        outer: None,
         renderer: 1,
         node: node("n-1"),
         instance: instance(),
@@ -98,7 +101,10 @@ fn objects_are_of_the_kinds_that_they_say() {
         default_password_sha256: Secret::new("0".repeat(64)),
     };
     typed::<apps::v1::StatefulSet>(&stateful_set(&options, &wish));
-    typed::<core::v1::Service>(&node_service(&options, &id, &one, None));
+    typed::<core::v1::Service>(&node_service(&options, &id, &one, None, Some(31_000)));
+    for way in [Expose::NodePort, Expose::LoadBalancer] {
+        typed::<core::v1::Service>(&outer_service(&options, &exposure(way, "redis-6.2")));
+    }
     typed::<core::v1::PersistentVolumeClaim>(&claim(&options, &wish));
     typed::<core::v1::Secret>(&secret(&options, &wish, &secrets, &volume()).expect("secret"));
     typed::<core::v1::ServiceAccount>(&service_account(&options, &id));
@@ -106,9 +112,15 @@ fn objects_are_of_the_kinds_that_they_say() {
     typed::<rbac::v1::RoleBinding>(&role_binding(&options, &id));
     typed::<coordination::v1::Lease>(&lease(&options, &id));
     typed::<policy::v1::PodDisruptionBudget>(&disruption_budget(&options, &id, 0));
-    typed::<networking::v1::NetworkPolicy>(&network_policy(&options, &id));
+    typed::<networking::v1::NetworkPolicy>(&network_policy(&options, &id, &[]));
     for kind in [EndpointKind::Write, EndpointKind::Discovery] {
-        typed::<core::v1::Service>(&endpoint_service(&options, &id, kind, None));
+        typed::<core::v1::Service>(&endpoint_service(
+            &options,
+            &id,
+            kind,
+            Expose::ClusterIp,
+            &Kept::default(),
+        ));
     }
     let slice = endpoint_slice(&options, &id, EndpointKind::Write);
     typed::<discovery::v1::EndpointSlice>(&slice);
@@ -124,7 +136,7 @@ fn a_node_of_a_leased_shard() {
     insta::assert_snapshot!("stateful_set", pretty(&stateful_set(&options, &wish)));
     insta::assert_snapshot!(
         "node_service",
-        pretty(&node_service(&options, &instance(), &node("n-1"), Some("10.0.0.1")))
+        pretty(&node_service(&options, &instance(), &node("n-1"), Some("10.0.0.1"), None))
     );
     insta::assert_snapshot!("claim", pretty(&claim(&options, &wish)));
 }
@@ -133,18 +145,96 @@ fn a_node_of_a_leased_shard() {
 fn what_the_nodes_of_an_instance_share() {
     let (options, id) = (options(), instance());
     insta::assert_snapshot!("role", pretty(&role(&options, &id, &members())));
-    insta::assert_snapshot!("network_policy", pretty(&network_policy(&options, &id)));
+    insta::assert_snapshot!("network_policy", pretty(&network_policy(&options, &id, &[])));
     insta::assert_snapshot!("disruption_budget", pretty(&disruption_budget(&options, &id, 2)));
 }
 
 #[test]
 fn endpoints_with_and_without_a_selector() {
     let (options, id) = (options(), instance());
-    let service = |kind| pretty(&endpoint_service(&options, &id, kind, None));
+    let service = |kind| {
+        let (way, kept) = (Expose::ClusterIp, Kept::default());
+        pretty(&endpoint_service(&options, &id, kind, way, &kept))
+    };
     insta::assert_snapshot!("write_service", service(EndpointKind::Write));
     insta::assert_snapshot!("discovery_service", service(EndpointKind::Discovery));
     let slice = endpoint_slice(&options, &id, EndpointKind::Write);
     insta::assert_snapshot!("write_slice", pretty(&slice));
+}
+
+fn exposure(way: Expose, engine: &str) -> NodeExposure {
+    NodeExposure {
+        instance: instance(),
+        node: node("n-1"),
+        address: Address::new("10.0.0.1", 6379),
+        way,
+        engine: EngineName::new(engine).expect("valid"),
+        known: None,
+    }
+}
+
+#[test]
+fn ways_from_outside_to_a_node() {
+    let options = options();
+    let service = |wish: &NodeExposure| pretty(&outer_service(&options, wish));
+    let balanced = exposure(Expose::LoadBalancer, "redis-7.0");
+    insta::assert_snapshot!("outer_service_load_balancer", service(&balanced));
+    let mut at_workers = exposure(Expose::NodePort, "redis-6.2");
+    insta::assert_snapshot!("outer_service_node_port_6_2", service(&at_workers));
+    // Made again, it has the ports that servers and clients know.
+    at_workers.known = Some(OuterAddress { host: None, port: 31_007, bus_port: Some(31_008) });
+    let again = outer_service(&options, &at_workers);
+    assert_eq!(again["spec"]["ports"][0]["nodePort"], json!(31_007));
+    assert_eq!(again["spec"]["ports"][1]["nodePort"], json!(31_008));
+}
+
+#[test]
+fn a_configured_address_leads_through_any_worker() {
+    let mut options = options();
+    options.outer_address = Some("redis.example".to_owned());
+    let policy = |options: &KubeOptions, wish: &NodeExposure| {
+        outer_service(options, wish)["spec"]["externalTrafficPolicy"].clone()
+    };
+    assert_eq!(policy(&options, &exposure(Expose::NodePort, "redis-7.0")), json!("Cluster"));
+    // An old server's gossip comes this way, and has to be told from other callers.
+    assert_eq!(policy(&options, &exposure(Expose::NodePort, "redis-6.2")), json!("Local"));
+    assert_eq!(policy(&options, &exposure(Expose::LoadBalancer, "redis-7.0")), json!("Local"));
+}
+
+#[test]
+fn a_node_port_holds_inside_too() {
+    let outer = OuterAddress { host: None, port: 31_007, bus_port: None };
+    let port = inner_port(Some(&outer));
+    assert_eq!(port, Some(31_007));
+    let service = node_service(&options(), &instance(), &node("n-1"), Some("10.0.0.1"), port);
+    let ports = service["spec"]["ports"].as_array().expect("ports");
+    assert!(ports.iter().any(|p| p["port"] == 31_007 && p["targetPort"] == 6379), "{service}");
+    let old = OuterAddress { bus_port: Some(31_008), ..outer.clone() };
+    assert_eq!(inner_port(Some(&old)), None);
+    let mut wish = config(NodeMode::Clustered, members());
+    wish.outer = Some(outer);
+    let text = stateful_set(&options(), &wish).to_string();
+    assert!(text.contains("status.hostIP"), "the agent announces its worker: {text}");
+}
+
+#[test]
+fn the_bus_is_open_to_workers_only_where_gossip_goes_through_them() {
+    let policy = network_policy(&options(), &instance(), &["10.99.0.11".to_owned()]);
+    let from = &policy["spec"]["ingress"][1]["from"];
+    assert_eq!(from[1]["ipBlock"]["cidr"], json!("10.99.0.11/32"));
+    typed::<networking::v1::NetworkPolicy>(&policy);
+}
+
+#[test]
+fn an_endpoint_made_again_has_the_port_that_it_had() {
+    let kept = Kept { address: Some("10.0.0.9".to_owned()), node_port: Some(31_000) };
+    let service = |way| endpoint_service(&options(), &instance(), EndpointKind::Write, way, &kept);
+    let at_workers = service(Expose::NodePort);
+    assert_eq!(at_workers["spec"]["type"], json!("NodePort"));
+    assert_eq!(at_workers["spec"]["ports"][0]["nodePort"], json!(31_000));
+    assert_eq!(at_workers["spec"]["clusterIP"], json!("10.0.0.9"));
+    let balanced = service(Expose::LoadBalancer);
+    assert!(balanced["spec"]["ports"][0].get("nodePort").is_none());
 }
 
 #[test]

@@ -157,6 +157,7 @@ pub(crate) fn config(
     generation: u64,
 ) -> NodeConfig {
     NodeConfig {
+        outer: None,
         renderer: 1,
         node: node(id),
         instance: instance(),

@@ -30,8 +30,10 @@ pub(super) fn config(
     engine: &EngineName,
     generation: u64,
 ) -> Result<NodeConfig, Failure> {
-    let member = Member { node: node.clone(), shard: 0, zone: None, address: address.clone() };
+    let member =
+        Member { outer: None, node: node.clone(), shard: 0, zone: None, address: address.clone() };
     Ok(NodeConfig {
+        outer: None,
         renderer: 1,
         node: node.clone(),
         instance: instance.clone(),
@@ -66,5 +68,5 @@ pub(super) fn endpoint(
     members: Vec<Member>,
     generation: u64,
 ) -> EndpointSpec {
-    EndpointSpec { instance: instance.clone(), kind, members, generation }
+    EndpointSpec { expose: None, instance: instance.clone(), kind, members, generation }
 }

@@ -188,7 +188,13 @@ impl World {
                 .collect(),
         };
         let answers = leads_to.iter().any(|node| self.answers(node));
-        EndpointStatus { address: endpoint.address.clone(), answers, leads_to }
+        EndpointStatus {
+            inner: None,
+            pending: false,
+            address: endpoint.address.clone(),
+            answers,
+            leads_to,
+        }
     }
 
     fn status(&mut self, node: &NodeId) -> Option<AgentStatus> {
@@ -327,6 +333,7 @@ impl Cluster for SimCluster {
         let workers = world.workers.iter().filter(|(_, w)| w.cluster == self.name);
         Ok(workers
             .map(|(name, w)| Worker {
+                address: None,
                 name: name.clone(),
                 zone: w.zone.clone(),
                 state: if w.down_until > world.t {
@@ -358,6 +365,7 @@ impl Cluster for SimCluster {
                 let first = world.workers.iter().find(|(_, w)| w.cluster == self.name);
                 let Some((worker, _)) = first else { continue };
                 let bare = BackendNode {
+                    exposed: larder_model::Exposed::No,
                     worker: world.placed.get(node).unwrap_or(worker).clone(),
                     address: Some(address.clone()),
                     realised: false,
@@ -370,6 +378,7 @@ impl Cluster for SimCluster {
         for (id, node) in &world.nodes {
             if node.config.instance == *instance && world.in_cluster(node, &self.name) {
                 let there = BackendNode {
+                    exposed: larder_model::Exposed::No,
                     worker: node.worker.clone(),
                     address: Some(node.config.address.clone()),
                     realised: node.removing_at.is_none(),

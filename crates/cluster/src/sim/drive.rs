@@ -104,6 +104,7 @@ impl World {
         let route = self.shards.get(&self.shard_of(node)?)?.route.clone();
         Some(Local {
             me: Member {
+                outer: None,
                 node: node.clone(),
                 shard: found.config.shard,
                 zone: found.config.zone.clone(),

@@ -161,6 +161,7 @@ impl Sim {
             .map(|i| {
                 world.next_port += 1;
                 Member {
+                    outer: None,
                     node: NodeId::new(format!("{name}-n{i}")).expect("test names are ids"),
                     shard: 0,
                     zone: workers[i % workers.len()].1.clone(),
@@ -170,6 +171,7 @@ impl Sim {
             .collect();
         for (i, member) in members.iter().enumerate() {
             let config = NodeConfig {
+                outer: None,
                 renderer: 1,
                 node: member.node.clone(),
                 instance: instance.clone(),

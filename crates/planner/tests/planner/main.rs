@@ -4,6 +4,7 @@ mod chaos;
 mod clusters;
 mod create;
 mod delete;
+mod expose;
 mod heal;
 mod operations;
 mod rules;

@@ -10,10 +10,10 @@ use larder_model::agent::{
 use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
 use larder_model::{
     Address, Architecture, BackendNode, ByteSize, Desired, EndpointKind, EndpointStatus,
-    EngineName, IdSource, InstanceId, InstanceName, InstanceSpec, Millis, NodeId, NodeMode,
-    NodePhase, NodeRecord, Observation, Observed, ObservedNode, Operation, OperationId,
-    OperationKind, OperationState, PlannerPolicy, ProjectName, Refusal, SlotRange, SlotSet,
-    Timestamp, Worker, WorkerName, WorkerState, ZoneName,
+    EngineName, Exposed, IdSource, InstanceId, InstanceName, InstanceSpec, Millis, NodeId,
+    NodeMode, NodePhase, NodeRecord, Observation, Observed, ObservedNode, Operation, OperationId,
+    OperationKind, OperationState, OuterAddress, PlannerPolicy, ProjectName, Refusal, SlotRange,
+    SlotSet, Timestamp, Worker, WorkerName, WorkerState, ZoneName,
 };
 use larder_planner::{lint, node_config, plan};
 
@@ -56,6 +56,7 @@ pub(crate) struct SimNode {
     pub(crate) slots: SlotSet,
     pub(crate) epoch: u64,
     pub(crate) follows: Option<String>,
+    pub(crate) exposed: Exposed,
 }
 
 /// A server that is no more, as the others remember it.
@@ -93,6 +94,7 @@ pub(crate) fn worker(text: &str) -> Worker {
     let zone = parts.next().filter(|zone| !zone.is_empty());
     let size = parts.next().unwrap_or("64GiB");
     Worker {
+        address: None,
         name: WorkerName::new(name).expect("a valid worker name"),
         zone: zone.map(|zone| ZoneName::new(zone).expect("a valid zone name")),
         state: WorkerState::Ready,
@@ -109,6 +111,7 @@ impl World {
         workers: &[&str],
     ) -> Self {
         let spec = InstanceSpec {
+            expose: None,
             id: InstanceId::new("i-1").expect("valid"),
             name: InstanceName::new("one").expect("valid"),
             project: ProjectName::new("default").expect("valid"),
@@ -282,6 +285,7 @@ impl World {
                 if self.record_mut(node).is_none() {
                     self.ids.next_u64();
                     self.desired.nodes.push(NodeRecord {
+                        outer: None,
                         id: node.clone(),
                         shard: *shard,
                         worker: worker.clone(),
@@ -295,6 +299,7 @@ impl World {
                 }
             }
             Step::ReserveAddress { node } => self.reserve(node),
+            Step::ExposeNode { node } => self.expose(node),
             Step::EnsureNode { node } => self.ensure(node),
             Step::ConfigureNode { node } => {
                 let generation = self.desired.generation;
@@ -449,6 +454,7 @@ impl World {
                 slots: SlotSet::default(),
                 epoch: 0,
                 follows: None,
+                exposed: Exposed::No,
             };
             self.nodes.insert(node.clone(), sim);
         }
@@ -457,6 +463,23 @@ impl World {
             && record.address.is_none()
         {
             record.address = Some(address);
+            self.desired.generation += 1;
+        }
+    }
+
+    /// The way from outside, at a port of all workers that is the node's alone.
+    fn expose(&mut self, node: &NodeId) {
+        self.reserve(node);
+        let sim = self.nodes.get_mut(node).expect("reserved above");
+        if sim.exposed == Exposed::No {
+            let port = sim.address.port + 10_000;
+            sim.exposed = Exposed::Yes(OuterAddress { host: None, port, bus_port: None });
+        }
+        let Exposed::Yes(outer) = sim.exposed.clone() else { return };
+        if let Some(record) = self.record_mut(node)
+            && record.outer.as_ref() != Some(&outer)
+        {
+            record.outer = Some(outer);
             self.desired.generation += 1;
         }
     }
@@ -675,6 +698,8 @@ impl World {
                 None => Observation::Absent,
                 Some(answers) => Observation::Known {
                     value: EndpointStatus {
+                        inner: None,
+                        pending: false,
                         address: Address::new("127.0.0.1", 16_000),
                         answers: *answers,
                         leads_to: Vec::new(),
@@ -706,6 +731,7 @@ impl World {
         } else {
             Observation::Known {
                 value: BackendNode {
+                    exposed: sim.exposed.clone(),
                     worker: sim.worker.clone(),
                     address: Some(sim.address.clone()),
                     realised: sim.realised,
@@ -778,7 +804,11 @@ impl World {
             .filter_map(|id| {
                 let found = self.nodes.values().find(|other| other.id == *id);
                 let ghost = self.ghosts.get(id);
-                let address = found.map(|f| &f.address).or(ghost.map(|g| &g.address))?.clone();
+                let mut address = found.map(|f| &f.address).or(ghost.map(|g| &g.address))?.clone();
+                if let Some(Exposed::Yes(outer)) = found.map(|f| &f.exposed) {
+                    // One port for clients and servers.
+                    address.port = outer.port;
+                }
                 let slots = found.map(|f| &f.slots).or(ghost.map(|g| &g.slots));
                 let alive = found.is_some_and(|f| f.state == ServerState::Serving);
                 let follows = found.and_then(|f| f.follows.clone());

@@ -80,6 +80,7 @@ impl Fleet {
         let name = InstanceName::new(format!("x{}", self.instances.len())).unwrap();
         self.book.put(Desired {
             spec: InstanceSpec {
+                expose: None,
                 id: id.clone(),
                 name,
                 project: ProjectName::new("default").unwrap(),

@@ -1,6 +1,6 @@
 //! Node records and the generation they raise.
 
-use larder_model::{Address, Code, NodePhase, PlannerPolicy};
+use larder_model::{Address, Code, NodePhase, OuterAddress, PlannerPolicy};
 
 use crate::support::{Folder, assert_not_found, create, instance_id, node, node_id, refused};
 
@@ -29,6 +29,23 @@ async fn every_change_of_a_node_raises_the_generation_once() {
         assert_eq!(store.node_delete(&id, &node_id(2)).await.expect("delete"), 6);
     }
     assert_eq!(store.node_list(&id).await.expect("list").len(), 1);
+}
+
+#[tokio::test]
+async fn an_address_outside_is_kept_and_raises_the_generation_once() {
+    let folder = Folder::new();
+    let store = folder.store().await;
+    let id = create(&store, 1, "one").await.expect("create").id;
+    store.node_insert(&id, &node(1, 0), 1).await.expect("insert");
+    assert_eq!(store.node_list(&id).await.expect("list")[0].outer, None);
+    let mut outer = OuterAddress { host: None, port: 31_007, bus_port: Some(31_008) };
+    for _ in 0..2 {
+        assert_eq!(store.node_set_outer(&id, &node_id(1), &outer).await.expect("set"), 3);
+    }
+    outer.host = Some("10.102.0.3".to_owned());
+    assert_eq!(store.node_set_outer(&id, &node_id(1), &outer).await.expect("set"), 4);
+    assert_eq!(store.node_list(&id).await.expect("list")[0].outer, Some(outer.clone()));
+    assert_not_found(store.node_set_outer(&id, &node_id(9), &outer).await);
 }
 
 #[tokio::test]

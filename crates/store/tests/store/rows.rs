@@ -29,6 +29,7 @@ fn any_view() -> impl Strategy<Value = NodeView> {
     );
     (identity, place, figures).prop_map(
         |((id, shard, primary), (port, zone, state), (offset, pid, seen, slots))| NodeView {
+            outside: None,
             id: NodeId::new(id).expect("valid"),
             shard,
             role: primary.map(|p| if p { Role::Primary } else { Role::Replica }),

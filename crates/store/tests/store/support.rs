@@ -83,6 +83,7 @@ pub(crate) fn project() -> ProjectName {
 
 pub(crate) fn spec(n: u32, name: &str) -> InstanceSpec {
     InstanceSpec {
+        expose: None,
         id: instance_id(n),
         name: InstanceName::new(name).expect("valid"),
         project: project(),
@@ -140,6 +141,7 @@ pub(crate) fn record(action: &str, spec: &InstanceSpec) -> Record {
 
 pub(crate) fn node(n: u32, shard: u32) -> NodeRecord {
     NodeRecord {
+        outer: None,
         id: node_id(n),
         shard,
         worker: WorkerName::new("local").expect("valid"),
@@ -168,6 +170,7 @@ pub(crate) fn observation(
     generation: u64,
 ) -> InstanceObservation {
     InstanceObservation {
+        inner_endpoints: BTreeMap::new(),
         at: Timestamp(9_000),
         state,
         conditions: Vec::new(),

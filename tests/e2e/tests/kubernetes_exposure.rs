@@ -1,0 +1,275 @@
+//! Clients outside of a Kubernetes: by node ports and by load balancers, before and after the
+//! loss of a worker. Environment as in `kubernetes.rs`; the client runs in the network of the test
+//! bed's control plane, which is outside of the workers and of the pods' and Services' networks.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use larder_testkit::{Larder, PASSWORD};
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+const IMAGE: &str = "localhost/larder-{engine}:testbed";
+/// All that tell servers apart here: 6.2 announces one address for everything, Redis and Valkey
+/// from 7.0 on an address and a name.
+const ENGINES: [&str; 3] = ["redis-6.2", "redis-7.0", "valkey-8.0"];
+const KEYS: u64 = 48;
+const NODES: usize = 6;
+/// A worker's loss: the node timeout (5 s), the vote, and the test bed's 6 s until Kubernetes
+/// says so; the machine may be busy.
+const AFTER_LOSS: Duration = Duration::from_secs(45);
+
+fn variable(name: &str) -> Result<String> {
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+    value.with_context(|| format!("{name} is not set: `make test-kubernetes` sets it"))
+}
+
+fn bed(args: &[&str]) -> Result<Command> {
+    let bed = variable("LARDER_TEST_BED")?;
+    let mut words = bed.split_whitespace();
+    let mut command = Command::new(words.next().context("LARDER_TEST_BED is empty")?);
+    command.args(words).args(args).kill_on_drop(true);
+    Ok(command)
+}
+
+async fn bed_does(args: &[&str]) -> Result<()> {
+    let output = bed(args)?.output().await?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+async fn bound(namespace: &str) -> Result<Larder> {
+    let larder = Larder::started().await?;
+    let image = variable("LARDER_TEST_IMAGE").unwrap_or_else(|_| IMAGE.to_owned());
+    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
+    let mut args = vec!["container-cluster", "bind", "east", "--kubeconfig", &kubeconfig];
+    args.extend(["--namespace", namespace, "--image", &image, "--volume-size", "1GiB"]);
+    larder.cli(&args).await?;
+    Ok(larder)
+}
+
+/// What a program outside says, given the password.
+async fn outside(program: &str, args: &[&str]) -> Result<String> {
+    let mut words = vec!["exec", "--", program];
+    words.extend(args);
+    let mut command = bed(&words)?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    stdin.write_all(format!("{PASSWORD}\n").as_bytes()).await?;
+    drop(stdin);
+    let output = child.wait_with_output().await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{args:?}: {said}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn place(instance: &Value, kind: &str) -> Result<(String, String)> {
+    let endpoint = &instance["endpoints"][kind];
+    let host = endpoint["host"].as_str().with_context(|| format!("no {kind}: {instance}"))?;
+    Ok((host.to_owned(), endpoint["port"].to_string()))
+}
+
+/// What a cluster client outside reaches by the discovery endpoint that is shown just now.
+async fn reached(larder: &Larder, name: &str, what: &str) -> Result<Value> {
+    let instance = larder.json(&["instance", "get", name]).await?;
+    let (host, port) = place(&instance, "discovery")?;
+    let text = outside(env!("CARGO_BIN_EXE_outside"), &[what, &host, &port]).await?;
+    serde_json::from_str(&text).with_context(|| format!("the client says `{text}`"))
+}
+
+fn nodes_with(told: &Value, error: bool) -> Vec<&Value> {
+    let nodes = told["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    nodes.iter().filter(|node| node["error"].is_string() == error).collect()
+}
+
+/// Every node answers where it is said to be, and every key is right.
+fn is_whole(told: &Value) -> bool {
+    nodes_with(told, false).len() == NODES && told["keys"].as_u64() == Some(KEYS)
+}
+
+async fn until(
+    within: Duration,
+    larder: &Larder,
+    name: &str,
+    what: &str,
+    is_good: impl Fn(&Value) -> bool,
+) -> Result<(Value, Duration)> {
+    let began = Instant::now();
+    loop {
+        let told = reached(larder, name, what).await;
+        match told {
+            Ok(told) if is_good(&told) => return Ok((told, began.elapsed())),
+            told if began.elapsed() > within => {
+                let nodes = larder.json(&["instance", "get", name]).await;
+                anyhow::bail!("{name} after {within:?}: {told:?}; {nodes:?}");
+            }
+            _ => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+    }
+}
+
+/// The name of a cluster instance of an engine: `redis-6-2`.
+fn name_of(engine: &str) -> String {
+    engine.replace('.', "-")
+}
+
+/// Shards whose primary is on the worker.
+async fn led_on(larder: &Larder, name: &str, worker: &str) -> Result<Vec<String>> {
+    let instance = larder.json(&["instance", "get", name]).await?;
+    let nodes = instance["nodes"].as_array().context("no nodes")?;
+    let led = nodes.iter().filter(|node| node["role"] == "primary" && node["worker"] == worker);
+    Ok(led.map(|node| node["shard"].to_string()).collect())
+}
+
+async fn clusters_are_reached_by(way: &str) -> Result<()> {
+    let larder = bound(&format!("outside-{way}")).await?;
+    for engine in ENGINES {
+        let name = name_of(engine);
+        let mut args = vec!["--architecture", "cluster", "--engine", engine, "--expose", way];
+        args.extend(["--container-cluster", "east"]);
+        larder.create(&name, &args).await?;
+        let instance = larder.json(&["instance", "get", &name]).await?;
+        ensure!(instance["expose"] == way, "{instance}");
+        ensure!(instance["endpoints"]["discovery"]["inside"]["host"].is_string(), "{instance}");
+        let ten = Duration::from_secs(10);
+        let (told, _) = until(ten, &larder, &name, "write", is_whole).await?;
+        // What the servers say is what Larder shows.
+        let shown = instance["nodes"].as_array().context("no nodes")?;
+        for node in nodes_with(&told, false) {
+            let is_it = |shown: &&Value| {
+                shown["outside"]["host"] == node["host"] && shown["outside"]["port"] == node["port"]
+            };
+            ensure!(shown.iter().any(|shown| is_it(&shown)), "{node} is not in {instance}");
+        }
+    }
+
+    // A worker that leads something of each, and no majority of anything.
+    let workers = larder.json(&["container-cluster", "workers", "east"]).await?;
+    let worker = workers[0]["name"].as_str().context("no workers")?.to_owned();
+    for engine in ENGINES {
+        let name = name_of(engine);
+        for shard in led_on(&larder, &name, &worker).await?.iter().skip(1) {
+            larder.cli(&["instance", "failover", &name, "--shard", shard, "--wait"]).await?;
+        }
+    }
+    bed_does(&["worker", "off", &worker]).await?;
+    for engine in ENGINES {
+        let name = name_of(engine);
+        let all_keys = |told: &Value| {
+            let primaries = nodes_with(told, false).into_iter().filter(|n| n["primary"] == true);
+            primaries.count() == 3 && told["keys"].as_u64() == Some(KEYS)
+        };
+        let (told, took) = until(AFTER_LOSS, &larder, &name, "read", all_keys).await?;
+        let (_, wrote) = until(AFTER_LOSS, &larder, &name, "write", all_keys).await?;
+        eprintln!("{way} {engine}: reads after {took:?}, writes {wrote:?} later: {told}");
+    }
+    bed_does(&["worker", "on", &worker]).await?;
+    for engine in ENGINES {
+        let name = name_of(engine);
+        larder.wait_state(&name, "running", Duration::from_secs(120)).await?;
+        until(Duration::from_secs(30), &larder, &name, "read", is_whole).await?;
+    }
+    if way == "node-port" {
+        a_configured_address_is_announced(&larder, &workers[1]["address"]).await?;
+    }
+    for engine in ENGINES {
+        let name = name_of(engine);
+        larder.cli(&["instance", "delete", &name, "--permanent", "--yes", "--wait"]).await?;
+    }
+    larder.cli(&["container-cluster", "unbind", "east"]).await?;
+    larder.finish().await
+}
+
+/// Bound anew with an address that leads to every worker (any worker's does), living servers
+/// announce it; those of 6.2 cannot, and stay where they are.
+async fn a_configured_address_is_announced(larder: &Larder, address: &Value) -> Result<()> {
+    let host = address.as_str().context("a worker has an address")?;
+    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
+    let mut args = vec!["container-cluster", "rebind", "east", "--kubeconfig", &kubeconfig];
+    args.extend(["--outer-address", host]);
+    larder.cli(&args).await?;
+    for engine in ENGINES {
+        let is_announced = |told: &Value| {
+            let nodes = nodes_with(told, false);
+            let all_there = nodes.iter().all(|node| node["host"] == host);
+            is_whole(told) && all_there != (engine == "redis-6.2")
+        };
+        let thirty = Duration::from_secs(30);
+        until(thirty, larder, &name_of(engine), "read", is_announced).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_clients_outside_reach_every_node_by_node_port() -> Result<()> {
+    clusters_are_reached_by("node-port").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_clients_outside_reach_every_node_by_load_balancer() -> Result<()> {
+    clusters_are_reached_by("load-balancer").await
+}
+
+/// Writes for a second at the endpoint that is shown; nothing acknowledged may be lost.
+async fn writes_arrive(instance: &Value) -> Result<()> {
+    let (host, port) = place(instance, "write")?;
+    let text = outside(env!("CARGO_BIN_EXE_writer"), &[&host, &port, "1"]).await?;
+    let told = text.lines().last().context("the client says nothing")?;
+    let told: Value = serde_json::from_str(told).with_context(|| format!("it says `{text}`"))?;
+    ensure!(told["lost"] == 0 && told["acked"].as_u64() > Some(0), "{told}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_are_shown_where_clients_outside_reach_them() -> Result<()> {
+    let larder = bound("outside-endpoints").await?;
+    for (name, architecture, way) in [
+        ("ports", "read-write", "node-port"),
+        ("balanced", "read-write", "load-balancer"),
+        ("alone", "standalone", "node-port"),
+    ] {
+        let mut args = vec!["--architecture", architecture, "--expose", way];
+        args.extend(["--container-cluster", "east"]);
+        larder.create(name, &args).await?;
+        let instance = larder.json(&["instance", "get", name]).await?;
+        writes_arrive(&instance).await?;
+        let write = &instance["endpoints"]["write"];
+        ensure!(write["host"] != write["inside"]["host"], "{instance}");
+        if way == "load-balancer" {
+            continue;
+        }
+        // The worker whose address is shown goes: another one's is shown, with the same port.
+        let (host, port) = place(&instance, "write")?;
+        let workers = larder.json(&["container-cluster", "workers", "east"]).await?;
+        let all = workers.as_array().context("no workers")?;
+        let worker = all.iter().find(|worker| worker["address"] == host.as_str());
+        let worker = worker.with_context(|| format!("whose is {host}? {workers}"))?;
+        let worker = worker["name"].as_str().context("a worker has a name")?;
+        if architecture == "read-write" {
+            bed_does(&["worker", "off", worker]).await?;
+            let began = Instant::now();
+            let moved = loop {
+                let instance = larder.json(&["instance", "get", name]).await?;
+                let now = place(&instance, "write");
+                if now.as_ref().is_ok_and(|(now, _)| *now != host)
+                    && writes_arrive(&instance).await.is_ok()
+                {
+                    break now?;
+                }
+                ensure!(began.elapsed() < AFTER_LOSS, "still there: {instance}");
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            };
+            eprintln!("{name}: writes arrive elsewhere after {:?}", began.elapsed());
+            ensure!(moved.1 == port, "the port has changed from {port}: {moved:?}");
+            bed_does(&["worker", "on", worker]).await?;
+            larder.wait_state(name, "running", Duration::from_secs(120)).await?;
+        }
+        larder.cli(&["instance", "delete", name, "--permanent", "--yes", "--wait"]).await?;
+    }
+    larder.cli(&["instance", "delete", "balanced", "--permanent", "--yes", "--wait"]).await?;
+    larder.cli(&["container-cluster", "unbind", "east"]).await?;
+    larder.finish().await
+}
