@@ -141,11 +141,15 @@ say "the chart is well formed"
 # --- install -----------------------------------------------------------------------------------------------------
 kube create namespace "$namespace" >/dev/null
 kube label namespace "$namespace" pod-security.kubernetes.io/enforce=restricted >/dev/null
+head -c 32 /dev/urandom | base64 >"$work/secret.key"
+k create secret generic store-key --from-file=secret.key="$work/secret.key" >/dev/null
+settings+=(--set storeKey.existingSecret=store-key)
 helm install larder "$chart" --namespace "$namespace" "${settings[@]}" --wait --timeout 120s >"$work/notes"
 say "installed and ready"
 helm test larder --namespace "$namespace" --timeout 60s >"$work/out" 2>&1 || fail "helm test: $(cat "$work/out")"
 say "helm test has passed"
 if k describe pod larder-0 | grep -q 'La1-'; then fail "the pod's description shows the password"; fi
+if k logs larder-0 | grep -E 'WARN|ERROR'; then fail 'the first start warns of something'; fi
 login() { larder login --server http://127.0.0.1:7300 --user admin --password-file /etc/larder/admin/password >/dev/null; }
 login
 [ "$(larder container-cluster list -o json | jq -c 'map([.name, .reachable, .problem, .engines])')" = '[["kubernetes",true,null,["redis-7.0"]]]' ] ||
@@ -259,5 +263,5 @@ leave_a_pod
 "$outside" container-cluster unbind east 2>/dev/null
 check_rights "$namespace:larder" larder larder "$namespace"
 kill "$serve" && wait "$serve" || true
-kube delete -f "$work/bind.yaml" --wait=false >/dev/null
+kube delete -f "$work/bind.yaml" --ignore-not-found --wait=false >/dev/null
 say "bound from outside with the rights of packaging/kubernetes/bind.yaml, used and unbound"

@@ -194,12 +194,10 @@ mod tests {
     use super::*;
 
     fn check(text: &str) -> anyhow::Result<Config> {
-        let file =
-            std::env::temp_dir().join(format!("larder-config-{}-{:p}", std::process::id(), text));
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("larder.toml");
         std::fs::write(&file, text)?;
-        let config = load(Some(&file));
-        std::fs::remove_file(&file)?;
-        config
+        load(Some(&file))
     }
 
     #[test]

@@ -329,6 +329,26 @@ async fn login_without_a_terminal_needs_the_password_on_stdin() {
 }
 
 #[tokio::test]
+async fn login_reads_the_password_from_the_first_line_of_a_file() {
+    let world = World::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    let line = |file: &std::path::Path| {
+        let (server, file) = (&world.server, file.display());
+        format!("login --server {server} --user admin --password-file {file}")
+    };
+    let ran = world.run(&line(&file), "").await;
+    assert_eq!(ran.exit, Exit::Usage, "{}", ran.err);
+    std::fs::write(&file, "\n").unwrap();
+    let ran = world.run(&line(&file), "").await;
+    assert_eq!(ran.exit, Exit::Usage, "{}", ran.err);
+    std::fs::write(&file, "Hunter2-admin\nmore\n").unwrap();
+    let ran = world.run(&line(&file), "").await;
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
+    assert_eq!(world.last("POST /api/v1/sessions").1["password"], "Hunter2-admin");
+}
+
+#[tokio::test]
 async fn a_refused_login_does_not_answer_with_how_to_log_in() {
     let world = World::new().await;
     let line = format!("login --server {}/wrong --user admin --password-stdin", world.server);

@@ -30,8 +30,9 @@ pub(crate) fn read(path: &Path) -> Result<Option<Key>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed(path, "reading", &e)),
     };
+    // A group of its own may read it: Kubernetes hands a Secret to a process that is not root so.
     if let Ok(metadata) = fs::metadata(path)
-        && metadata.permissions().mode() & 0o077 != 0
+        && metadata.permissions().mode() & 0o037 != 0
     {
         tracing::warn!(path = %path.display(), "the key file can be read by others: chmod 600");
     }

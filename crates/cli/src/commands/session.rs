@@ -70,7 +70,10 @@ pub(crate) async fn login(
 fn password_from_file(path: &Path) -> Result<Secret, CliError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| CliError::Usage(format!("reading {}: {error}", path.display())))?;
-    Ok(Secret::new(text.lines().next().unwrap_or_default()))
+    match text.lines().next().filter(|line| !line.is_empty()) {
+        Some(line) => Ok(Secret::new(line)),
+        None => Err(CliError::Usage(format!("{} holds no password", path.display()))),
+    }
 }
 
 pub(crate) async fn logout(context: &Context, console: &mut Console) -> Result<(), CliError> {
