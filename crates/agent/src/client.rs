@@ -358,3 +358,105 @@ impl LocalAgents {
         AgentClient::new(self.run_dir.agent_socket(node))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use hyper::service::service_fn;
+    use hyper::{Response, body::Incoming};
+    use larder_model::Secret;
+
+    use super::*;
+
+    /// An agent behind a way that counts its streams. Each stream ends after `answers` answers;
+    /// with `hangs` it never answers.
+    struct Counted {
+        streams: AtomicUsize,
+        answers: usize,
+        hangs: bool,
+        key: InstanceKey,
+    }
+
+    impl Counted {
+        fn new(answers: usize, hangs: bool) -> (Arc<Self>, AgentClient) {
+            let key = InstanceKey::derive(&Secret::new("p"));
+            let way = Arc::new(Self { streams: AtomicUsize::new(0), answers, hangs, key });
+            let client = AgentClient::kept(way.clone(), way.key.clone());
+            (way, client)
+        }
+
+        fn streams(&self) -> usize {
+            self.streams.load(Ordering::SeqCst)
+        }
+    }
+
+    #[async_trait]
+    impl Dial for Counted {
+        async fn dial(&self) -> io::Result<Box<dyn Stream>> {
+            self.streams.fetch_add(1, Ordering::SeqCst);
+            let (here, there) = tokio::io::duplex(64 << 10);
+            let (key, left, hangs) = (self.key.clone(), AtomicUsize::new(self.answers), self.hangs);
+            tokio::spawn(async move {
+                let stream = key.accept(there).await?;
+                let left = &left;
+                let service = service_fn(async |_: Request<Incoming>| {
+                    if hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    let mut answer = Response::new(Full::new(Bytes::from_static(b"{}")));
+                    if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+                        let close = hyper::header::HeaderValue::from_static("close");
+                        answer.headers_mut().insert("connection", close);
+                    }
+                    Ok::<_, io::Error>(answer)
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+                served.map_err(io::Error::other)
+            });
+            Ok(Box::new(here))
+        }
+
+        fn target(&self) -> String {
+            "a counted way".to_owned()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kept_stream_serves_call_after_call() {
+        let (way, client) = Counted::new(100, false);
+        for _ in 0..5 {
+            client.ping().await.expect("an answer");
+        }
+        assert_eq!(way.streams(), 1);
+        let (first, second, third) = tokio::join!(client.ping(), client.ping(), client.ping());
+        assert!(first.is_ok() && second.is_ok() && third.is_ok());
+        assert_eq!(way.streams(), 3, "calls at the same time have streams of their own");
+        client.clone().ping().await.expect("an answer");
+        assert_eq!(way.streams(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_was_closed_meanwhile_is_opened_again_within_the_call() {
+        let (way, client) = Counted::new(2, false);
+        for _ in 0..6 {
+            client.ping().await.expect("an answer");
+        }
+        assert_eq!(way.streams(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_stream_on_which_nothing_was_answered_is_not_used_again() {
+        let (way, client) = Counted::new(100, true);
+        let timeout = Duration::from_millis(30);
+        for streams in 1..=3 {
+            let answer = client.call(Method::GET, "/v1/ping", None, timeout).await;
+            assert!(matches!(answer, Err(ClientError::Silent { .. })), "{answer:?}");
+            assert_eq!(way.streams(), streams);
+        }
+    }
+}

@@ -137,6 +137,9 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 ("post", "/api/v1/container-clusters") => Some(json!({ "name": "east" })),
                 ("post", "/api/v1/sessions") => login("admin", ADMIN_PASSWORD),
                 ("patch", "/api/v1/users/{user}") => Some(json!({ "password": "Hunter2-new1" })),
+                ("patch", "/api/v1/container-clusters/{container_cluster}") => {
+                    Some(json!({ "spread": "preferred" }))
+                }
                 ("patch", _) => Some(json!({ "description": "d" })),
                 _ => None,
             };
@@ -147,6 +150,7 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 .replace("{code}", "internal")
                 .replace("{engine}", "redis-7.0")
                 .replace("{container_cluster}", "east")
+                .replace("{worker}", "w1")
                 .replace("{id}", "x");
             routes.push((method, path, body));
         }
@@ -269,6 +273,19 @@ async fn a_container_cluster_is_bound_shown_used_and_unbound() {
     assert_eq!(answer.problem().0, Code::ContainerClusterUnusable);
     let shown = world.get("/api/v1/container-clusters").await;
     assert_eq!(shown.as_array().unwrap().len(), 2, "{shown}");
+    let east = "/api/v1/container-clusters/east";
+    let set = world.call(Method::PATCH, east, Some(json!({ "spread": "preferred" }))).await;
+    assert_eq!(set.status, StatusCode::OK, "{}", set.text);
+    let kept = world.store.container_cluster_list().await.unwrap();
+    assert_eq!(kept[0].options, json!({ "spread": "preferred" }));
+    let lost = |worker: &str| format!("{east}/workers/{worker}/confirm-lost");
+    let refused = world.refusal(Method::POST, &lost("alive"), None).await;
+    assert_eq!(refused.0, Code::WorkerNotLost);
+    let said = world.call(Method::POST, &lost("gone"), None).await;
+    assert_eq!(said.status, StatusCode::NO_CONTENT, "{}", said.text);
+    let records = world.get("/api/v1/records").await.to_string();
+    assert!(records.contains("container-cluster-confirm-lost") && records.contains("gone"));
+    assert!(records.contains("container-cluster-set"));
     let gone = world.call(Method::DELETE, "/api/v1/container-clusters/east", None).await;
     assert_eq!(gone.status, StatusCode::NO_CONTENT);
     let gone = world.call(Method::DELETE, "/api/v1/container-clusters/east", None).await;

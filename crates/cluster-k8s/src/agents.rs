@@ -115,14 +115,17 @@ impl KubeCluster {
         let silent = |reason: String| AgentError::Silent { node: node.clone(), reason };
         let mirror = self.mirror();
         let (pod, name) = (pod_name(node), node_name(node));
-        let (mut pod_version, mut secret) = (None, None);
-        if mirror.knows_pods() {
-            let seen = mirror.pod(&pod);
-            pod_version = seen.as_ref().and_then(|pod| pod.metadata.resource_version.clone());
-            secret = mirror.secret_version(&name);
-            if let Some(why) = not_running(seen.as_deref()) {
-                return Err(silent(format!("pod {pod} {why}")));
-            }
+        if self.place.options.reach == Reach::PortForward {
+            // The way leads through the API server: there is none while that is silent.
+            mirror.answers().map_err(silent)?;
+        }
+        let seen = mirror.pod(&pod);
+        let pod_version = seen.as_ref().and_then(|pod| pod.metadata.resource_version.clone());
+        let secret = mirror.secret_version(&name);
+        if mirror.knows_pods()
+            && let Some(why) = not_running(seen.as_deref())
+        {
+            return Err(silent(format!("pod {pod} {why}")));
         }
         let kept = self.agents.get(node, secret.as_deref(), pod_version.as_deref(), Instant::now());
         if let Some(client) = kept.map_err(silent)? {

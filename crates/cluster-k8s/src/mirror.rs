@@ -138,17 +138,21 @@ impl Mirror {
         self.stores.pods.get(&key(Some(&self.place.options.namespace), Some(name)))
     }
 
-    /// The version of a Secret as it was last seen.
+    /// The version of a Secret as it was last seen; `None` also when nothing is known.
     pub(crate) fn secret_version(&self, name: &str) -> Option<String> {
         let name = key(Some(&self.place.options.namespace), Some(name));
         self.stores.secrets.get(&name)?.metadata.resource_version.clone()
     }
 
-    /// Whether what is known of pods and Secrets counts just now.
+    /// Whether what is known of pods counts just now.
     pub(crate) fn knows_pods(&self) -> bool {
-        self.pulse.counts().is_ok()
-            && self.stores.pods.counts().is_ok()
-            && self.stores.secrets.counts().is_ok()
+        self.pulse.counts().is_ok() && self.stores.pods.counts().is_ok()
+    }
+
+    /// # Errors
+    /// Why the API server is silent.
+    pub(crate) fn answers(&self) -> Result<(), String> {
+        self.pulse.counts()
     }
 
     /// # Errors

@@ -151,6 +151,8 @@ impl Pulse {
     /// Looks for ever at what the cluster is; to be aborted.
     pub(crate) async fn look(&self, place: &Place) {
         loop {
+            // Dozens of questions are for one that answers.
+            self.changed.until(CHECK_EVERY, || self.counts().is_ok()).await;
             let asked = self.lock().since;
             let pause = match Box::pin(check_place(place)).await {
                 Ok(check) => {

@@ -231,3 +231,169 @@ fn failed(error: &kube::Error) -> Ended {
         other => Ended::Failed(chain(other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use hyper::{Request, Response, StatusCode};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::store::Changed;
+
+    /// What an API server answers, one request after the other; the last answer again and again.
+    type Answers = Vec<(u16, Vec<Value>)>;
+
+    struct Watched {
+        store: Arc<Store<ConfigMap>>,
+        changed: Changed,
+        /// Of the requests so far.
+        queries: Arc<Mutex<Vec<String>>>,
+        news: Arc<Mutex<Vec<String>>>,
+        task: JoinHandle<()>,
+    }
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    impl Watched {
+        fn over(answers: Answers) -> Self {
+            let queries = Arc::new(Mutex::new(Vec::new()));
+            let asked = queries.clone();
+            let server = tower::service_fn(move |request: Request<Body>| {
+                let mut asked = asked.lock().expect("no panic");
+                let (status, lines) = &answers[asked.len().min(answers.len() - 1)];
+                asked.push(request.uri().query().unwrap_or_default().to_owned());
+                let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+                let mut response = Response::new(Body::from(text.into_bytes()));
+                *response.status_mut() = StatusCode::from_u16(*status).expect("a status");
+                std::future::ready(Ok::<_, std::io::Error>(response))
+            });
+            let changed = Changed::new();
+            let store = Arc::new(Store::new(changed.clone()));
+            let news = Arc::new(Mutex::new(Vec::new()));
+            let heard = news.clone();
+            let watch = Watch {
+                api: Api::namespaced(Client::new(server, "larder"), "larder"),
+                selector: None,
+                fields: None,
+                keep: |object: ConfigMap| object,
+                group: |metadata: &ObjectMeta| {
+                    metadata.labels.clone().unwrap_or_default().remove("of").unwrap_or_default()
+                },
+                store: store.clone(),
+                news: Arc::new(move |group: &str| {
+                    heard.lock().expect("no panic").push(group.to_owned());
+                }),
+            };
+            Self { store, changed, queries, news, task: tokio::spawn(watch.run()) }
+        }
+
+        async fn comes_to(&self, holds: impl Fn(&Store<ConfigMap>) -> bool) -> bool {
+            self.changed.until(Duration::from_secs(20), || holds(&self.store)).await
+        }
+    }
+
+    fn object(name: &str, of: &str, version: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {
+                "name": name, "namespace": "larder", "resourceVersion": version,
+                "labels": { "of": of },
+            },
+        })
+    }
+
+    fn list(items: Vec<Value>, version: &str) -> (u16, Vec<Value>) {
+        let list = json!({
+            "apiVersion": "v1", "kind": "ConfigMapList",
+            "metadata": { "resourceVersion": version }, "items": items,
+        });
+        (200, vec![list])
+    }
+
+    fn refusal(code: u16) -> (u16, Vec<Value>) {
+        let status = json!({
+            "apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code,
+            "reason": "Busy", "message": "not now",
+        });
+        (code, vec![status])
+    }
+
+    fn event(kind: &str, object: Value) -> Value {
+        json!({ "type": kind, "object": object })
+    }
+
+    #[tokio::test]
+    async fn events_bring_the_store_up_to_date_and_wake_who_they_are_of() {
+        let events = vec![
+            event("ADDED", object("b", "i-2", "11")),
+            event("MODIFIED", object("a", "i-1", "12")),
+            event("DELETED", object("b", "i-2", "13")),
+            event("BOOKMARK", object("", "", "20")),
+        ];
+        let watched = Watched::over(vec![list(vec![object("a", "i-1", "5")], "10"), (200, events)]);
+        assert!(watched.comes_to(|store| store.has_seen(20)).await);
+        assert!(watched.store.counts().is_ok());
+        assert_eq!(watched.store.groups().into_iter().collect::<Vec<_>>(), ["i-1"]);
+        let news = watched.news.lock().expect("no panic").clone();
+        assert_eq!(news[..4], ["i-1", "i-2", "i-1", "i-2"]);
+        // It goes on where it has ended.
+        assert!(watched.comes_to(|_| watched.queries.lock().expect("no panic").len() > 2).await);
+        let queries = watched.queries.lock().expect("no panic").clone();
+        assert!(queries[1].contains("resourceVersion=10"), "{queries:?}");
+        assert!(queries[2].contains("resourceVersion=20"), "{queries:?}");
+    }
+
+    #[tokio::test]
+    async fn a_busy_api_server_is_unknown_and_not_empty() {
+        for code in [401, 403, 429, 500] {
+            let watched = Watched::over(vec![refusal(code)]);
+            assert!(watched.comes_to(|store| store.trouble().is_some()).await);
+            let said = watched.store.counts().expect_err("unknown");
+            assert!(said.contains(&code.to_string()) && said.contains("not now"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_told_stays_while_a_watch_is_refused_and_is_asked_for_less_and_less_often() {
+        let known = list(vec![object("a", "i-1", "5")], "10");
+        let watched = Watched::over(vec![known, refusal(429)]);
+        assert!(watched.comes_to(|store| store.trouble().is_some()).await);
+        assert!(watched.store.counts().is_ok(), "for a moment");
+        assert_eq!(watched.store.of("i-1").len(), 1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let asked = watched.queries.lock().expect("no panic").len();
+        assert!((2..=5).contains(&asked), "asked {asked} times in a second");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_has_forgotten_is_listed_anew() {
+        let watched = Watched::over(vec![
+            list(vec![object("a", "i-1", "5")], "10"),
+            (200, vec![event("ERROR", refusal(410).1[0].clone())]),
+            list(vec![object("b", "i-2", "30")], "31"),
+            (200, vec![event("BOOKMARK", object("", "", "40"))]),
+        ]);
+        assert!(watched.comes_to(|store| store.has_seen(40)).await);
+        assert_eq!(watched.store.groups().into_iter().collect::<Vec<_>>(), ["i-2"]);
+        let news = watched.news.lock().expect("no panic").clone();
+        assert!(news.contains(&"i-2".to_owned()));
+        assert_eq!(news.iter().filter(|of| *of == "i-1").count(), 2, "also of its end");
+    }
+
+    #[tokio::test]
+    async fn versions_that_cannot_be_compared_are_trouble() {
+        let watched = Watched::over(vec![list(Vec::new(), "abc")]);
+        assert!(watched.comes_to(|store| store.trouble().is_some()).await);
+        assert!(watched.store.counts().expect_err("unknown").contains("abc"));
+    }
+}
