@@ -59,7 +59,7 @@ pub struct ContainerClusterStatus {
     /// It answered when it was last asked.
     pub reachable: bool,
     pub workers: u32,
-    /// Names of what volumes can be made of; `standard` is the default, or the first without it.
+    /// Names of what volumes can be made of; the first is the default.
     pub storage_classes: Vec<String>,
     /// Memory that nodes may use in all.
     pub memory_bytes: u64,

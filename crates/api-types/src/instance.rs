@@ -177,8 +177,8 @@ pub struct CreateInstance {
     /// `local` (this machine) when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_cluster: Option<String>,
-    /// One of the container cluster's, as `status` lists them. When left out `standard`, or the first
-    /// where there is none.
+    /// One of the container cluster's, as `status` lists them. When left out the first of
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
     /// How clients outside reach it: `load-balancer`, `node-port` or `cluster-ip`; what the

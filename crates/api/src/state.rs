@@ -31,7 +31,7 @@ pub struct ContainerClusterInfo {
     /// It answered just now; otherwise `workers` is empty or old.
     pub reachable: bool,
     pub workers: Vec<Worker>,
-    /// Names of what volumes can be made of; `standard` is the default, or the first without it.
+    /// Names of what volumes can be made of; the first is the default.
     pub storage_classes: Vec<String>,
     /// What instances can run on there. `None`: the engines of the catalogue.
     pub engines: Option<Vec<EngineName>>,

@@ -214,7 +214,7 @@ async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
         .iter()
         .filter(|r| r["action"] == "instance-create" && r["outcome"] != "accepted")
         .collect();
-    assert_eq!(refused.len(), 16, "{refused:?}");
+    assert_eq!(refused.len(), 17, "{refused:?}");
 }
 
 #[tokio::test]
@@ -378,13 +378,13 @@ async fn tenant_password_is_kept_nowhere() {
 }
 
 #[tokio::test]
-async fn storage_class_left_out_is_the_standard_one_or_the_first() {
+async fn storage_class_left_out_is_the_container_clusters_first() {
     let world = World::new().await;
     let classes = |names: &[&str]| {
         *world.capacity.storage_classes.lock().unwrap() =
             Some(names.iter().map(|name| (*name).to_owned()).collect());
     };
-    classes(&["fast", "standard"]);
+    classes(&["standard", "fast"]);
     world.post("/api/v1/instances", create_body("one", "standalone")).await;
     classes(&["fast", "slow"]);
     world.post("/api/v1/instances", create_body("two", "standalone")).await;

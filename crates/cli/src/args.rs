@@ -223,7 +223,7 @@ pub struct CreateArgs {
     /// Where the nodes run [default: local]
     #[arg(long, value_name = "C")]
     pub container_cluster: Option<String>,
-    /// What the nodes' volumes are made of; `larder status` lists them [default: standard, or the first]
+    /// What the nodes' volumes are made of; `larder status` lists them [default: the first]
     #[arg(long, value_name = "C")]
     pub storage_class: Option<String>,
     /// How clients outside of the container cluster reach it: load-balancer, node-port or

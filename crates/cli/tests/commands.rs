@@ -166,7 +166,7 @@ fn instance(name: &str) -> Value {
         "created_at": "2026-11-22T13:12:17.5Z", "architecture": "read-write",
         "engine": "redis-7.0", "engine_version": "7.0.15", "memory_bytes": 134_217_728,
         "shards": 1, "replicas": 2, "read_only_nodes": 1, "chained": false,
-        "read_from_replicas": false, "container_cluster": "local",
+        "read_from_replicas": false, "container_cluster": "local", "expose": null,
         "storage_class": "standard",
         "endpoints": { "write": { "host": "127.0.0.1", "port": 22000 },
                        "read": { "host": "127.0.0.1", "port": 22001 } },
