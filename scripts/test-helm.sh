@@ -56,6 +56,7 @@ write() {
     client=$!
     until_true 20 'the client does not write' grep -q writing "$work/written"
 }
+# How long a gap may be leaves room for a busy machine: that nothing has moved is said by pods and roles.
 written() { # longest-gap-in-ms what
     [ -n "$bed" ] || { say "SKIP: a writing client needs LARDER_TEST_BED"; return 0; }
     wait "$client"
@@ -167,7 +168,7 @@ before=$(pods) shown=$(endpoints)
 write 12
 k delete pod larder-0 --grace-period=0 --force >/dev/null 2>&1
 until_true 60 'the control plane does not come back' k wait --for=condition=Ready pod/larder-0 --timeout=5s >/dev/null 2>&1
-written 500 'the control plane was killed under a writing client'
+written 2000 'the control plane was killed under a writing client'
 login
 [ "$(pods)" = "$before" ] || fail "the end of the control plane has touched pods: $before, now $(pods)"
 [ "$(endpoints)" = "$shown" ] || fail "the end of the control plane has changed the instance: $shown, now $(endpoints)"
@@ -188,7 +189,7 @@ write 20
 helm upgrade larder "$chart" --namespace "$namespace" "${settings[@]}" "${changed[@]}" --set logLevel=debug,containerCluster.volumeSize=2GiB \
     --set 'containerCluster.engines={redis-7.0,valkey-8.0}' --set-string 'config=[retention]
 events_days = 7' --wait --timeout 120s >/dev/null
-written 500 'the release was upgraded under a writing client'
+written 2000 'the release was upgraded under a writing client'
 login
 [ "$(pods)" = "$before" ] || fail "the upgrade has touched pods: $before, now $(pods)"
 [ "$(endpoints)" = "$shown" ] || fail "the upgrade has changed the instance: $shown, now $(endpoints)"
