@@ -214,7 +214,7 @@ async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
         .iter()
         .filter(|r| r["action"] == "instance-create" && r["outcome"] != "accepted")
         .collect();
-    assert_eq!(refused.len(), 16, "{refused:?}");
+    assert_eq!(refused.len(), 17, "{refused:?}");
 }
 
 #[tokio::test]
