@@ -168,6 +168,7 @@ fn instance(name: &str) -> Value {
         "shards": 1, "replicas": 2, "read_only_nodes": 1, "chained": false,
         "read_from_replicas": false, "container_cluster": "local", "expose": null,
         "storage_class": "standard",
+        "expose": null,
         "endpoints": { "write": { "host": "127.0.0.1", "port": 22000 },
                        "read": { "host": "127.0.0.1", "port": 22001 } },
         "nodes": [node("n-aaaaaaaaaaaa", "primary"), node("n-bbbbbbbbbbbb", "replica")],
