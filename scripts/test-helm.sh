@@ -66,7 +66,8 @@ written() { # longest-gap-in-ms what
 }
 # What the audit log of the test bed says that a service account has done, as lines of what a rule grants. An apply that
 # makes an object is both patch and create.
-asked() { tail -n +$((audited + 1)) "$audit"; }
+# The last line may be half written.
+asked() { tail -n +$((audited + 1)) "$audit" | jq -cR 'fromjson? // empty'; }
 used() { # service-account
     asked | jq -r --arg user "system:serviceaccount:$1" 'select(.user.username == $user and .objectRef.resource and .responseStatus.code != 403)
         | select(.objectRef.apiGroup != "authorization.k8s.io")
