@@ -98,7 +98,7 @@ async fn reach(node: &Node, password: &str) -> Result<()> {
 /// how many were right.
 async fn keys(what: &str, host: &str, port: u16, password: &str) -> Result<u32> {
     let client = ClusterClientBuilder::new([format!("redis://{host}:{port}")])
-        .password(password.to_owned())
+        .password(password)
         .connection_timeout(PATIENCE)
         .response_timeout(PATIENCE)
         .retries(2)
