@@ -1,5 +1,6 @@
 //! A data directory with a keeper, and a backend over it.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -20,6 +21,18 @@ use larder_model::{
 /// Each test gets its own ports: what one tests to be free another may be about to use.
 static NEXT_RANGE: AtomicU16 = AtomicU16::new(0);
 
+/// The first of 20 ports that nobody uses, nor their bus ports: a Larder may run on this machine.
+fn free_range() -> u16 {
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    loop {
+        let first = 14_000 + NEXT_RANGE.fetch_add(20, Ordering::Relaxed);
+        assert!(first < 17_000, "no 20 free ports in a row");
+        if (first..first + 20).all(|port| is_free(port) && is_free(port + 10_000)) {
+            return first;
+        }
+    }
+}
+
 pub(crate) struct Engines;
 
 impl EngineLookup for Engines {
@@ -37,7 +50,7 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("temp dir");
-        let first = 17_000 + NEXT_RANGE.fetch_add(20, Ordering::Relaxed);
+        let first = free_range();
         let mut options = LocalOptions::new(dir.path(), larder());
         options.port_range = first..=first + 19;
         ensure_running(dir.path(), &larder()).expect("keeper");
