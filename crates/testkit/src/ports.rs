@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
 /// Where the blocks lie. Servers listen on a port and, 10000 above it, on the cluster bus, so all
-/// stay below the usual range of ephemeral ports (32768).
-const FIRST: u16 = 17_000;
+/// stay below the usual range of ephemeral ports (32768), and below the ports that a Larder of this
+/// machine takes unless configured (17000 to 19999).
+const FIRST: u16 = 11_000;
 const BLOCK: u16 = 100;
 const BLOCKS: u16 = 30;
 
