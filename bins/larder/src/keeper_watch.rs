@@ -36,8 +36,12 @@ pub(crate) async fn watch_keeper(
 ) {
     let mut patience = Patience::default();
     let mut teller = Teller::default();
+    let mut remembered = teller.to_remember();
     match store.setting_get(TOLD).await {
-        Ok(told) => teller.recall(told.as_deref()),
+        Ok(told) => {
+            teller.recall(told.as_deref());
+            remembered = told.unwrap_or(remembered);
+        }
         Err(error) => tracing::warn!(%error, "what was told of restarts is not known any more"),
     }
     loop {
@@ -63,13 +67,17 @@ pub(crate) async fn watch_keeper(
             events.extend(teller.news(all, Instant::now()));
         }
         if let Err(error) = store.event_append(&events).await {
-            tracing::warn!(%error, "what happened to the keeper is not recorded");
-        }
-        if teller.told == told_before {
+            tracing::warn!(%error, "what happened to the keeper is not recorded, tried again");
+            teller.untold(told_before);
             continue;
         }
-        if let Err(error) = store.setting_set(TOLD, &teller.to_remember()).await {
-            tracing::warn!(%error, "what was told of restarts is not recorded");
+        let told = teller.to_remember();
+        if told == remembered {
+            continue;
+        }
+        match store.setting_set(TOLD, &told).await {
+            Ok(()) => remembered = told,
+            Err(error) => tracing::warn!(%error, "what was told of restarts is not recorded"),
         }
     }
 }
@@ -192,6 +200,14 @@ impl Teller {
                 tracing::warn!(%error, "what was told of restarts cannot be read and is told again");
             }
         }
+    }
+
+    /// The news since `told` have not reached anybody.
+    fn untold(&mut self, told: BTreeMap<String, u64>) {
+        self.told = told;
+        self.told_at.clear();
+        self.read_at = None;
+        self.held = true;
     }
 
     /// What the next `serve` is to [`recall`](Self::recall).

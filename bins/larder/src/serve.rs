@@ -69,6 +69,8 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let _lock = lock(&data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(config, &data, listen, args.stop_instances))?;
+    // Waits for a look after the keeper that is under way: it may start one.
+    drop(runtime);
     if args.stop_instances {
         tracing::info!("stopping all instances");
         stop::stop_all(&data)?;
@@ -221,17 +223,14 @@ async fn serve(
     if !driver.is_finished() {
         let _ = tokio::time::timeout(GRACE, &mut driver).await;
     }
-    let mut loops = vec![("removal of old history", history)];
-    loops.extend(keeper.map(|keeper| ("look after the keeper", keeper)));
-    // To its end: an abort would not end a look that is under way, and that may start a keeper.
-    for (what, task) in loops {
-        match tokio::time::timeout(GRACE, task).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the {what} broke off"),
-            Err(_) => tracing::warn!("the {what} does not end in time"),
-        }
+    history.abort();
+    if let Some(keeper) = keeper {
+        // A look that is under way goes on by itself; what it finds is told by the next server.
+        let _ = tokio::time::timeout(GRACE, keeper).await;
     }
-    store.close().await;
+    if tokio::time::timeout(GRACE, store.close()).await.is_err() {
+        tracing::warn!("the store does not close in time");
+    }
     if superseded {
         bail!("a newer controller is at work on the same instances");
     }

@@ -543,8 +543,8 @@ fn no_votes_yet(node_timeout: Millis) -> Refusal {
     Refusal::new(
         Code::InstanceNotReady,
         format!(
-            "the shard has changed hands a moment ago, and the cluster's nodes grant no votes for \
-             another change before {longest} have passed since; it is tried again by itself"
+            "the shard has changed hands a moment ago, and no other change can be voted for before \
+             {longest} at most have passed since; it is tried again by itself"
         ),
     )
 }

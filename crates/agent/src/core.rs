@@ -229,13 +229,13 @@ impl Core {
     /// Notes the loss of the volume, once, and its return. Before that it looks again for a server
     /// of a former agent, if none could be looked for so far.
     pub(crate) fn check_volume(&mut self) -> VolumeState {
-        if self.adoption_failed {
+        if self.adoption_failed && self.server.supervisor.running().is_none() {
             if let Err(error) = adopt(&mut self.server, &mut self.memory) {
                 tracing::debug!(%error, "server still not adopted");
                 return self.volume_state();
             }
-            self.adoption_failed = false;
         }
+        self.adoption_failed = false;
         self.volume_put_back();
         let state = self.volume_state();
         if state == VolumeState::Lost && !self.memory.get().rebuilding {
@@ -401,6 +401,13 @@ impl Core {
     async fn try_start(&mut self, upstream: Option<&Address>) -> Result<u32, Problem> {
         let engine = self.engine().await?;
         let state = self.check_volume();
+        if let Some(pid) = self.server.supervisor.running().and(self.server.supervisor.pid()) {
+            return Ok(pid);
+        }
+        if self.adoption_failed {
+            let message = "it cannot be found out whether a server of a former agent still runs";
+            return Err(problem(ProblemCode::ServerWillNotStart, message.into()));
+        }
         if let Some(message) = self.foreign_volume() {
             return Err(problem(ProblemCode::VolumeLost, message));
         }

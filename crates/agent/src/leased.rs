@@ -28,6 +28,9 @@ const ROUTE_IS_NEW: Millis = Millis(10_000);
 /// A report to a peer may spend this on its sample: the peer waits 300 ms.
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
 
+/// A lease that was not reached for so long is said to be out of reach.
+const OUT_OF_REACH: Millis = Millis::secs(1);
+
 /// What one round brought.
 pub(crate) struct Round {
     /// Something was changed: decide again at once.
@@ -55,6 +58,8 @@ pub(crate) struct Leased {
     promised: Option<(u64, Timestamp)>,
     /// A change was announced and not looked at yet: kept over a cancelled wait.
     change_pending: bool,
+    /// That the lease is out of reach was said.
+    out_of_reach: bool,
 }
 
 impl Leased {
@@ -75,6 +80,7 @@ impl Leased {
             boot_id: proc::boot_id().unwrap_or_default(),
             promised: None,
             change_pending: false,
+            out_of_reach: false,
         }
     }
 
@@ -203,7 +209,10 @@ impl Leased {
 
     async fn read_lease(&mut self) {
         match self.lease.read().await {
-            Ok(None) => self.view = LeaseView::Absent,
+            Ok(None) => {
+                self.out_of_reach = false;
+                self.view = LeaseView::Absent;
+            }
             Ok(Some((version, record))) => self.saw(version, record),
             Err(error) => self.lost_lease(&error),
         }
@@ -211,6 +220,7 @@ impl Leased {
 
     /// A version of the lease is in our hands: new ones get their times.
     fn saw(&mut self, version: u64, record: LeaseRecord) {
+        self.out_of_reach = false;
         let now = clock::monotonic();
         let last = self.view.last();
         let seen_at = last.filter(|k| k.version == version).map_or(now, |k| k.seen_at);
@@ -226,7 +236,11 @@ impl Leased {
             LeaseView::Known(known) => (now, Some(known.clone())),
             LeaseView::Absent => (now, None),
         };
+        // A disk that is slow once is no fault; a fault is told before the lease runs out.
         if !matches!(self.view, LeaseView::Unreachable { .. }) {
+            tracing::info!(%error, "lease not reached, tried again");
+        } else if !self.out_of_reach && now.since(since) >= OUT_OF_REACH {
+            self.out_of_reach = true;
             tracing::warn!(%error, "lease out of reach");
         }
         self.view = LeaseView::Unreachable { since, last };

@@ -101,7 +101,10 @@ impl Supervisor {
                     self.write_mark(&mark);
                     mark
                 }
-                _ => return Ok(false),
+                // It has ended meanwhile.
+                Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Some(Err(error)) => return Err(error),
+                None => return Ok(false),
             },
         };
         let pidfd = open_pidfd(mark.pid)?;

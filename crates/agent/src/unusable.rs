@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use larder_model::agent::{Problem, ProblemCode};
 use larder_model::{Millis, NodeMode, Severity, Timestamp};
@@ -381,7 +381,8 @@ impl Core {
             return;
         }
         match files::write_if_different(&self.kept_cluster_file(), &text) {
-            Ok(_) => self.cluster_file_kept_of = changed,
+            // A file that was written this moment may be written again within its clock's tick.
+            Ok(_) => self.cluster_file_kept_of = changed.filter(|at| is_past(*at)),
             Err(error) => tracing::debug!(%error, "cluster file not kept"),
         }
     }
@@ -468,6 +469,10 @@ fn is_replica(text: &str) -> bool {
 fn words(last: &str) -> String {
     let line = last.rsplit(" | ").find(|line| !line.trim().is_empty()).unwrap_or(last);
     line.rsplit_once(" # ").map_or(line, |(_, words)| words).to_owned()
+}
+
+fn is_past(at: SystemTime) -> bool {
+    at.elapsed().is_ok_and(|age| age > Duration::from_secs(1))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub(crate) struct Wish<'w> {
     pub(crate) accept_data_loss: bool,
     pub(crate) from: Option<&'w NodeId>,
     pub(crate) without_primary: bool,
-    /// When the change itself began to be ordered.
+    /// When the change became the step at work.
     pub(crate) begun_at: Timestamp,
 }
 

@@ -93,13 +93,17 @@ pub(crate) async fn add(
         Err(error) => return Err(error.into()),
     }
     state.store().engine_upsert(&engine).await?;
-    let replaced = state.parts().engine_probe.added(&engine).await?;
+    let replaced = state.parts().engine_probe.added(&engine).await;
     let object = Object::Engine(engine.name.to_string());
     let mut detail = json!({ "path": asked.path, "version": engine.version });
-    if !replaced.is_empty() {
-        detail["replaced"] = json!(replaced);
+    if let Ok(names) = &replaced
+        && !names.is_empty()
+    {
+        detail["replaced"] = json!(names);
     }
     state.store().record_append(&caller.record(Action::EngineAdd, &object, detail)).await?;
+    // It is in the catalogue whatever became of its former names.
+    replaced?;
     Ok((StatusCode::CREATED, Json(render::engine(&engine))))
 }
 
