@@ -229,11 +229,12 @@ impl Core {
     /// Notes the loss of the volume, once, and its return. Before that it looks again for a server
     /// of a former agent, if none could be looked for so far.
     pub(crate) fn check_volume(&mut self) -> VolumeState {
-        if self.adoption_failed && self.server.supervisor.running().is_none() {
-            if let Err(error) = adopt(&mut self.server, &mut self.memory) {
-                tracing::debug!(%error, "server still not adopted");
-                return self.volume_state();
-            }
+        if self.adoption_failed
+            && self.server.supervisor.running().is_none()
+            && let Err(error) = adopt(&mut self.server, &mut self.memory)
+        {
+            tracing::debug!(%error, "server still not adopted");
+            return self.volume_state();
         }
         self.adoption_failed = false;
         self.volume_put_back();
