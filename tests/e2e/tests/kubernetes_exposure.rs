@@ -47,6 +47,8 @@ async fn bound(namespace: &str) -> Result<Larder> {
     let mut args = vec!["container-cluster", "bind", "east", "--kubeconfig", &kubeconfig];
     args.extend(["--namespace", namespace, "--image", &image, "--volume-size", "1GiB"]);
     larder.cli(&args).await?;
+    // Three workers do for cluster instances here.
+    larder.cli(&["container-cluster", "set", "east", "--spread", "preferred"]).await?;
     Ok(larder)
 }
 
