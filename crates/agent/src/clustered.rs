@@ -78,6 +78,8 @@ pub(crate) struct Clustered {
     /// When this node was last ordered to take over in agreement with its primary.
     coordinated_at: Option<Timestamp>,
     changes: Changes,
+    /// The server has become a replica, and may still keep its clients' writes paused.
+    pause_due: bool,
     /// Replication id of the server while it was a primary: who has it has synced with it.
     led_as: Option<String>,
     /// Run id of the server that was ordered to take over with what it has, whatever that is.
@@ -92,12 +94,15 @@ struct Changes {
     primary: Option<String>,
     replaced: Vec<(String, Timestamp)>,
     won: Option<Timestamp>,
+    /// Since when the server is looked at.
+    since: Option<Timestamp>,
 }
 
 impl Changes {
     /// Notes the id of the shard's primary as the server `me` sees it. Answers whom that server has
     /// just replaced.
     fn seen(&mut self, primary: &str, me: &str, now: Timestamp) -> Option<String> {
+        self.since.get_or_insert(now);
         if self.primary.as_deref() == Some(primary) {
             return None;
         }
@@ -109,6 +114,26 @@ impl Changes {
         }
         self.won = Some(now);
         Some(old)
+    }
+
+    /// How a replica whose primary is dead takes over: by a vote, where one would be granted, and
+    /// where it would be a new one. Who has won an election lately still
+    /// has the votes: `FORCE` begins no other election before [`ELECTION_RESTS`] have passed, counts
+    /// those votes, and the server leads by an epoch that is older than its predecessor's, which
+    /// takes the slots back when it returns (`clusterHandleSlaveFailover`, redis-server 7.0). To take
+    /// over without votes makes a new epoch. What a server did before it was looked at is not known.
+    fn way_for(
+        &self,
+        mode: ClusterFailoverMode,
+        node_timeout: Millis,
+        now: Timestamp,
+    ) -> ClusterFailoverMode {
+        let is_new = |at: Timestamp| now.since(at) <= Millis(node_timeout.0 * ELECTION_RESTS);
+        let no_vote = self.too_soon(node_timeout, now) || self.since.is_none_or(is_new);
+        match mode {
+            ClusterFailoverMode::Force if no_vote => ClusterFailoverMode::Takeover,
+            other => other,
+        }
     }
 
     /// An election would not be begun, or not be won.
@@ -123,6 +148,9 @@ impl Changes {
                 .any(|(id, at)| Some(id.as_str()) == primary && within(*at, VOTERS_REST))
     }
 }
+
+/// Monotonic.
+const LONG_AGO: Timestamp = Timestamp(0);
 
 /// For how long a server is watched closely after an order to take over.
 const ATTENTION: Millis = Millis(3_000);
@@ -142,6 +170,7 @@ impl Clustered {
             ServerState::Dead | ServerState::Absent => {
                 // A fresh server remembers no election of its own.
                 self.changes.won = None;
+                self.changes.since = Some(LONG_AGO);
                 self.down(core).await
             }
             _ => {
@@ -192,7 +221,13 @@ impl Clustered {
         }
         let replid = core.server.replication().map(|view| view.replid.clone());
         self.led_as = replid.filter(|_| owns);
+        let outdated = view.me().is_some_and(|me| {
+            let is_peer = |n: &&ClusterPeer| core.shard_peers().any(|m| m.is_at(&n.address));
+            let robbed = |n: &&ClusterPeer| n.id != me.id && n.slots.is_empty();
+            owns && view.nodes.iter().filter(robbed).filter(is_peer).any(|n| would_take_back(n, me))
+        });
         let memory = core.memory.get();
+        self.pause_due |= memory.owned_slots && is_replica;
         if memory.owned_slots != owns || memory.cluster_id.as_ref() != Some(&id) {
             let role = if owns { "a primary with slots" } else { "without slots of its own" };
             core.memory.event(Severity::Info, "cluster-role", format!("the server is {role} now"));
@@ -203,7 +238,37 @@ impl Clustered {
             core.memory.save();
         }
         self.note_copy(core, owns, is_replica);
+        if outdated {
+            self.renew_epoch(core).await;
+        }
+        if self.pause_due {
+            self.end_pause(core, is_replica).await;
+        }
         self.apply_hold(core).await;
+    }
+
+    /// This server leads by an epoch that is older than that of the one before it.
+    async fn renew_epoch(&self, core: &mut Core) {
+        let Ok(hands) = core.server.hands().await else { return };
+        match hands.cluster_bump_epoch().await {
+            Ok(()) => tracing::info!("led by an older epoch than the former primary's: renewed"),
+            Err(error) => tracing::warn!(%error, "config epoch not renewed"),
+        }
+    }
+
+    /// A primary that hands over pauses its clients' writes, and redis-server 6.2 leaves them paused
+    /// for up to 10 s after it has become a replica: the stream of its primary, too, waits so long,
+    /// and is lost if it has to take over meanwhile (`resetManualFailover`, cluster.c).
+    async fn end_pause(&mut self, core: &mut Core, is_replica: bool) {
+        if !is_replica {
+            self.pause_due = false;
+            return;
+        }
+        let Ok(hands) = core.server.hands().await else { return };
+        match hands.client_unpause().await {
+            Ok(()) => self.pause_due = false,
+            Err(error) => tracing::warn!(%error, "the pause of a former primary not ended"),
+        }
     }
 
     /// Takes note of who has the shard's slots by `view`. Answers where the server is that this one
@@ -436,8 +501,10 @@ impl Clustered {
             return Ok(());
         }
         self.coordinated_at = None;
-        self.attentive_until = Some(clock::monotonic() + ATTENTION);
-        fail_over(core, request.mode).await
+        let now = clock::monotonic();
+        self.attentive_until = Some(now + ATTENTION);
+        let mode = self.changes.way_for(request.mode, core.config.cluster_node_timeout, now);
+        fail_over(core, mode).await
     }
 
     /// Orders that are a cluster node's business.
@@ -486,8 +553,9 @@ impl Clustered {
                     self.coordinated_at = None;
                     self.appointed = core.server.run_id();
                 }
-                self.attentive_until = Some(clock::monotonic() + ATTENTION);
-                fail_over(core, *mode).await
+                self.attentive_until = Some(now + ATTENTION);
+                let mode = self.changes.way_for(*mode, core.config.cluster_node_timeout, now);
+                fail_over(core, mode).await
             }
             other => Err(Refusal::new(
                 Code::InvalidRequest,
@@ -618,8 +686,16 @@ fn owns_slots(peer: &ClusterPeer) -> bool {
 fn owns_slots_of(answer: &PeerAnswer, dead: &str) -> bool {
     let Some(view) = &answer.cluster else { return false };
     let owns = view.me().is_some_and(owns_slots);
-    let robbed = view.nodes.iter().find(|n| n.id == dead).is_none_or(|n| n.slots.is_empty());
-    owns && robbed
+    let dead = view.nodes.iter().find(|n| n.id == dead);
+    let robbed = dead.is_none_or(|n| n.slots.is_empty());
+    let keeps = view.me().zip(dead).is_none_or(|(me, dead)| !would_take_back(dead, me));
+    owns && robbed && keeps
+}
+
+/// `former` would take its slots back from `owner` when it returns: its epoch is the newer one.
+fn would_take_back(former: &ClusterPeer, owner: &ClusterPeer) -> bool {
+    // Of a replica its primary's epoch is shown.
+    former.role == Role::Primary && former.config_epoch > owner.config_epoch
 }
 
 /// A replica of the dead primary that had synced with it and has not restarted since it died.
@@ -795,6 +871,42 @@ mod tests {
         changes.seen("a", "c", Timestamp(2_000));
         assert!(changes.too_soon(NODE_TIMEOUT, Timestamp(3_000)), "`a` was replaced a moment ago");
         assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(11_001)));
+    }
+
+    #[test]
+    fn who_has_won_lately_takes_over_without_the_votes_of_that_time() {
+        use ClusterFailoverMode::{Coordinated, Force, Takeover};
+        let mut changes = Changes { since: Some(LONG_AGO), ..Changes::default() };
+        let start = Timestamp(100_000);
+        changes.seen("a", "c", start);
+        assert_eq!(changes.way_for(Force, NODE_TIMEOUT, start), Force);
+        changes.seen("c", "c", start);
+        changes.seen("a", "c", start + Millis(3_000));
+        let way = |mode, ms| changes.way_for(mode, NODE_TIMEOUT, start + Millis(ms));
+        assert_eq!(way(Force, 4_000), Takeover);
+        assert_eq!(way(Force, 19_000), Takeover);
+        assert_eq!(way(Force, 21_000), Force);
+        assert_eq!(way(Coordinated, 4_000), Coordinated);
+        let adopted = Changes { since: Some(start), ..Changes::default() };
+        assert_eq!(adopted.way_for(Force, NODE_TIMEOUT, start + Millis(4_000)), Takeover);
+    }
+
+    #[test]
+    fn an_owner_by_an_older_epoch_does_not_count() {
+        let (dead, owner) = (peer("a", 7000, None), peer("b", 7001, None));
+        let dead =
+            |config_epoch| ClusterPeer { slots: SlotSet::default(), config_epoch, ..dead.clone() };
+        let answer = |dead| {
+            let nodes = vec![dead, owner.clone()];
+            let mut answer = replica(1, "r");
+            answer.cluster =
+                Some(ClusterView { my_id: "b".into(), nodes, ..answer.cluster.expect("a view") });
+            answer
+        };
+        assert!(owns_slots_of(&answer(dead(0)), "a"));
+        assert!(!owns_slots_of(&answer(dead(2)), "a"));
+        let follows = ClusterPeer { role: Role::Replica, ..dead(2) };
+        assert!(owns_slots_of(&answer(follows), "a"));
     }
 
     #[test]

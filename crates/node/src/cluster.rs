@@ -206,6 +206,15 @@ impl Connection {
         self.order(&args).await
     }
 
+    /// `CLUSTER BUMPEPOCH`: gives the server the cluster's newest config epoch, without a vote, unless it
+    /// has that already.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn cluster_bump_epoch(&mut self) -> Result<(), NodeError> {
+        self.order(&["CLUSTER", "BUMPEPOCH"]).await
+    }
+
     /// `CLUSTER RESET SOFT|HARD`: forgets nodes and slots; `hard` also changes the server's id
     /// and its epochs. A primary that holds keys refuses.
     ///
