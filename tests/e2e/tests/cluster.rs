@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use larder_e2e::world::{Tested, check_history, connect};
 use larder_e2e::{Fault, check_tidy, cluster_is_whole};
+use larder_testkit::process::kill9;
 use larder_testkit::{Larder, LarderOptions, PASSWORD};
 
 const SOON: Duration = Duration::from_secs(40);
@@ -101,6 +102,44 @@ async fn cluster_fault(fault: Fault, serve_down: bool) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planned_failover_of_a_shard_loses_nothing() -> Result<()> {
     cluster_fault(Fault::Planned, false).await
+}
+
+/// Who has won an election a moment ago and is a replica again must not win by the same votes, and
+/// who was a primary a moment ago must have what it was sent since.
+async fn killed_after_there_and_back(engine: &str) -> Result<()> {
+    let larder = Larder::started().await?;
+    larder.expect_faults();
+    let tested = Tested::cluster(larder, 2, engine).await?;
+    let first = tested.instance.primary(0)?.clone();
+    let other = tested.instance.replicas(0).first().context("no replica")?.id.clone();
+    for to in [&other, &first.id] {
+        let args = ["instance", "failover", "shards", "--shard", "0", "--to", to, "--wait"];
+        tested.larder.cli(&args).await?;
+    }
+    let at = tested.writers[0].now();
+    kill9(tested.larder.server_pid(&tested.instance, &first.id)?)?;
+    tested.writes_again(SOON).await?;
+    cluster_is_whole(&tested.instance, SOON).await?;
+    tested
+        .larder
+        .wait_for("shards", "running under the other", SOON, |i| {
+            i.state == "running" && i.primary(0).is_ok_and(|primary| primary.id == other)
+        })
+        .await?;
+    let (larder, instance, seen) = tested.stop().await?;
+    let discovery = instance.endpoint("discovery")?;
+    check_history(&seen.histories[0], &seen.control, discovery, Fault::ServerKilled, at).await?;
+    larder.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_right_after_there_and_back_the_other_keeps_the_slots() -> Result<()> {
+    killed_after_there_and_back("redis-7.0").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_right_after_there_and_back_the_other_has_the_data_on_redis_6_2_too() -> Result<()> {
+    killed_after_there_and_back("redis-6.2").await
 }
 
 /// A replica begins no election within four node timeouts of its last one, and voters do not vote
