@@ -251,7 +251,7 @@ printf 'default_container_cluster = "east"\nlisten = "127.0.0.1:0"\n[local]\nena
 outside=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder
 LARDER_ADMIN_PASSWORD=Pantry-2026 "$outside" serve --data "$work/data" --config "$work/config.toml" >"$work/serve.out" 2>"$work/serve.log" &
 serve=$!
-trap 'kill "$serve" 2>/dev/null; rm -rf "$work"' EXIT
+trap 'kill "$serve" 2>/dev/null || true; rm -rf "$work"' EXIT
 until_true 20 'the control plane outside does not start' grep -q 'running at' "$work/serve.out"
 LARDER_SERVER=$(grep -o 'http://[0-9.:]*' "$work/serve.out" | head -n 1)
 export LARDER_SERVER LARDER_CONFIG=$work/cli.json
