@@ -23,7 +23,7 @@ run() { # part name command...
         passed=$((passed + 1))
     else
         printf 'FAIL %-14s %4d s; the end of %s/%s.log:\n' "$name" $((SECONDS - begin)) "$logs" "$name"
-        grep -nE '^(error|FAILED|failures:|---- |thread .* panicked|test .*FAILED|test result: FAILED)' "$logs/$name.log" | head -40
+        grep -nE '^(error|Error:|FAILED|failures:|---- |thread .* panicked|test .*FAILED|test result: FAILED)' "$logs/$name.log" | head -40
         tail -n 40 "$logs/$name.log"
         failed=$((failed + 1))
     fi
@@ -31,7 +31,7 @@ run() { # part name command...
 
 clippy() {
     cargo clippy --locked --workspace --all-targets -- -D warnings &&
-        cargo clippy --locked --workspace --test kubernetes -- -D warnings
+        cargo clippy --locked --workspace --test kubernetes --test kubernetes_exposure -- -D warnings
 }
 # The end-to-end stories and some component tests run the binary itself.
 binary() { cargo build --locked --package larder; }

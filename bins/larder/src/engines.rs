@@ -292,15 +292,21 @@ mod tests {
         }
     }
 
+    /// Two former entries of the binary: an instance runs on the second.
+    async fn with_former(store: &Store, real: &EngineRow) -> (EngineRow, EngineRow) {
+        let (unused, used) = (former(real, "redis-0.1"), former(real, "redis-0.2"));
+        for row in [&unused, &used] {
+            store.engine_upsert(row).await.unwrap();
+        }
+        instance_on(store, &used.name).await;
+        (unused, used)
+    }
+
     #[tokio::test]
     async fn a_probe_changes_nothing_and_only_an_engine_that_was_added_replaces_its_former_name() {
         let (_folder, store, binary) = catalogue().await;
         let real = look(&binary, NOW, true).await.unwrap();
-        let (unused, used) = (former(&real, "redis-0.1"), former(&real, "redis-0.2"));
-        for row in [&unused, &used] {
-            store.engine_upsert(row).await.unwrap();
-        }
-        instance_on(&store, &used.name).await;
+        let (unused, used) = with_former(&store, &real).await;
         let before = store.engine_list().await.unwrap();
         let engines = Arc::new(Engines::load(&store).await.unwrap());
         let prober = Prober::new(engines.clone(), store.clone(), Arc::new(SystemClock));
@@ -323,11 +329,7 @@ mod tests {
     async fn the_former_name_of_an_upgraded_engine_goes_unless_an_instance_uses_it() {
         let (_folder, store, binary) = catalogue().await;
         let real = look(&binary, NOW, true).await.unwrap();
-        let (unused, used) = (former(&real, "redis-0.1"), former(&real, "redis-0.2"));
-        for row in [&unused, &used] {
-            store.engine_upsert(row).await.unwrap();
-        }
-        instance_on(&store, &used.name).await;
+        let (unused, used) = with_former(&store, &real).await;
         refresh(&store).await.unwrap();
         assert!(store.engine_get(&unused.name).await.is_err());
         assert_eq!(store.engine_get(&used.name).await.unwrap().version, real.version);

@@ -5,7 +5,7 @@
 //! who touches a label makes a new `resourceVersion` and must not look like a holder that
 //! renews. Nobody compares wall clocks: `renewTime` is for people.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
@@ -201,6 +201,7 @@ async fn follow(api: Api<KubeObject>, name: String, told: watch::Sender<u64>) {
         WatchParams::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS);
     let mut known: Option<String> = None;
     loop {
+        let began = Instant::now();
         let watched = match api.watch(&params, "0").await {
             Ok(events) => {
                 let mut events = events.boxed();
@@ -226,8 +227,11 @@ async fn follow(api: Api<KubeObject>, name: String, told: watch::Sender<u64>) {
             }
             Err(error) => Err(error.to_string()),
         };
-        if let Err(error) = watched {
+        if let Err(error) = &watched {
             tracing::debug!(error, "lease not watched");
+        }
+        // A watch that ends at once, well or badly, is not begun anew in a hot loop.
+        if watched.is_err() || began.elapsed() < WATCH_RETRY {
             tokio::time::sleep(WATCH_RETRY).await;
         }
     }

@@ -265,17 +265,23 @@ fn right_binary(binary: &Path) {
     });
 }
 
-#[tokio::test]
-async fn data_that_an_older_binary_cannot_load_are_not_lost_and_served_once_the_right_one_is_back()
-{
+/// A shard with keys whose server binary, in the folder, was replaced while all were down.
+async fn with_wrong_binary(version: &str) -> (World, PathBuf, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("temp dir");
     let binary = folder.path().join("redis-server");
     right_binary(&binary);
     let mut world = World::with_binary(NodeMode::Leased, 1, 2, &binary);
     with_keys(&mut world).await;
     world.kill_all();
-    wrong_binary(&binary, "6.2.5");
+    wrong_binary(&binary, version);
     world.start_all();
+    (world, binary, folder)
+}
+
+#[tokio::test]
+async fn data_that_an_older_binary_cannot_load_are_not_lost_and_served_once_the_right_one_is_back()
+{
+    let (world, binary, _folder) = with_wrong_binary("6.2.5").await;
     world
         .wait("told", HEALED, |all| {
             all.iter().all(|s| s.as_ref().is_some_and(|s| told(s, "other-engine") == 1))
@@ -294,14 +300,7 @@ async fn data_that_an_older_binary_cannot_load_are_not_lost_and_served_once_the_
 
 #[tokio::test]
 async fn data_that_a_broken_binary_could_not_load_anywhere_are_tried_again_by_another_one() {
-    let folder = tempfile::tempdir().expect("temp dir");
-    let binary = folder.path().join("redis-server");
-    right_binary(&binary);
-    let mut world = World::with_binary(NodeMode::Leased, 1, 2, &binary);
-    with_keys(&mut world).await;
-    world.kill_all();
-    wrong_binary(&binary, "7.0.15");
-    world.start_all();
+    let (world, binary, _folder) = with_wrong_binary("7.0.15").await;
     world
         .wait("given up", HEALED, |all| {
             all.iter().all(|status| {

@@ -15,6 +15,8 @@ pub enum Kind {
     Relay,
     /// A Redis or Valkey server.
     Server,
+    /// A server's child that writes a snapshot or an append-only file and ends.
+    Saver,
     /// A short-lived command or something unknown.
     Other,
 }
@@ -43,22 +45,17 @@ pub fn all_of(data: &Path) -> Vec<Process> {
 }
 
 fn read(pid: u32, data: &str) -> Option<Process> {
-    let argv: Vec<String> = std::fs::read(format!("/proc/{pid}/cmdline"))
-        .ok()?
-        .split(|b| *b == 0)
-        .filter(|part| !part.is_empty())
-        .map(|part| String::from_utf8_lossy(part).into_owned())
-        .collect();
+    let argv = argv(pid)?;
     let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
     let in_argv = argv.iter().any(|arg| arg.contains(data));
     let in_cwd = cwd.as_ref().is_some_and(|cwd| cwd.starts_with(data));
     if !(in_argv || in_cwd) || state(pid).is_none_or(|state| state == 'Z' || state == 'X') {
         return None;
     }
-    let program = argv.first().map(|p| p.rsplit('/').next().unwrap_or(p)).unwrap_or_default();
+    let program = program_of(&argv);
     let role = |word: &str| argv.get(1).is_some_and(|arg| arg == word);
-    let kind = if program.starts_with("redis") || program.starts_with("valkey") {
-        Kind::Server
+    let kind = if is_server(program) {
+        if is_saver(pid, program) { Kind::Saver } else { Kind::Server }
     } else if role("serve") {
         Kind::Serve
     } else if role("keeper") {
@@ -71,6 +68,28 @@ fn read(pid: u32, data: &str) -> Option<Process> {
         Kind::Other
     };
     Some(Process { pid, kind, argv, cwd })
+}
+
+fn argv(pid: u32) -> Option<Vec<String>> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let parts = line.split(|b| *b == 0).filter(|part| !part.is_empty());
+    Some(parts.map(|part| String::from_utf8_lossy(part).into_owned()).collect())
+}
+
+fn program_of(argv: &[String]) -> &str {
+    argv.first().map(|p| p.rsplit('/').next().unwrap_or(p)).unwrap_or_default()
+}
+
+fn is_server(program: &str) -> bool {
+    program.starts_with("redis") || program.starts_with("valkey")
+}
+
+/// A saver has a title of its own (`redis-aof-rewrite`, `valkey-rdb-bgsave`, `redis-rdb-to-slaves`),
+/// but that of its server in the first moment after the fork.
+fn is_saver(pid: u32, program: &str) -> bool {
+    let title = program.contains("-aof-") || program.contains("-rdb-");
+    let of_server = || parent(pid).and_then(argv).is_some_and(|argv| is_server(program_of(&argv)));
+    title || of_server()
 }
 
 fn stat_fields(pid: u32) -> Option<Vec<String>> {

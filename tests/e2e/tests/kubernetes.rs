@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use larder_e2e::kubernetes::{bed, bed_does, bound, variable};
 use larder_testkit::{Larder, PASSWORD, eventually};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -14,27 +15,6 @@ use tokio::process::{Child, Command};
 /// Design: a lost worker costs a lease (4 s), an election and a change of the route; kube-proxy
 /// may rest for a second, and the machine may be busy.
 const LOST_WORKER: u64 = 8_000;
-const IMAGE: &str = "localhost/larder-{engine}:testbed";
-
-fn variable(name: &str) -> Result<String> {
-    let value = std::env::var(name).ok().filter(|value| !value.is_empty());
-    value.with_context(|| format!("{name} is not set: `make test-kubernetes` sets it"))
-}
-
-/// A command of the test bed.
-fn bed(args: &[&str]) -> Result<Command> {
-    let bed = variable("LARDER_TEST_BED")?;
-    let mut words = bed.split_whitespace();
-    let mut command = Command::new(words.next().context("LARDER_TEST_BED is empty")?);
-    command.args(words).args(args).kill_on_drop(true);
-    Ok(command)
-}
-
-async fn bed_does(args: &[&str]) -> Result<()> {
-    let output = bed(args)?.output().await?;
-    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
 
 /// The kubectl in the test bed's program.
 async fn kubectl(kubeconfig: &str, args: &[&str]) -> Result<()> {
@@ -44,28 +24,6 @@ async fn kubectl(kubeconfig: &str, args: &[&str]) -> Result<()> {
     let output = command.args(["kubectl", "--kubeconfig", kubeconfig]).args(args).output().await?;
     ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
-}
-
-/// A Larder with the Kubernetes cluster bound, in a namespace of its own.
-async fn bound(kubeconfig: &str, namespace: &str) -> Result<Larder> {
-    let larder = Larder::started().await?;
-    let image = variable("LARDER_TEST_IMAGE").unwrap_or_else(|_| IMAGE.to_owned());
-    larder
-        .cli(&[
-            "container-cluster",
-            "bind",
-            "east",
-            "--kubeconfig",
-            kubeconfig,
-            "--namespace",
-            namespace,
-            "--image",
-            &image,
-            "--volume-size",
-            "1GiB",
-        ])
-        .await?;
-    Ok(larder)
 }
 
 /// A client in the cluster's network that has begun to write.
@@ -99,8 +57,7 @@ async fn told(client: (Child, BufReader<tokio::process::ChildStdout>)) -> Result
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_write_instance_survives_the_loss_of_its_primarys_worker() -> Result<()> {
-    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
-    let larder = bound(&kubeconfig, "story-worker").await?;
+    let larder = bound("story-worker").await?;
     let args = [
         "--architecture",
         "read-write",
@@ -122,6 +79,7 @@ async fn a_read_write_instance_survives_the_loss_of_its_primarys_worker() -> Res
     let worker = primary["worker"].as_str().context("the primary has no worker")?.to_owned();
 
     let client = write_to(&instance, 20).await?;
+    // What is lost is looked for in what was written until then.
     tokio::time::sleep(Duration::from_secs(3)).await;
     bed_does(&["worker", "off", &worker]).await?;
     let told = told(client).await?;
@@ -140,8 +98,7 @@ async fn a_read_write_instance_survives_the_loss_of_its_primarys_worker() -> Res
 /// Everything about it is unknown, and nothing of it is touched; this machine does not notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_loss_of_an_api_server_disturbs_nothing_else() -> Result<()> {
-    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
-    let larder = bound(&kubeconfig, "story-silent").await?;
+    let larder = bound("story-silent").await?;
     larder.expect_faults();
     larder
         .create("there", &["--architecture", "standalone", "--container-cluster", "east"])
@@ -202,7 +159,7 @@ async fn while_it_is_silent(larder: &Larder) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
     let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
-    let larder = bound(&kubeconfig, "story-lost").await?;
+    let larder = bound("story-lost").await?;
     let confirm = ["container-cluster", "confirm-lost", "east", "worker-3", "--yes"];
     let refused = larder.run(&confirm).await?;
     ensure!(refused.code == 1 && refused.stderr.contains("worker-not-lost"), "{refused:?}");

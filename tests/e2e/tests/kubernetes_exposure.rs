@@ -6,12 +6,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use larder_e2e::kubernetes::{self, bed, bed_does};
 use larder_testkit::{Larder, PASSWORD};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
-const IMAGE: &str = "localhost/larder-{engine}:testbed";
 /// All that tell servers apart here: 6.2 announces one address for everything, Redis and Valkey
 /// from 7.0 on an address and a name.
 const ENGINES: [&str; 3] = ["redis-6.2", "redis-7.0", "valkey-8.0"];
@@ -21,33 +20,9 @@ const NODES: usize = 6;
 /// says so; the machine may be busy.
 const AFTER_LOSS: Duration = Duration::from_secs(45);
 
-fn variable(name: &str) -> Result<String> {
-    let value = std::env::var(name).ok().filter(|value| !value.is_empty());
-    value.with_context(|| format!("{name} is not set: `make test-kubernetes` sets it"))
-}
-
-fn bed(args: &[&str]) -> Result<Command> {
-    let bed = variable("LARDER_TEST_BED")?;
-    let mut words = bed.split_whitespace();
-    let mut command = Command::new(words.next().context("LARDER_TEST_BED is empty")?);
-    command.args(words).args(args).kill_on_drop(true);
-    Ok(command)
-}
-
-async fn bed_does(args: &[&str]) -> Result<()> {
-    let output = bed(args)?.output().await?;
-    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
+/// Three workers do for cluster instances here.
 async fn bound(namespace: &str) -> Result<Larder> {
-    let larder = Larder::started().await?;
-    let image = variable("LARDER_TEST_IMAGE").unwrap_or_else(|_| IMAGE.to_owned());
-    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
-    let mut args = vec!["container-cluster", "bind", "east", "--kubeconfig", &kubeconfig];
-    args.extend(["--namespace", namespace, "--image", &image, "--volume-size", "1GiB"]);
-    larder.cli(&args).await?;
-    // Three workers do for cluster instances here.
+    let larder = kubernetes::bound(namespace).await?;
     larder.cli(&["container-cluster", "set", "east", "--spread", "preferred"]).await?;
     Ok(larder)
 }
@@ -179,7 +154,10 @@ async fn clusters_are_reached_by(way: &str) -> Result<()> {
         };
         let (told, took) = until(AFTER_LOSS, &larder, &name, "read", all_keys).await?;
         let (_, wrote) = until(AFTER_LOSS, &larder, &name, "write", all_keys).await?;
-        eprintln!("{way} {engine}: reads after {took:?}, writes {wrote:?} later: {told}");
+        #[expect(clippy::print_stderr, reason = "a figure that the test run shows")]
+        {
+            eprintln!("{way} {engine}: reads after {took:?}, writes {wrote:?} later: {told}");
+        }
     }
     bed_does(&["worker", "on", &worker]).await?;
     for engine in ENGINES {
@@ -202,7 +180,7 @@ async fn clusters_are_reached_by(way: &str) -> Result<()> {
 /// announce it; those of 6.2 cannot, and stay where they are.
 async fn a_configured_address_is_announced(larder: &Larder, address: &Value) -> Result<()> {
     let host = address.as_str().context("a worker has an address")?;
-    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
+    let kubeconfig = kubernetes::variable("LARDER_TEST_KUBECONFIG")?;
     let mut args = vec!["container-cluster", "rebind", "east", "--kubeconfig", &kubeconfig];
     args.extend(["--outer-address", host]);
     larder.cli(&args).await?;

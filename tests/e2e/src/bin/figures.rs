@@ -387,7 +387,8 @@ async fn idle(options: &Options) -> Result<String> {
     }
     // Creation is work; what follows is idleness.
     tokio::time::sleep(Duration::from_secs(15)).await;
-    let ours = || larder.processes().into_iter().filter(|p| p.kind != Kind::Other);
+    let ours =
+        || larder.processes().into_iter().filter(|p| !matches!(p.kind, Kind::Other | Kind::Saver));
     let before: BTreeMap<u32, (Kind, u64)> =
         ours().filter_map(|p| Some((p.pid, (p.kind, process::cpu_ticks(p.pid)?)))).collect();
     let began = Instant::now();
@@ -414,7 +415,7 @@ async fn idle(options: &Options) -> Result<String> {
             Kind::Agent => "agents (asked for: RSS ≤ 12 MiB each)",
             Kind::Relay => "relays",
             Kind::Server => "redis-server, for comparison",
-            Kind::Other => continue,
+            Kind::Saver | Kind::Other => continue,
         };
         let each = u64::try_from(*count)?.max(1);
         let cpu = *ticks as f64 / 100.0 / seconds * 100.0;
