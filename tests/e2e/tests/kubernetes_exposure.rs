@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::kubernetes::{self, bed, bed_does};
+use larder_testkit::kubernetes::{self, bed, bed_does};
 use larder_testkit::{Larder, PASSWORD};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
