@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Client;
+use kube::{Client, ResourceExt};
 use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::{LABEL_ENDPOINT, LABEL_NODE, VolumeIds};
@@ -22,7 +22,7 @@ use crate::error::refused;
 use crate::expose::{self, Outside};
 use crate::mirror::{Mirror, Wake};
 use crate::objects;
-use crate::observe::cluster_address;
+use crate::observe::{Seen, cluster_address};
 use crate::options::KubeOptions;
 use crate::pulse::Health;
 
@@ -113,27 +113,44 @@ impl KubeCluster {
         let claim = objects::claim(&place.options, config);
         let claim = place.make::<PersistentVolumeClaim>(&claim).await?;
         let now = claim.uid.unwrap_or_default();
-        let first = match place.noted(instance, &key).await? {
-            Some(first) => first,
+        let notes = place.notes(instance).await?;
+        let first = match notes.get(&key) {
+            Some(first) => first.clone(),
             None => {
-                place.note(instance, &key, Some(&now)).await?;
-                now.clone()
+                let first = first_volume(&notes, config.initialized, &now);
+                place.note(instance, &key, Some(first)).await?;
+                first.to_owned()
             }
         };
         Ok(VolumeIds { first, now })
+    }
+
+    /// What the binding's pods may run.
+    fn images(&self) -> Vec<String> {
+        let options = &self.place.options;
+        options.engines.iter().map(|engine| options.image_of(engine)).collect()
+    }
+
+    /// A pod whose image cannot be had, and is another one by now, would wait for ever: a
+    /// StatefulSet does not replace it. It has never run, so nothing ends with it.
+    async fn leave_other_image(&self, seen: &Seen, node: &NodeId) -> Result<(), ClusterError> {
+        match seen.waits_for_other_image(node, &self.images()) {
+            Some(pod) => self.place.delete::<Pod>(&pod.name_any()).await,
+            None => Ok(()),
+        }
     }
 
     pub(crate) async fn refuse_when_leaving(
         &self,
         instance: &InstanceId,
         node: &NodeId,
-    ) -> Result<u64, ClusterError> {
+    ) -> Result<Seen, ClusterError> {
         let seen = self.place.see(instance).await?;
         if seen.is_leaving(node) {
             let text = format!("node {node}, or something of it, is being removed");
             return Err(refused(Code::InstanceBusy, text));
         }
-        Ok(seen.generation(node))
+        Ok(seen)
     }
 }
 
@@ -159,7 +176,13 @@ impl Cluster for KubeCluster {
         } else {
             Vec::new()
         };
-        Ok(seen.observed(&Outside { workers: &workers, address }))
+        let mut observed = seen.observed(&Outside { workers: &workers, address });
+        let images = self.images();
+        for (id, node) in &mut observed.nodes {
+            // It is made anew, with the image that the binding names by now.
+            node.realised &= seen.waits_for_other_image(id, &images).is_none();
+        }
+        Ok(observed)
     }
 
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
@@ -196,7 +219,8 @@ impl Cluster for KubeCluster {
     ) -> Result<(), ClusterError> {
         let (place, options) = (&*self.place, &self.place.options);
         let (instance, node) = (&config.instance, &config.node);
-        let present = self.refuse_when_leaving(instance, node).await?;
+        let seen = self.refuse_when_leaving(instance, node).await?;
+        let present = seen.generation(node);
         place.fence(instance, fence, true).await?;
         if present > config.generation {
             return Err(ClusterError::Stale { seen: Fence { generation: present, ..fence } });
@@ -213,7 +237,7 @@ impl Cluster for KubeCluster {
         place.apply::<Secret>(&secret).await?;
         // Last: by it the node is realised, and at this generation.
         place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
-        Ok(())
+        self.leave_other_image(&seen, node).await
     }
 
     async fn remove_node(
@@ -291,7 +315,20 @@ impl Cluster for KubeCluster {
 
 /// Where the record of the instance has the UID of the node's first volume.
 fn volume_key(node: &NodeId) -> String {
-    format!("volume-{node}")
+    format!("{VOLUME}{node}")
+}
+
+const VOLUME: &str = "volume-";
+/// In place of the UID: nobody knows any more which volume the node was made with.
+const FORGOTTEN: &str = "forgotten";
+
+/// What to note of a node of which nothing is noted. The record of an instance that has served has
+/// notes of its nodes, so where there are none somebody has deleted it, with the namespace perhaps:
+/// what looks like a new node's first volume is then not taken for one.
+fn first_volume<'a>(notes: &BTreeMap<String, String>, has_served: bool, now: &'a str) -> &'a str {
+    let mut others = notes.iter().filter(|(key, _)| key.starts_with(VOLUME)).map(|(_, uid)| uid);
+    let knows = others.clone().next().is_some() && !others.any(|uid| uid == FORGOTTEN);
+    if has_served && !knows { FORGOTTEN } else { now }
 }
 
 /// Where the record of the instance has the endpoint's node port.
@@ -302,4 +339,21 @@ fn node_port_key(kind: EndpointKind) -> String {
 /// Where the record of the instance has the endpoint's address.
 fn endpoint_key(kind: EndpointKind) -> String {
     format!("address-{kind}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_a_nodes_first_unless_the_instances_record_was_lost() {
+        let notes = |all: &[(&str, &str)]| {
+            all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let first = |all: &[(&str, &str)], has_served| first_volume(&notes(all), has_served, "u-9");
+        assert_eq!(first(&[("fence", "{}")], false), "u-9", "the first node of a new instance");
+        assert_eq!(first(&[("fence", "{}"), ("volume-n-1", "u-1")], true), "u-9", "one more node");
+        assert_eq!(first(&[("fence", "{}")], true), FORGOTTEN);
+        assert_eq!(first(&[("volume-n-1", FORGOTTEN)], true), FORGOTTEN);
+    }
 }

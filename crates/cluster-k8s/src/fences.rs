@@ -12,6 +12,7 @@ use larder_model::kube::instance_name;
 use serde_json::json;
 
 use crate::apply::Place;
+use crate::error::is_without_namespace;
 use crate::objects;
 
 const KEY: &str = "fence";
@@ -68,16 +69,24 @@ impl Place {
         })
     }
 
+    /// All notes, by their keys; none when there is no record.
+    pub(crate) async fn notes(
+        &self,
+        instance: &InstanceId,
+    ) -> Result<BTreeMap<String, String>, ClusterError> {
+        let doing = format!("reading the record of instance {instance}");
+        let name = instance_name(instance);
+        let object = self.ask(&doing, self.api::<ConfigMap>().get_opt(&name)).await?;
+        Ok(object.and_then(|object| object.data).unwrap_or_default())
+    }
+
     /// What was noted under `key`, if anything.
     pub(crate) async fn noted(
         &self,
         instance: &InstanceId,
         key: &str,
     ) -> Result<Option<String>, ClusterError> {
-        let doing = format!("reading the record of instance {instance}");
-        let name = instance_name(instance);
-        let object = self.ask(&doing, self.api::<ConfigMap>().get_opt(&name)).await?;
-        Ok(object.and_then(|object| object.data?.remove(key)))
+        Ok(self.notes(instance).await?.remove(key))
     }
 
     /// Notes `value` under `key`, or forgets what was noted. The record has to be there.
@@ -121,7 +130,12 @@ async fn quiet<T>(
 ) -> Result<Option<T>, kube::Error> {
     match call.await {
         Ok(written) => Ok(Some(written)),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Err(kube::Error::Api(status))
+            if status.code == 409
+                || (status.code == 404 && !is_without_namespace(&status.message)) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -4,8 +4,8 @@
 use larder_model::agent::{ProblemCode, ServerState};
 use larder_model::plan::{OperationReport, Step, Wait};
 use larder_model::{
-    Code, EndpointKind, Exposed, IdSource, InstanceState, Millis, NodeRecord, Observation,
-    OperationKind, Refusal,
+    Code, EndpointKind, Exposed, IdSource, InstanceState, LOCAL_CONTAINER_CLUSTER, Millis,
+    NodeRecord, Observation, OperationKind, Refusal,
 };
 
 use crate::draft::Draft;
@@ -200,9 +200,18 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
         if view.worker_is_away(record) {
             continue; // Nobody is there to tell.
         }
+        if !held.realised && view.volume_is_leaving(&record.id) {
+            // It can be made anew only once that is gone, which its pod decides.
+            draft.wait(Wait::Removal { what: format!("the deleted volume of node {node}") });
+            continue;
+        }
         if !held.realised {
             draft.step(Step::EnsureNode { node }, "only its address exists");
             continue;
+        }
+        if misses_its_lease(view, record) {
+            let reason = "its agent cannot reach the lease: what is missing of that is made again";
+            draft.step(Step::EnsureNode { node: node.clone() }, reason);
         }
         if held.generation < generation {
             draft
@@ -216,6 +225,15 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
     }
 }
 
+/// The container cluster answers and the node's agent does not get at its lease there: somebody has
+/// deleted it, or the right to it. On one machine the lease is a folder that agents make themselves.
+pub(crate) fn misses_its_lease(view: &View<'_>, record: &NodeRecord) -> bool {
+    let problem = view.agent(&record.id).and_then(|status| status.problem.as_ref());
+    view.desired.initialized
+        && view.desired.spec.container_cluster != LOCAL_CONTAINER_CLUSTER
+        && problem.is_some_and(|problem| problem.code == ProblemCode::LeaseUnreachable)
+}
+
 fn behind(has: u64, wanted: u64) -> String {
     format!("it has generation {has}, generation {wanted} is wanted")
 }
@@ -227,6 +245,11 @@ pub(crate) fn servers(view: &View<'_>, draft: &mut Draft<'_>) {
         let realised = view.backend(&record.id).known().is_some_and(|held| held.realised);
         let node = record.id.clone();
         match view.server(&record.id) {
+            None if view.hindrance(&record.id).is_some() => {
+                if let Some(by) = view.hindrance(&record.id) {
+                    draft.wait(Wait::NodeBlocked { node, by: by.clone() });
+                }
+            }
             None if realised => {
                 draft.wait(Wait::AgentSilent { node, unknown_for: view.silent_for(&record.id) });
             }

@@ -9,6 +9,8 @@ mod book_store;
 mod clusters;
 mod driver;
 mod execute;
+mod hindrances;
+mod made_again;
 mod observe;
 mod pace;
 mod statuses;
