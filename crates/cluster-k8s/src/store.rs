@@ -53,6 +53,8 @@ struct Inner<V> {
     /// Rises with each change.
     changes: u64,
     broken: Option<(Instant, String)>,
+    /// Why something has come that is not in here and never will be told, until the next list.
+    missed: Option<String>,
 }
 
 /// One object for a store.
@@ -70,8 +72,15 @@ impl<V> Store<V> {
             seen: None,
             changes: 0,
             broken: None,
+            missed: None,
         };
         Self { inner: Mutex::new(inner), changed }
+    }
+
+    /// What tells of its changes.
+    #[cfg(test)]
+    pub(crate) fn changed(&self) -> &Changed {
+        &self.changed
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<V>> {
@@ -87,6 +96,7 @@ impl<V> Store<V> {
             inner.put(item);
         }
         inner.seen = Some(version);
+        inner.missed = None;
         inner.changes += 1;
         drop(inner);
         self.changed.tell();
@@ -116,16 +126,30 @@ impl<V> Store<V> {
         self.changed.tell();
     }
 
-    /// The watch is open: what changes will be told.
-    pub(crate) fn opened(&self) {
+    /// What came during a break is known: it was listed, or the watch has told.
+    pub(crate) fn mended(&self) {
         self.lock().broken = None;
+        self.changed.tell();
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.lock().broken.is_some()
+    }
+
+    /// Something has come that will not be told: nothing counts before the next list.
+    pub(crate) fn missed(&self, reason: String) {
+        self.lock().missed = Some(reason);
         self.changed.tell();
     }
 
     /// The watch is broken, since now or since it was said first.
     pub(crate) fn broke(&self, reason: String) {
+        self.broke_at(Instant::now(), reason);
+    }
+
+    pub(crate) fn broke_at(&self, at: Instant, reason: String) {
         let mut inner = self.lock();
-        let since = inner.broken.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        let since = inner.broken.as_ref().map_or(at, |(since, _)| *since);
         inner.broken = Some((since, reason));
         drop(inner);
         self.changed.tell();
@@ -147,7 +171,7 @@ impl<V> Store<V> {
         self.counts_at(Instant::now())
     }
 
-    fn counts_at(&self, now: Instant) -> Result<(), String> {
+    pub(crate) fn counts_at(&self, now: Instant) -> Result<(), String> {
         let inner = self.lock();
         match (&inner.broken, inner.seen) {
             (Some((_, reason)), None) => Err(reason.clone()),
@@ -156,7 +180,7 @@ impl<V> Store<V> {
                 "its watch has been broken for {} s: {reason}",
                 (now - *since).as_secs()
             )),
-            _ => Ok(()),
+            _ => inner.missed.clone().map_or(Ok(()), Err),
         }
     }
 
@@ -247,7 +271,7 @@ mod tests {
         let later = Instant::now() + GRACE + Duration::from_secs(1);
         let said = store.counts_at(later).expect_err("unknown");
         assert!(said.contains("refused") && said.contains("6 s"), "{said}");
-        store.opened();
+        store.mended();
         assert!(store.counts_at(later).is_ok());
         assert_eq!(store.of("i-1"), [Arc::new(1)], "nothing was lost meanwhile");
     }
