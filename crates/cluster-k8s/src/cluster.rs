@@ -22,7 +22,7 @@ use crate::error::refused;
 use crate::expose::{self, Outside};
 use crate::mirror::{Mirror, Wake};
 use crate::objects;
-use crate::observe::cluster_address;
+use crate::observe::{cluster_address, generation};
 use crate::options::KubeOptions;
 use crate::pulse::Health;
 
@@ -71,6 +71,12 @@ impl KubeCluster {
     /// for the first answer, `within` at most. Cancel-safe.
     pub async fn health(&self, within: Duration) -> Health {
         self.mirror().health(within).await
+    }
+
+    /// The workers as they were seen last, also while the cluster does not answer. Empty when they
+    /// never were.
+    pub fn last_workers(&self) -> Vec<Worker> {
+        self.mirror().last_workers()
     }
 
     /// A person's word that the worker will not come back as it was: the taint by which Kubernetes
@@ -123,17 +129,26 @@ impl KubeCluster {
         Ok(VolumeIds { first, now })
     }
 
+    /// Answers the generation that the node's StatefulSet was made for; 0 without one.
     pub(crate) async fn refuse_when_leaving(
         &self,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<u64, ClusterError> {
-        let seen = self.place.see(instance).await?;
-        if seen.is_leaving(node) {
+        let (place, all) = (&*self.place, self.node_selector(instance, node));
+        let (sets, claims, services) = tokio::try_join!(
+            place.metadata::<StatefulSet>(&all),
+            place.metadata::<PersistentVolumeClaim>(&all),
+            place.metadata::<Service>(&all),
+        )?;
+        // The way from outside may be closed and opened again while the node lives.
+        let services = services.iter().filter(|metadata| !expose::is_outer(*metadata));
+        let mut all = sets.iter().chain(&claims).chain(services);
+        if all.any(|metadata| metadata.deletion_timestamp.is_some()) {
             let text = format!("node {node}, or something of it, is being removed");
             return Err(refused(Code::InstanceBusy, text));
         }
-        Ok(seen.generation(node))
+        Ok(sets.first().map_or(0, generation))
     }
 }
 
@@ -232,7 +247,9 @@ impl Cluster for KubeCluster {
         place.delete_all::<PersistentVolumeClaim>(&all).await?;
         place.delete_all::<Secret>(&all).await?;
         place.note(instance, &volume_key(node), None).await?;
-        place.delete_all::<Service>(&all).await
+        place.delete_all::<Service>(&all).await?;
+        self.agents.forget_node(node);
+        Ok(())
     }
 
     async fn ensure_endpoint(&self, fence: Fence, spec: &EndpointSpec) -> Result<(), ClusterError> {

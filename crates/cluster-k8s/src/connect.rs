@@ -13,7 +13,7 @@ use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config, ResourceExt};
 use larder_cluster::ClusterError;
-use larder_model::{Secret, Worker, secret_in_file};
+use larder_model::{Secret, secret_in_file};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::Place;
@@ -133,7 +133,6 @@ fn refuse_foreign(config: &Kubeconfig) -> Result<(), ConnectError> {
 pub struct Check {
     /// Such as `v1.34.4`.
     pub version: String,
-    pub workers: Vec<Worker>,
     /// Names of the storage classes; the default one is marked.
     pub storage_classes: Vec<(String, bool)>,
     /// `verb resource` of every right that is needed and not there.
@@ -182,14 +181,9 @@ pub(crate) async fn check_place(place: &Place) -> Result<Check, ClusterError> {
         place.ask("asking for the version", place.client.apiserver_version()).await?.git_version;
     let missing_rights = place.missing_rights().await?;
     let lacks = |right: &str| missing_rights.iter().any(|missing| missing == right);
-    let workers = if lacks("list nodes") || lacks("list pods (all namespaces)") {
-        Vec::new()
-    } else {
-        place.workers().await?
-    };
     let storage_classes =
         if lacks("list storageclasses") { Vec::new() } else { place.storage_classes().await? };
-    Ok(Check { version, workers, storage_classes, missing_rights })
+    Ok(Check { version, storage_classes, missing_rights })
 }
 
 /// Makes the namespace when it is missing, with Kubernetes' strictest rules for pods. Who may

@@ -25,13 +25,13 @@ use crate::count;
 use crate::objects;
 use crate::observe::Seen;
 use crate::pulse::{Health, Pulse};
-use crate::store::{Changed, Store};
+use crate::store::{Changed, Store, Told};
 use crate::watch::{News, Watch, key};
 use crate::workers::{LIVING, Use, used, workers};
 use crate::writes::Write;
 
-/// The first lists of a binding take no longer, or it is unknown.
-const FIRST_LISTS: Duration = Duration::from_secs(8);
+/// The first lists of a binding, and one that has to be repeated, take no longer, or it is unknown.
+const LISTS: Duration = Duration::from_secs(8);
 /// A watch tells of a write within milliseconds; after this the API server is asked directly.
 const OWN_WRITE: Duration = Duration::from_millis(300);
 
@@ -108,16 +108,21 @@ impl Mirror {
     /// The workers, sorted by name, with what all pods of the cluster request of them.
     pub(crate) async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
         self.counts().await?;
+        Ok(self.last_workers())
+    }
+
+    /// The workers as they were seen last, whether that counts or not.
+    pub(crate) fn last_workers(&self) -> Vec<Worker> {
         let as_of = (self.stores.nodes.changes(), self.stores.uses.changes());
         let mut kept = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, workers)) = kept.as_ref().filter(|(of, _)| *of == as_of) {
-            return Ok(workers.clone());
+            return workers.clone();
         }
         let ((nodes_at, nodes), (uses_at, uses)) =
             (self.stores.nodes.all(), self.stores.uses.all());
         let counted = workers(nodes.iter().map(|node| &**node), uses.iter().map(|used| &**used));
         *kept = Some(((nodes_at, uses_at), counted.clone()));
-        Ok(counted)
+        counted
     }
 
     /// Whether the binding answers. Waits for the first answer, `within` at most.
@@ -158,17 +163,17 @@ impl Mirror {
     /// # Errors
     /// [`ClusterError::Unreachable`], with the first reason why what is here does not count.
     async fn counts(&self) -> Result<(), ClusterError> {
-        let known = || {
-            (self.stores.are_listed() && self.pulse.counts().is_ok()) || self.in_trouble().is_some()
-        };
-        self.changed.until(FIRST_LISTS, known).await;
-        self.pulse.counts().and_then(|()| self.stores.counts()).map_err(|reason| {
+        let counts = || self.pulse.counts().and_then(|()| self.stores.counts());
+        let known = || counts().is_ok() || self.in_trouble();
+        self.changed.until(LISTS, known).await;
+        counts().map_err(|reason| {
             ClusterError::Unreachable { cluster: self.place.options.name.clone(), reason }
         })
     }
 
-    fn in_trouble(&self) -> Option<String> {
-        self.stores.trouble().or_else(|| self.pulse.health().reason)
+    /// There is nothing to wait for.
+    fn in_trouble(&self) -> bool {
+        self.pulse.is_silent() || self.stores.trouble().is_some()
     }
 }
 
@@ -179,63 +184,6 @@ impl Drop for Mirror {
         }
     }
 }
-
-/// Does the same with every store.
-macro_rules! each {
-    ($self:ident, $store:ident => $what:expr) => {{
-        let Stores { sets, services, claims, secrets, pods, slices, records, nodes, uses } = $self;
-        [
-            {
-                let $store = sets;
-                $what
-            },
-            {
-                let $store = services;
-                $what
-            },
-            {
-                let $store = claims;
-                $what
-            },
-            {
-                let $store = secrets;
-                $what
-            },
-            {
-                let $store = pods;
-                $what
-            },
-            {
-                let $store = slices;
-                $what
-            },
-            {
-                let $store = records;
-                $what
-            },
-            {
-                let $store = nodes;
-                $what
-            },
-            {
-                let $store = uses;
-                $what
-            },
-        ]
-    }};
-}
-
-const KINDS: [&str; 9] = [
-    "StatefulSets",
-    "Services",
-    "PersistentVolumeClaims",
-    "Secrets",
-    "Pods",
-    "EndpointSlices",
-    "ConfigMaps",
-    "Nodes",
-    "Pods of all namespaces",
-];
 
 impl Stores {
     fn new(changed: &Changed) -> Self {
@@ -251,8 +199,24 @@ impl Stores {
             slices: store(changed),
             records: store(changed),
             nodes: store(changed),
-            uses: store(changed),
+            // Every word about the state of any pod is told here.
+            uses: Arc::new(Store::of_news(changed.clone())),
         }
+    }
+
+    /// Every store, with what people call what it knows.
+    fn all(&self) -> [(&'static str, &dyn Told); 9] {
+        [
+            ("StatefulSets", &*self.sets),
+            ("Services", &*self.services),
+            ("PersistentVolumeClaims", &*self.claims),
+            ("Secrets", &*self.secrets),
+            ("Pods", &*self.pods),
+            ("EndpointSlices", &*self.slices),
+            ("ConfigMaps", &*self.records),
+            ("Nodes", &*self.nodes),
+            ("Pods of all namespaces", &*self.uses),
+        ]
     }
 
     fn watch(&self, place: &Arc<Place>, wake: &Arc<OnceLock<Wake>>) -> Vec<JoinHandle<()>> {
@@ -289,22 +253,15 @@ impl Stores {
         ]
     }
 
-    fn are_listed(&self) -> bool {
-        each!(self, store => store.is_listed()).into_iter().all(|listed| listed)
-    }
-
-    /// Why something was never listed, if that is known.
+    /// Why something cannot be known just now, if that is known.
     fn trouble(&self) -> Option<String> {
-        let all = each!(self, store => if store.is_listed() { None } else { store.trouble() });
-        all.into_iter().flatten().next()
+        self.all().into_iter().find_map(|(_, store)| store.trouble())
     }
 
     fn counts(&self) -> Result<(), String> {
-        let all = each!(self, store => store.counts());
-        for (kind, counts) in KINDS.iter().zip(all) {
-            counts.map_err(|reason| format!("watching {kind}: {reason}"))?;
-        }
-        Ok(())
+        self.all().into_iter().try_for_each(|(kind, store)| {
+            store.counts().map_err(|reason| format!("watching {kind}: {reason}"))
+        })
     }
 
     /// The groups of the kinds by which an instance is seen.

@@ -91,12 +91,11 @@ impl Seen {
         let stays = |metadata: &ObjectMeta| metadata.deletion_timestamp.is_none();
         let set = self.sets.iter().find(|o| is_of(&o.metadata));
         let mut services = self.services.iter().filter(|o| is_of(&o.metadata));
-        let service = services.clone().find(|o| !is_outer(o));
-        let outer = services.find(|o| is_outer(o) && stays(&o.metadata));
+        let service = services.clone().find(|o| !is_outer(&o.metadata));
+        let outer = services.find(|o| is_outer(&o.metadata) && stays(&o.metadata));
         let claim = self.claims.iter().find(|o| is_of(&o.metadata));
         let secret = self.secrets.iter().find(|metadata| is_of(metadata));
         let pod = self.pods.iter().find(|o| is_of(&o.metadata));
-        let generation = set.and_then(|set| set.annotations().get(ANNOTATION_GENERATION));
         let worker = pod
             .and_then(|pod| pod.spec.as_ref()?.node_name.clone())
             .or_else(|| claim.and_then(|claim| claim.annotations().get(SELECTED_NODE).cloned()));
@@ -109,7 +108,7 @@ impl Seen {
                 && secret.is_some_and(stays),
             volume: claim.is_some_and(|o| stays(&o.metadata)),
             exposed: outer.map_or(Exposed::No, |service| exposed(service, outer_address)),
-            generation: generation.and_then(|text| text.parse().ok()).unwrap_or(0),
+            generation: set.map_or(0, |set| generation(&set.metadata)),
         }
     }
 
@@ -160,23 +159,12 @@ impl Seen {
     pub(crate) fn has_nodes(&self) -> bool {
         !self.node_ids().is_empty()
     }
+}
 
-    /// The objects by which a node is told to be on its way out.
-    pub(crate) fn is_leaving(&self, node: &NodeId) -> bool {
-        let sets = self.sets.iter().map(|o| &o.metadata);
-        let claims = self.claims.iter().map(|o| &o.metadata);
-        // The way from outside may be closed and opened again while the node lives.
-        let services = self.services.iter().filter(|o| !is_outer(o)).map(|o| &o.metadata);
-        sets.chain(claims)
-            .chain(services)
-            .filter(|metadata| node_of(metadata).as_ref() == Some(node))
-            .any(|metadata| metadata.deletion_timestamp.is_some())
-    }
-
-    /// The generation that the node's StatefulSet was made for.
-    pub(crate) fn generation(&self, node: &NodeId) -> u64 {
-        self.node(node, None).generation
-    }
+/// The generation that a StatefulSet was made for; 0 when it does not say.
+pub(crate) fn generation(set: &ObjectMeta) -> u64 {
+    let text = set.annotations.as_ref().and_then(|all| all.get(ANNOTATION_GENERATION));
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a String> {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::error::chain;
-use crate::store::{Item, Store};
+use crate::store::{Item, Store, Told};
 
 /// The API server ends a watch after this long, and it is resumed where it ended.
 const LIFE: Duration = Duration::from_secs(30);
@@ -288,7 +288,7 @@ mod tests {
             let mut asked = asked.lock().expect("no panic");
             let (status, lines) = &answers[asked.len().min(answers.len() - 1)];
             let query = request.uri().query().unwrap_or_default().to_owned();
-            asked.push(Asked { query, counted: Store::<ConfigMap>::counts(&known).is_ok() });
+            asked.push(Asked { query, counted: known.counts().is_ok() });
             let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
             let mut response = Response::new(Body::from(text.into_bytes()));
             *response.status_mut() = StatusCode::from_u16(*status).expect("a status");
@@ -411,7 +411,7 @@ mod tests {
     async fn what_was_told_stays_while_a_watch_is_refused_and_is_asked_for_less_and_less_often() {
         let known = list(vec![object("a", "i-1", "5")], "10");
         let watched = Watched::over(vec![known, refusal(429)]);
-        assert!(watched.comes_to(|store| store.trouble().is_some()).await);
+        assert!(watched.comes_to(|store| store.is_broken()).await);
         assert!(watched.store.counts().is_ok(), "for a moment");
         assert_eq!(watched.store.of("i-1").len(), 1);
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -427,7 +427,7 @@ mod tests {
             list(vec![object("b", "i-2", "30")], "31"),
             (200, vec![event("BOOKMARK", object("", "", "40"))]),
         ]);
-        let forgotten = |store: &Store<_>| store.is_listed() && store.counts().is_err();
+        let forgotten = |store: &Store<_>| store.has_seen(0) && store.counts().is_err();
         assert!(watched.comes_to(forgotten).await, "what it knew counts no longer");
         assert!(watched.comes_to(|store| store.has_seen(40)).await);
         assert!(watched.store.counts().is_ok());
@@ -444,7 +444,7 @@ mod tests {
         let mut answers: Answers = (0..20).flat_map(|_| [known(), forgets()]).collect();
         answers.push(known());
         let watched = Watched::over(answers);
-        assert!(watched.comes_to(|store| store.is_listed()).await);
+        assert!(watched.comes_to(|store| store.has_seen(0)).await);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let asked = watched.queries().len();
         assert!((3..=8).contains(&asked), "asked {asked} times in a second");
