@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use larder_agent::wire::{Dial, InstanceKey, TcpDial};
 use larder_agent::{AgentClient, ClientError};
 use larder_cluster::{AgentError, Agents};
-use larder_model::agent::{AgentStatus, Fence, Order};
+use larder_model::agent::{AgentStatus, Fence, Order, ProblemCode};
 use larder_model::kube::{AGENT_PORT, node_name, pod_name};
 use larder_model::local::NodeSecrets;
 use larder_model::{Address, InstanceId, NodeId, Secret as Password};
@@ -191,6 +191,14 @@ impl KubeCluster {
         Ok(parsed.system_password)
     }
 
+    /// A lease that an agent cannot reach may have been deleted.
+    fn heed(&self, status: &AgentStatus) {
+        let code = status.problem.as_ref().map(|problem| problem.code);
+        if code == Some(ProblemCode::LeaseUnreachable) {
+            self.place.shared.is_missed();
+        }
+    }
+
     /// What an agent's answer means, and whether it is left alone now.
     fn said<T>(&self, node: &NodeId, answer: Result<T, ClientError>) -> Result<T, AgentError> {
         answer.inspect(|_| self.agents.spoke(node)).map_err(|error| match error {
@@ -225,7 +233,7 @@ impl Agents for KubeCluster {
         node: &NodeId,
     ) -> Result<AgentStatus, AgentError> {
         let agent = self.agent(instance, node).await?;
-        self.said(node, agent.status().await)
+        self.said(node, agent.status().await).inspect(|status| self.heed(status))
     }
 
     async fn next_status(
@@ -236,7 +244,8 @@ impl Agents for KubeCluster {
         version: u64,
     ) -> Result<AgentStatus, AgentError> {
         let agent = self.agent(instance, node).await?;
-        self.said(node, agent.next_status(agent_run, version).await)
+        let next = agent.next_status(agent_run, version).await;
+        self.said(node, next).inspect(|status| self.heed(status))
     }
 
     async fn order(

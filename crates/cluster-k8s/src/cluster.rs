@@ -183,10 +183,13 @@ impl Cluster for KubeCluster {
 
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
         self.refuse_when_leaving(instance, node).await?;
+        // A node that lives has a Service with more in it than is applied here.
+        self.place.fence(instance, fence, true).await?;
         let wish = objects::node_service(&self.place.options, instance, node, None, None);
         let service: Service = self.place.apply(&wish).await?;
         cluster_address(&service).ok_or_else(|| ClusterError::Unreachable {

@@ -21,6 +21,7 @@ mod observe;
 mod options;
 mod pulse;
 mod quantity;
+mod shared;
 mod store;
 mod watch;
 mod workers;

@@ -25,6 +25,7 @@ use crate::count;
 use crate::objects;
 use crate::observe::Seen;
 use crate::pulse::{Health, Pulse};
+use crate::shared::{self, Parts};
 use crate::store::{Changed, Store, Told};
 use crate::watch::{News, Watch, key};
 use crate::workers::{LIVING, Use, used, workers};
@@ -80,6 +81,8 @@ impl Mirror {
             async move { pulse.look(&place).await }
         }));
         tasks.push(tokio::spawn(count::log(place.clone())));
+        let of = stores.clone();
+        tasks.push(tokio::spawn(shared::look(place.clone(), wake, move || of.sets.groups())));
         Self { place, stores, pulse, changed, workers: Mutex::default(), tasks }
     }
 
@@ -91,7 +94,7 @@ impl Mirror {
             tracing::debug!(%instance, "the watches are behind; asking directly");
             return self.place.see(instance).await;
         }
-        Ok(self.stores.seen(instance))
+        Ok(self.stores.seen(instance, self.place.shared.known()))
     }
 
     /// Every instance of which anything is there.
@@ -274,7 +277,7 @@ impl Stores {
         all
     }
 
-    fn seen(&self, instance: &InstanceId) -> Seen {
+    fn seen(&self, instance: &InstanceId, shared: Option<Parts>) -> Seen {
         let group = instance.as_str();
         Seen {
             sets: self.sets.of(group),
@@ -283,6 +286,7 @@ impl Stores {
             secrets: self.secrets.of(group).iter().map(|o| o.metadata.clone()).collect(),
             pods: self.pods.of(group),
             slices: self.slices.of(group),
+            shared,
         }
     }
 

@@ -19,6 +19,7 @@ use larder_model::{
 use crate::apply;
 use crate::expose::{Outside, Place, endpoint_place, exposed, is_at_a_worker, is_outer};
 use crate::objects;
+use crate::shared::{Parts, is_whole};
 
 /// Where the scheduler puts a pod before it runs, and where its volume was bound.
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -34,6 +35,8 @@ pub(crate) struct Seen {
     pub(crate) secrets: Vec<ObjectMeta>,
     pub(crate) pods: Vec<Arc<Pod>>,
     pub(crate) slices: Vec<Arc<EndpointSlice>>,
+    /// What nodes share, of the whole binding, as far as that is known.
+    pub(crate) shared: Option<Parts>,
 }
 
 impl apply::Place {
@@ -55,6 +58,7 @@ impl apply::Place {
             secrets,
             pods: shared(pods),
             slices: shared(slices),
+            shared: self.shared.known(),
         })
     }
 }
@@ -88,7 +92,6 @@ impl Seen {
 
     fn node(&self, id: &NodeId, outer_address: Option<&str>) -> BackendNode {
         let is_of = |metadata: &ObjectMeta| node_of(metadata).as_ref() == Some(id);
-        let stays = |metadata: &ObjectMeta| metadata.deletion_timestamp.is_none();
         let set = self.sets.iter().find(|o| is_of(&o.metadata));
         let mut services = self.services.iter().filter(|o| is_of(&o.metadata));
         let service = services.clone().find(|o| !is_outer(&o.metadata));
@@ -102,7 +105,8 @@ impl Seen {
         BackendNode {
             worker: worker.map_or_else(unscheduled, worker_name),
             address: service.and_then(|service| cluster_address(service)),
-            realised: set.is_some_and(|o| stays(&o.metadata))
+            realised: set
+                .is_some_and(|o| stays(&o.metadata) && is_whole(o, self.shared.as_ref()))
                 && service.is_some_and(|o| stays(&o.metadata))
                 && claim.is_some_and(|o| stays(&o.metadata))
                 && secret.is_some_and(stays),
@@ -122,6 +126,10 @@ impl Seen {
         let name = service.name_any();
         let slices =
             self.slices.iter().filter(|slice| slice.labels().get(SERVICE_NAME) == Some(&name));
+        // The holder writes this one, and may not make it.
+        let is_led_by =
+            |slice: &&Arc<EndpointSlice>| stays(&slice.metadata) && slice.name_any() == name;
+        let whole = !objects::is_led(kind) || slices.clone().any(|slice| is_led_by(&slice));
         let mut leads_to = Vec::new();
         let mut answers = false;
         for endpoint in slices.flat_map(|slice| &slice.endpoints) {
@@ -142,7 +150,7 @@ impl Seen {
         // Nobody comes here before it has its address.
         let answers = answers && !place.pending;
         let Place { address, inner, pending } = place;
-        Some((kind, EndpointStatus { address, inner, pending, answers, leads_to }))
+        Some((kind, EndpointStatus { address, inner, pending, answers, leads_to, whole }))
     }
 
     /// An endpoint is reached at a worker's address.
@@ -165,6 +173,10 @@ impl Seen {
 pub(crate) fn generation(set: &ObjectMeta) -> u64 {
     let text = set.annotations.as_ref().and_then(|all| all.get(ANNOTATION_GENERATION));
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn stays(metadata: &ObjectMeta) -> bool {
+    metadata.deletion_timestamp.is_none()
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a String> {

@@ -41,6 +41,14 @@ impl ClusterError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
+
+    /// The answer of a container cluster that has no outside to [`Cluster::expose_node`].
+    pub fn nothing_outside(cluster: &str, node: &NodeId) -> Self {
+        Self::Refused(Refusal::new(
+            Code::InvalidRequest,
+            format!("container cluster `{cluster}` has no way to expose node {node}"),
+        ))
+    }
 }
 
 /// Everything a backend holds of one instance.
@@ -101,6 +109,7 @@ pub trait Cluster: Send + Sync {
     /// the same address.
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError>;
@@ -115,13 +124,7 @@ pub trait Cluster: Send + Sync {
         &self,
         fence: Fence,
         wish: &NodeExposure,
-    ) -> Result<Option<OuterAddress>, ClusterError> {
-        let (name, _) = (self.name(), fence);
-        Err(ClusterError::Refused(Refusal::new(
-            Code::InvalidRequest,
-            format!("container cluster `{name}` has no way to expose node {}", wish.node),
-        )))
-    }
+    ) -> Result<Option<OuterAddress>, ClusterError>;
 
     /// Makes the node exist and its agent run; a node that exists is brought to `config` without
     /// a restart of its server. A lost volume is *not* made anew with data in it: the agent

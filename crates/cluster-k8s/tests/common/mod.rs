@@ -10,13 +10,14 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt};
 use larder_cluster::conformance::Subject;
-use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_cluster_k8s::{Credentials, KubeCluster, KubeOptions, connect, ensure_namespace};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::LABEL_OWNER;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, ByteSize, EndpointKind, EngineName, InstanceId, NodeId, Secret, Worker,
+    Address, ByteSize, EndpointKind, EngineName, InstanceId, NodeId, OuterAddress, Secret,
+    Worker,
 };
 
 /// Names this run's owners.
@@ -183,10 +184,19 @@ impl Cluster for Settled {
 
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
-        self.kube.reserve_address(instance, node).await
+        self.kube.reserve_address(fence, instance, node).await
+    }
+
+    async fn expose_node(
+        &self,
+        fence: Fence,
+        wish: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
+        self.kube.expose_node(fence, wish).await
     }
 
     async fn ensure_node(

@@ -288,6 +288,26 @@ fn a_node_lost_with_its_worker_is_replaced_elsewhere_and_removed_when_it_is_back
 }
 
 #[test]
+fn what_somebody_has_deleted_of_an_instance_is_made_again() {
+    or_panic(run(async {
+        let mut fleet = Fleet::new(12);
+        let policy = no_limit_of_failovers();
+        fleet.create(Architecture::ReadWrite, 1, 2, &policy);
+        fleet.create(Architecture::Cluster, 3, 2, &policy);
+        fleet.run_until_whole(60_000).await?;
+        for instance in fleet.instances.clone() {
+            let desired = fleet.book.desired(&instance).await.unwrap().unwrap();
+            fleet.sim.inject(Fault::LoseParts { node: desired.nodes[0].id.clone() });
+            fleet.run_for(5000).await?;
+            let seen = fleet.sim.cluster("local").observe(&instance).await.unwrap();
+            assert!(seen.nodes.values().all(|node| node.realised), "{seen:?}");
+            assert!(seen.endpoints.values().all(|one| one.whole && one.answers), "{seen:?}");
+        }
+        fleet.holds_what_is_recorded().await
+    }));
+}
+
+#[test]
 fn a_node_whose_volume_was_deleted_copies_from_the_one_that_leads() {
     or_panic(run(async {
         let mut fleet = Fleet::new(11);
