@@ -191,7 +191,7 @@ impl Capacity for FleetCapacity {
                     .fleet
                     .bound(cluster.name())
                     .map(|bound| bound.options().engines.clone()),
-                cluster_min_workers: cluster.cluster_min_workers(),
+                spreads_strictly: cluster.spreads_strictly(),
                 expose: self.fleet.bound(cluster.name()).map(|bound| bound.options().expose),
             }
         });
@@ -235,6 +235,10 @@ impl Cluster for Unbound {
 
     async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
         self.silence()
+    }
+
+    fn spreads_strictly(&self) -> Option<bool> {
+        None
     }
 
     async fn observe(&self, _: &InstanceId) -> Result<BackendObserved, ClusterError> {

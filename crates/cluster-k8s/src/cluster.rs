@@ -26,9 +26,6 @@ use crate::observe::{cluster_address, generation};
 use crate::options::KubeOptions;
 use crate::pulse::Health;
 
-/// Three shards of two nodes, each on a worker of its own.
-const STRICT_WORKERS: u32 = 6;
-
 /// One namespace of one Kubernetes cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct KubeCluster {
@@ -162,8 +159,8 @@ impl Cluster for KubeCluster {
         self.mirror().workers().await
     }
 
-    fn cluster_min_workers(&self) -> Option<u32> {
-        Some(if self.place.options.spread_strictly { STRICT_WORKERS } else { 0 })
+    fn spreads_strictly(&self) -> Option<bool> {
+        Some(self.place.options.spread_strictly)
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {

@@ -181,6 +181,10 @@ impl Cluster for LocalCluster {
         }])
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        None
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let id = instance.clone();
         let (nodes, listeners) = self

@@ -93,11 +93,9 @@ pub trait Cluster: Send + Sync {
     /// The workers, sorted by name.
     async fn workers(&self) -> Result<Vec<Worker>, ClusterError>;
 
-    /// The least number of workers for a cluster instance, where the container cluster has a rule
-    /// of its own; 0 is none. `None`: as the planner's policy says.
-    fn cluster_min_workers(&self) -> Option<u32> {
-        None
-    }
+    /// Whether nodes of a shard that share a worker are rather not placed at all; `None` where
+    /// there is no such choice.
+    fn spreads_strictly(&self) -> Option<bool>;
 
     /// What is there of `instance`. A node or endpoint that is missing in the answer is absent.
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError>;

@@ -174,6 +174,10 @@ impl Cluster for Settled {
         self.kube.workers().await
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        self.kube.spreads_strictly()
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         self.kube.observe(instance).await
     }

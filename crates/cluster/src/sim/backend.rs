@@ -367,6 +367,10 @@ impl Cluster for SimCluster {
             .collect())
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        None
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let world = self.sim.world();
         world.cluster_up(&self.name)?;

@@ -50,6 +50,10 @@ impl Cluster for Placing {
         self.inner.workers().await
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        self.inner.spreads_strictly()
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         self.inner.observe(instance).await
     }
