@@ -235,8 +235,8 @@ impl Binder for KubeBinder {
         let health = cluster.health(LOOK).await;
         let workers = match tokio::time::timeout(LOOK, cluster.workers()).await {
             Ok(Ok(workers)) => workers,
-            // As they were when they were looked at last.
-            _ => health.check.as_ref().map(|check| check.workers.clone()).unwrap_or_default(),
+            // As they were when they were seen last.
+            _ => cluster.last_workers(),
         };
         let useless = |check: &Check| refuse_useless(options, check).err();
         let lacks = health.check.as_ref().and_then(useless).map(|refusal| refusal.detail);
@@ -484,7 +484,6 @@ mod tests {
         let found = [("fast", false), ("plain", true), ("tape", false)];
         let seen = Check {
             version: String::new(),
-            workers: Vec::new(),
             storage_classes: found.map(|(name, default)| (name.to_owned(), default)).to_vec(),
             missing_rights: Vec::new(),
         };

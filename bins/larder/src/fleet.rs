@@ -8,14 +8,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join_all;
 use larder_api::{Capacity, ContainerClusterInfo};
-use larder_cluster::{AgentError, Agents, BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_cluster::{
+    AgentError, Agents, BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure,
+};
 use larder_cluster_k8s::KubeCluster;
 use larder_cluster_local::LocalCluster;
 use larder_model::agent::{AgentStatus, Fence, NodeConfig, Order};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, EndpointKind, InstanceId, InstanceSpec, NodeId, Refusal, STANDARD_STORAGE_CLASS,
-    Worker,
+    Address, EndpointKind, InstanceId, InstanceSpec, NodeId, OuterAddress, Refusal,
+    STANDARD_STORAGE_CLASS, Worker,
 };
 use larder_reconcile::Clusters;
 use larder_store::Store;
@@ -189,7 +191,7 @@ impl Capacity for FleetCapacity {
                     .fleet
                     .bound(cluster.name())
                     .map(|bound| bound.options().engines.clone()),
-                cluster_min_workers: cluster.cluster_min_workers(),
+                spreads_strictly: cluster.spreads_strictly(),
                 expose: self.fleet.bound(cluster.name()).map(|bound| bound.options().expose),
             }
         });
@@ -235,6 +237,10 @@ impl Cluster for Unbound {
         self.silence()
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        None
+    }
+
     async fn observe(&self, _: &InstanceId) -> Result<BackendObserved, ClusterError> {
         self.silence()
     }
@@ -243,7 +249,20 @@ impl Cluster for Unbound {
         self.silence()
     }
 
-    async fn reserve_address(&self, _: &InstanceId, _: &NodeId) -> Result<Address, ClusterError> {
+    async fn reserve_address(
+        &self,
+        _: Fence,
+        _: &InstanceId,
+        _: &NodeId,
+    ) -> Result<Address, ClusterError> {
+        self.silence()
+    }
+
+    async fn expose_node(
+        &self,
+        _: Fence,
+        _: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
         self.silence()
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::future::{join_all, try_join_all};
@@ -28,6 +28,8 @@ use crate::slices::{endpoints, route_of, targets, updated};
 const DEADLINE: Duration = Duration::from_millis(700);
 /// How often the holder looks whether its slices still are what it wrote.
 const LOOK: Duration = Duration::from_secs(10);
+/// And how often while one of them is not there. Only `serve` may make it.
+const LOOK_FOR_MISSING: Duration = Duration::from_secs(1);
 /// Other holders and people may write in between; then it is looked at again.
 const TRIES: usize = 4;
 
@@ -51,6 +53,15 @@ struct Inner {
     addresses: BTreeMap<NodeId, IpAddr>,
     /// What this node has published and nobody has replaced.
     published: Option<Route>,
+    /// A slice that has to be written was looked for in vain.
+    missing: Option<Missing>,
+}
+
+/// The route that could not be published, which slice was not there, and when.
+struct Missing {
+    route: Route,
+    slice: String,
+    at: Instant,
 }
 
 impl KubeEndpoint {
@@ -71,6 +82,7 @@ impl KubeEndpoint {
             known: None,
             addresses: BTreeMap::new(),
             published: None,
+            missing: None,
         }));
         let keeper = tokio::spawn(keep(Arc::clone(&inner)));
         Self { inner, keeper }
@@ -87,10 +99,13 @@ impl Drop for KubeEndpoint {
 impl Endpoint for KubeEndpoint {
     async fn read(&mut self) -> Result<Option<Route>, LeaseError> {
         const DOING: &str = "reading the endpoint slices";
-        let mut inner = self.inner.lock().await;
-        let read = tokio::time::timeout(DEADLINE, inner.refresh(DOING)).await;
-        read.map_err(|_| late(DOING))??;
-        Ok(inner.route())
+        let read = tokio::time::timeout(DEADLINE, async {
+            // The one that keeps the slices may hold it, for as long as an API server is slow.
+            let mut inner = self.inner.lock().await;
+            inner.refresh(DOING).await?;
+            Ok(inner.route())
+        });
+        read.await.map_err(|_| late(DOING))?
     }
 
     async fn publish(&mut self, route: &Route) -> Result<Option<Route>, LeaseError> {
@@ -100,14 +115,26 @@ impl Endpoint for KubeEndpoint {
         if route.hold {
             return Ok(None);
         }
-        let mut inner = self.inner.lock().await;
-        inner.publish_in_time(route).await
+        const DOING: &str = "publishing the route";
+        let published = tokio::time::timeout(DEADLINE, async {
+            self.inner.lock().await.publish(route, DOING).await
+        });
+        published.await.map_err(|_| late(DOING))?
     }
 }
 
 impl Inner {
     async fn refresh(&mut self, doing: &'static str) -> Result<(), LeaseError> {
         self.known = None;
+        self.known = Some(self.ask(doing).await?);
+        Ok(())
+    }
+
+    /// The slices that are there.
+    async fn ask(
+        &self,
+        doing: &'static str,
+    ) -> Result<BTreeMap<EndpointKind, EndpointSlice>, LeaseError> {
         let get = |kind: EndpointKind| {
             let (slices, name) = (self.slices.clone(), endpoint_name(&self.instance, kind));
             async move {
@@ -116,8 +143,7 @@ impl Inner {
             }
         };
         let known = try_join_all(KINDS.map(get)).await?;
-        self.known = Some(known.into_iter().flatten().collect());
-        Ok(())
+        Ok(known.into_iter().flatten().collect())
     }
 
     /// The newest route in the slices, unless they do not lead where it says.
@@ -135,34 +161,43 @@ impl Inner {
         if leads_to_me && !is_right { None } else { Some(route) }
     }
 
-    async fn publish_in_time(&mut self, route: &Route) -> Result<Option<Route>, LeaseError> {
-        const DOING: &str = "publishing the route";
-        match tokio::time::timeout(DEADLINE, self.publish(route, DOING)).await {
-            Ok(done) => {
-                let is_there = matches!(done, Ok(None));
-                self.published = is_there.then(|| route.clone());
-                done
-            }
-            Err(_) => {
-                self.known = None;
-                Err(late(DOING))
-            }
-        }
-    }
-
+    /// Publishes, and remembers what is published. Cancelled at any point it has published nothing
+    /// that it knows of, and looks at the slices anew the next time.
     async fn publish(
         &mut self,
         route: &Route,
         doing: &'static str,
     ) -> Result<Option<Route>, LeaseError> {
+        self.published = None;
+        if let Some(missing) = &self.missing
+            && missing.route == *route
+            && missing.at.elapsed() < LOOK_FOR_MISSING
+        {
+            return Err(missing.error(doing));
+        }
         self.learn_addresses(route).await;
+        let known = self.known.take();
+        let done = self.write_slices(route, known, doing).await?;
+        if done.is_none() {
+            self.published = Some(route.clone());
+        }
+        Ok(done)
+    }
+
+    async fn write_slices(
+        &mut self,
+        route: &Route,
+        mut seen: Option<BTreeMap<EndpointKind, EndpointSlice>>,
+        doing: &'static str,
+    ) -> Result<Option<Route>, LeaseError> {
         for _ in 0..TRIES {
-            if self.known.is_none() {
-                self.refresh(doing).await?;
-            }
-            let Some(known) = &self.known else { break };
+            let mut known = match seen.take() {
+                Some(known) => known,
+                None => self.ask(doing).await?,
+            };
             let newest = known.values().filter_map(route_of).max_by_key(|there| there.epoch);
             if let Some(newer) = newest.filter(|there| there.epoch > route.epoch) {
+                self.known = Some(known);
                 return Ok(Some(newer));
             }
             let mut pods = self.addresses.clone();
@@ -181,23 +216,55 @@ impl Inner {
             for (kind, written) in join_all(writes).await {
                 match written {
                     Ok(slice) => {
-                        self.known.get_or_insert_default().insert(kind, slice);
+                        known.insert(kind, slice);
                     }
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                         conflict = true;
                     }
-                    Err(error) => {
-                        self.known = None;
-                        return Err(said(doing, &error));
-                    }
+                    Err(error) => return Err(said(doing, &error)),
                 }
             }
-            if !conflict {
-                return Ok(None);
+            if conflict {
+                continue;
             }
-            self.known = None;
+            // What is there leads right; what is not leads nobody, and that is no success.
+            self.missing = self.missing_slice(route, &known);
+            if let Some(missing) = &self.missing {
+                return Err(missing.error(doing));
+            }
+            self.known = Some(known);
+            return Ok(None);
         }
         Err(LeaseError::Conflict)
+    }
+
+    /// Publishes once more, over what was made of it. Answers when to do so again.
+    async fn look(&mut self, route: &Route, doing: &'static str) -> Duration {
+        self.known = None;
+        self.missing = None;
+        match tokio::time::timeout(DEADLINE, self.publish(route, doing)).await {
+            Ok(Ok(_)) => return LOOK,
+            Ok(Err(error)) => tracing::info!(%error, "endpoint slices not looked at"),
+            Err(_) => tracing::info!(error = %late(doing), "endpoint slices not looked at"),
+        }
+        // It is this node's all the same.
+        self.published = Some(route.clone());
+        if self.missing.is_some() { LOOK_FOR_MISSING } else { LOOK }
+    }
+
+    /// Every instance with a lease leads writes; only one with replicas has another way for reads.
+    fn missing_slice(
+        &self,
+        route: &Route,
+        known: &BTreeMap<EndpointKind, EndpointSlice>,
+    ) -> Option<Missing> {
+        let is_needed = |kind: &EndpointKind| match kind {
+            EndpointKind::Write => true,
+            _ => !route.read.is_empty(),
+        };
+        let kind = KINDS.into_iter().filter(is_needed).find(|kind| !known.contains_key(kind))?;
+        let slice = endpoint_name(&self.instance, kind);
+        Some(Missing { route: route.clone(), slice, at: Instant::now() })
     }
 
     /// Asks for the addresses of the pods that the route leads to.
@@ -208,12 +275,13 @@ impl Inner {
         let questions = others.map(|node| {
             let pods = self.pods.clone();
             async move {
-                let pod = pods.get(&pod_name(&node)).await;
+                let pod = pods.get_opt(&pod_name(&node)).await;
                 (node, pod)
             }
         });
         for (node, pod) in join_all(questions).await {
-            let ip = pod.map(|pod| pod.status.and_then(|status| status.pod_ip));
+            // A pod that is not there has no address; one that cannot be asked for keeps its own.
+            let ip = pod.map(|pod| pod.and_then(|pod| pod.status?.pod_ip));
             match ip.map(|ip| ip.and_then(|ip| ip.parse().ok())) {
                 Ok(Some(ip)) => {
                     self.addresses.insert(node, ip);
@@ -227,23 +295,198 @@ impl Inner {
     }
 }
 
+impl Missing {
+    fn error(&self, doing: &'static str) -> LeaseError {
+        let reason = format!("EndpointSlice {} is not there; `serve` makes it again", self.slice);
+        LeaseError::Unreachable { doing, reason }
+    }
+}
+
 /// Puts back what somebody else has changed, for as long as this node's route is the newest.
 async fn keep(inner: Arc<Mutex<Inner>>) {
+    const DOING: &str = "looking at the endpoint slices";
+    let mut pause = LOOK;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
         let mut inner = inner.lock().await;
         let Some(route) = inner.published.clone() else { continue };
-        inner.known = None;
-        match inner.publish_in_time(&route).await {
-            Ok(_) => {}
-            Err(error) => {
-                tracing::info!(%error, "endpoint slices not looked at");
-                inner.published = Some(route);
-            }
-        }
+        pause = inner.look(&route, DOING).await;
     }
 }
 
 fn late(doing: &'static str) -> LeaseError {
     LeaseError::Unreachable { doing, reason: format!("no end within {} ms", DEADLINE.as_millis()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_model::Address;
+    use larder_model::lease::RouteTarget;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::fake::{Fake, touch};
+
+    const WRITE: &str = "endpointslices/i-1-write";
+    const READ: &str = "endpointslices/i-1-read";
+
+    fn node(id: &str) -> NodeId {
+        NodeId::new(id).expect("valid")
+    }
+
+    fn target(id: &str) -> RouteTarget {
+        RouteTarget { node: node(id), address: Address::new("10.0.0.1", 6379) }
+    }
+
+    fn route(epoch: u64) -> Route {
+        let (write, read) = (Some(target("n-1")), vec![target("n-2")]);
+        Route { epoch, write, read, hold: false }
+    }
+
+    fn empty() -> Value {
+        json!({ "addressType": "IPv4", "endpoints": [] })
+    }
+
+    /// Two empty slices, and a replica in a pod.
+    fn fake() -> Fake {
+        let fake = Fake::default();
+        fake.put(WRITE, empty());
+        fake.put(READ, empty());
+        fake.put("pods/n-2-0", json!({ "status": { "podIP": "10.1.0.2" } }));
+        fake
+    }
+
+    fn endpoint(fake: &Fake) -> KubeEndpoint {
+        let ip = "10.1.0.1".parse().expect("ip");
+        let instance = InstanceId::new("i-1").expect("valid");
+        KubeEndpoint::new(fake.client(), "larder", instance, node("n-1"), ip)
+    }
+
+    fn leads_to(fake: &Fake, slice: &str) -> Vec<String> {
+        let all = fake.get(slice)["endpoints"].as_array().cloned().unwrap_or_default();
+        let address = |one: &Value| one["addresses"][0].as_str().map(str::to_owned);
+        all.iter().filter_map(address).collect()
+    }
+
+    #[tokio::test]
+    async fn a_route_leads_to_pods_and_is_written_once() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
+        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
+        assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
+        fake.asked();
+        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
+        assert!(!fake.asked().iter().any(|asked| asked.starts_with("PUT")));
+        assert_eq!(endpoint.read().await.expect("read"), Some(route(3)));
+    }
+
+    #[tokio::test]
+    async fn a_newer_epoch_is_never_written_over() {
+        let fake = fake();
+        let (mut old, mut new) = (endpoint(&fake), endpoint(&fake));
+        old.publish(&route(3)).await.expect("published");
+        new.publish(&route(4)).await.expect("published");
+        let alone = Route { read: Vec::new(), ..route(3) };
+        assert_eq!(old.publish(&alone).await.expect("told"), Some(route(4)));
+        // And when it comes between a look and the write.
+        let newer = fake.get(WRITE);
+        fake.put(WRITE, empty());
+        fake.put(READ, empty());
+        fake.meddles(move |all| {
+            let slice = all.get_mut(WRITE).expect("there");
+            *slice = newer;
+            slice["metadata"]["resourceVersion"] = json!("9");
+        });
+        let mut late = endpoint(&fake);
+        assert_eq!(late.publish(&route(3)).await.expect("told"), Some(route(4)));
+        assert_eq!(fake.get(WRITE)["metadata"]["resourceVersion"], "9");
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_touches_is_read_again_and_written() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        endpoint.publish(&route(3)).await.expect("published");
+        fake.meddles(|all| touch(all.get_mut(WRITE).expect("there")));
+        endpoint.publish(&route(4)).await.expect("published");
+        assert_eq!(endpoint.read().await.expect("read"), Some(route(4)));
+    }
+
+    #[tokio::test]
+    async fn the_holder_puts_back_what_was_made_of_its_slices() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        endpoint.publish(&route(3)).await.expect("published");
+        fake.put(WRITE, empty());
+        let mut inner = endpoint.inner.lock().await;
+        assert_eq!(inner.look(&route(3), "looking").await, LOOK);
+        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
+        assert_eq!(inner.published, Some(route(3)));
+        fake.fails("GET endpointslices", 500);
+        assert_eq!(inner.look(&route(3), "looking").await, LOOK);
+        assert_eq!(inner.published, Some(route(3)), "silence takes nothing away");
+    }
+
+    #[tokio::test]
+    async fn a_route_without_its_slice_is_not_published() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        fake.delete(WRITE);
+        let error = endpoint.publish(&route(3)).await.expect_err("it leads nowhere");
+        assert!(error.to_string().contains("i-1-write is not there"), "{error}");
+        fake.asked();
+        assert!(endpoint.publish(&route(3)).await.is_err());
+        assert!(fake.asked().is_empty(), "it is not asked for ten times a second");
+        fake.put(WRITE, empty());
+        tokio::time::sleep(LOOK_FOR_MISSING).await;
+        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
+        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
+        // One that goes later is looked for more often, until it is there again.
+        fake.delete(READ);
+        let mut inner = endpoint.inner.lock().await;
+        assert_eq!(inner.look(&route(3), "looking").await, LOOK_FOR_MISSING);
+        fake.put(READ, empty());
+        assert_eq!(inner.look(&route(3), "looking").await, LOOK);
+        assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_led_to_a_pod_that_is_gone_and_unknown_is_not_gone() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        endpoint.publish(&route(3)).await.expect("published");
+        fake.fails("GET pods", 500);
+        endpoint.publish(&route(4)).await.expect("published");
+        assert_eq!(leads_to(&fake, READ), ["10.1.0.2"], "nobody said that it is gone");
+        fake.delete("pods/n-2-0");
+        endpoint.publish(&route(5)).await.expect("published");
+        assert!(leads_to(&fake, READ).is_empty(), "{:?}", fake.get(READ));
+    }
+
+    #[tokio::test]
+    async fn a_publication_waits_for_nobody_longer_than_for_itself() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        let inner = Arc::clone(&endpoint.inner);
+        let _held = inner.lock().await;
+        let begin = Instant::now();
+        assert!(endpoint.publish(&route(3)).await.is_err());
+        assert!(endpoint.read().await.is_err());
+        let took = begin.elapsed();
+        assert!(took < 2 * DEADLINE + Duration::from_millis(400), "it took {took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_publication_that_ran_out_of_time_looks_again() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        endpoint.publish(&route(3)).await.expect("published");
+        fake.fails("PUT", 0);
+        assert!(endpoint.publish(&route(4)).await.is_err());
+        fake.asked();
+        endpoint.publish(&route(4)).await.expect("published");
+        assert!(fake.asked().contains(&format!("GET {WRITE}")));
+        assert_eq!(endpoint.read().await.expect("read"), Some(route(4)));
+    }
 }

@@ -243,6 +243,8 @@ mod tests {
     use larder_model::NodeId;
     use larder_model::lease::LeaseHolder;
 
+    use crate::fake::Fake;
+
     fn record(epoch: u64) -> LeaseRecord {
         LeaseRecord {
             epoch,
@@ -286,5 +288,82 @@ mod tests {
         assert_eq!(spec.renew_time, Some(MicroTime(later)));
         fill(&mut object, &record(8), 3, Millis(4000), later);
         assert_eq!(object.spec.expect("spec").acquire_time, Some(MicroTime(later)));
+    }
+
+    const PATH: &str = "leases/i-1";
+
+    fn lease(fake: &Fake) -> KubeLease {
+        let instance = InstanceId::new("i-1").expect("valid");
+        KubeLease::new(fake.client(), "larder", &instance, Millis(4000))
+    }
+
+    /// An API server with an empty lease. The follower's watch is not answered.
+    fn fake() -> Fake {
+        let fake = Fake::default();
+        fake.fails("GET larder/leases", 0);
+        fake.put(PATH, serde_json::json!({ "spec": {} }));
+        fake
+    }
+
+    fn label(object: &mut serde_json::Value) {
+        object["metadata"]["labels"]["team"] = "blue".into();
+        crate::fake::touch(object);
+    }
+
+    #[tokio::test]
+    async fn a_label_that_somebody_sets_meanwhile_costs_no_lease() {
+        let fake = fake();
+        let mut lease = lease(&fake);
+        let version = lease.write(None, &record(7)).await.expect("written");
+        fake.meddles(|all| label(all.get_mut(PATH).expect("there")));
+        let renewed = lease.renew(version).await.expect("the second try");
+        assert_eq!(renewed, version + 1);
+        assert_eq!(fake.get(PATH)["metadata"]["labels"]["team"], "blue", "and it stays");
+        let read = lease.read().await.expect("read").expect("a record");
+        assert_eq!(read, (renewed, record(7)));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_somebody_writes_meanwhile_wins() {
+        let fake = fake();
+        let (mut one, mut two) = (lease(&fake), lease(&fake));
+        let version = one.write(None, &record(7)).await.expect("written");
+        two.write(Some(version), &record(8)).await.expect("written");
+        for _ in 0..2 {
+            assert!(matches!(one.renew(version).await, Err(LeaseError::Conflict)));
+        }
+        assert!(matches!(one.write(None, &record(9)).await, Err(LeaseError::Conflict)));
+        let (_, there) = one.read().await.expect("read").expect("a record");
+        assert_eq!(there, record(8));
+    }
+
+    #[tokio::test]
+    async fn after_silence_the_lease_is_looked_at_before_it_is_written() {
+        for code in [500, 0] {
+            let fake = fake();
+            let mut lease = lease(&fake);
+            let version = lease.write(None, &record(7)).await.expect("written");
+            fake.fails("PUT", code);
+            assert!(matches!(lease.renew(version).await, Err(LeaseError::Unreachable { .. })));
+            let wrote = |asked: &String| asked.ends_with(PATH);
+            fake.asked();
+            lease.renew(version).await.expect("renewed");
+            let asked: Vec<_> = fake.asked().into_iter().filter(wrote).collect();
+            assert_eq!(asked, ["GET leases/i-1", "PUT leases/i-1"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_was_deleted_is_out_of_reach_and_made_anew_begins_from_nothing() {
+        let fake = fake();
+        let mut lease = lease(&fake);
+        let version = lease.write(None, &record(7)).await.expect("written");
+        fake.delete(PATH);
+        assert!(matches!(lease.read().await, Err(LeaseError::Unreachable { .. })));
+        assert!(lease.renew(version).await.is_err());
+        fake.put(PATH, serde_json::json!({ "spec": {} }));
+        assert!(lease.read().await.expect("read").is_none());
+        assert!(matches!(lease.renew(version).await, Err(LeaseError::Conflict)));
+        lease.write(None, &record(8)).await.expect("written");
     }
 }

@@ -5,6 +5,8 @@
 
 mod endpoint;
 mod error;
+#[cfg(test)]
+mod fake;
 mod lease;
 mod none;
 mod run;

@@ -60,6 +60,8 @@ pub(crate) struct Leased {
     change_pending: bool,
     /// That the lease is out of reach was said.
     out_of_reach: bool,
+    /// That the route is not published was said.
+    unpublished: bool,
 }
 
 impl Leased {
@@ -81,6 +83,7 @@ impl Leased {
             promised: None,
             change_pending: false,
             out_of_reach: false,
+            unpublished: false,
         }
     }
 
@@ -524,17 +527,20 @@ impl Leased {
             Ok(None) => {
                 self.route = Some(route);
                 self.routed_at = Some(clock::monotonic());
-                true
             }
-            Ok(Some(newer)) => {
-                self.route = Some(newer);
-                true
-            }
+            Ok(Some(newer)) => self.route = Some(newer),
             Err(error) => {
-                tracing::warn!(%error, "route not published");
-                false
+                // Tried ten times a second: the first one is news.
+                if !std::mem::replace(&mut self.unpublished, true) {
+                    tracing::warn!(%error, "route not published, tried again");
+                } else {
+                    tracing::debug!(%error, "route not published");
+                }
+                return false;
             }
-        }
+        };
+        self.unpublished = false;
+        true
     }
 
     fn finish_order(&mut self, core: &mut Core, outcome: &OrderOutcome) {

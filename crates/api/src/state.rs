@@ -37,16 +37,15 @@ pub struct ContainerClusterInfo {
     pub engines: Option<Vec<EngineName>>,
     /// How instances are exposed that do not say; `None` where there is no such choice.
     pub expose: Option<Expose>,
-    /// Workers that a cluster instance needs there; `None`: as the policy says.
-    pub cluster_min_workers: Option<u32>,
+    /// Whether nodes of a shard have to be on workers of their own there; `None` where there is no
+    /// such choice.
+    pub spreads_strictly: Option<bool>,
 }
 
 impl ContainerClusterInfo {
     /// Lets the container cluster's own rules count for an instance on it.
     pub(crate) fn rule(&self, desired: &mut Desired) {
-        if let Some(least) = self.cluster_min_workers {
-            desired.policy.cluster_min_workers = least;
-        }
+        larder_planner::rule_of_spread(desired, self.spreads_strictly);
     }
 }
 

@@ -13,17 +13,17 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use larder_agent::wire::{Dial, InstanceKey, TcpDial};
 use larder_agent::{AgentClient, ClientError};
 use larder_cluster::{AgentError, Agents};
-use larder_model::agent::{AgentStatus, Fence, Order};
+use larder_model::agent::{AgentStatus, Fence, Order, ProblemCode};
 use larder_model::kube::{AGENT_PORT, node_name, pod_name};
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, InstanceId, NodeId};
+use larder_model::{Address, InstanceId, NodeId, Secret as Password};
 use tokio::time::Instant;
 
 use crate::cluster::KubeCluster;
 use crate::forward::ForwardDial;
 use crate::options::Reach;
 
-/// For the key of an instance, before the call itself.
+/// For the password of an instance, before the call itself.
 const KEY_DEADLINE: Duration = Duration::from_secs(2);
 /// First and longest rest of an agent that was silent.
 const REST: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -37,7 +37,9 @@ pub(crate) struct KeptAgents {
 struct Kept {
     instance: InstanceId,
     client: AgentClient,
-    /// The version of the Secret that the key is from.
+    /// What the client's key is made of.
+    password: Password,
+    /// The newest version of the Secret that is known to hold this password.
     secret: Option<String>,
     rest: Option<Rest>,
 }
@@ -56,12 +58,17 @@ impl KeptAgents {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Closes the streams to the agent of a node.
+    pub(crate) fn forget_node(&self, node: &NodeId) {
+        self.lock().remove(node);
+    }
+
     /// Closes the streams to an instance's agents.
     pub(crate) fn forget(&self, instance: &InstanceId) {
         self.lock().retain(|_, kept| kept.instance != *instance);
     }
 
-    /// The way to the agent, if there is one with the key of this Secret; or why it rests.
+    /// The way to the agent, if there is one with the key in this Secret; or why it rests.
     fn get(
         &self,
         node: &NodeId,
@@ -81,17 +88,32 @@ impl KeptAgents {
         Ok(same.then(|| kept.client.clone()))
     }
 
+    /// The way to the agent, if it has the key of this password: the Secret holds more than that,
+    /// and changes with every configuration.
+    fn of_password(
+        &self,
+        node: &NodeId,
+        password: &Password,
+        secret: Option<&str>,
+    ) -> Option<AgentClient> {
+        let mut all = self.lock();
+        let kept = all.get_mut(node).filter(|kept| kept.password == *password)?;
+        kept.secret = secret.map(str::to_owned);
+        Some(kept.client.clone())
+    }
+
     fn keep(
         &self,
         instance: &InstanceId,
         node: &NodeId,
         client: &AgentClient,
+        password: Password,
         secret: Option<String>,
     ) {
         let mut all = self.lock();
         let rest = all.remove(node).and_then(|kept| kept.rest);
         let (instance, client) = (instance.clone(), client.clone());
-        all.insert(node.clone(), Kept { instance, client, secret, rest });
+        all.insert(node.clone(), Kept { instance, client, password, secret, rest });
     }
 
     fn spoke(&self, node: &NodeId) {
@@ -125,13 +147,19 @@ impl KubeCluster {
         if mirror.knows_pods()
             && let Some(why) = not_running(seen.as_deref())
         {
+            if seen.is_none() {
+                self.agents.forget_node(node);
+            }
             return Err(silent(format!("pod {pod} {why}")));
         }
         let kept = self.agents.get(node, secret.as_deref(), pod_version.as_deref(), Instant::now());
         if let Some(client) = kept.map_err(silent)? {
             return Ok(client);
         }
-        let key = self.key(node).await?;
+        let password = self.system_password(node).await?;
+        if let Some(client) = self.agents.of_password(node, &password, secret.as_deref()) {
+            return Ok(client);
+        }
         let dial: Arc<dyn Dial> = match self.place.options.reach {
             // The name of the node's Service; it leads to the pod also before that is ready.
             Reach::Inside => {
@@ -142,13 +170,13 @@ impl KubeCluster {
                 Arc::new(ForwardDial { pods: self.place.api(), pod, port: AGENT_PORT })
             }
         };
-        let client = AgentClient::kept(dial, key);
-        self.agents.keep(instance, node, &client, secret);
+        let client = AgentClient::kept(dial, InstanceKey::derive(&password));
+        self.agents.keep(instance, node, &client, password, secret);
         Ok(client)
     }
 
-    /// The instance's key, from the Secret of its node.
-    async fn key(&self, node: &NodeId) -> Result<InstanceKey, AgentError> {
+    /// What the instance's key is made of, from the Secret of its node.
+    async fn system_password(&self, node: &NodeId) -> Result<Password, AgentError> {
         let silent = |reason: String| AgentError::Silent { node: node.clone(), reason };
         let secrets = self.place.api::<Secret>();
         let name = node_name(node);
@@ -160,7 +188,15 @@ impl KubeCluster {
         let bytes = data.get("secrets.json").map(|bytes| bytes.0.as_slice()).unwrap_or_default();
         let parsed: NodeSecrets = serde_json::from_slice(bytes)
             .map_err(|_| silent(format!("Secret {name} does not hold what an agent needs")))?;
-        Ok(InstanceKey::derive(&parsed.system_password))
+        Ok(parsed.system_password)
+    }
+
+    /// A lease that an agent cannot reach may have been deleted.
+    fn heed(&self, status: &AgentStatus) {
+        let code = status.problem.as_ref().map(|problem| problem.code);
+        if code == Some(ProblemCode::LeaseUnreachable) {
+            self.place.shared.is_missed();
+        }
     }
 
     /// What an agent's answer means, and whether it is left alone now.
@@ -197,7 +233,7 @@ impl Agents for KubeCluster {
         node: &NodeId,
     ) -> Result<AgentStatus, AgentError> {
         let agent = self.agent(instance, node).await?;
-        self.said(node, agent.status().await)
+        self.said(node, agent.status().await).inspect(|status| self.heed(status))
     }
 
     async fn next_status(
@@ -208,7 +244,8 @@ impl Agents for KubeCluster {
         version: u64,
     ) -> Result<AgentStatus, AgentError> {
         let agent = self.agent(instance, node).await?;
-        self.said(node, agent.next_status(agent_run, version).await)
+        let next = agent.next_status(agent_run, version).await;
+        self.said(node, next).inspect(|status| self.heed(status))
     }
 
     async fn order(
@@ -226,14 +263,13 @@ impl Agents for KubeCluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_model::Secret as Password;
 
     fn kept() -> (KeptAgents, NodeId) {
         let agents = KeptAgents::default();
         let (instance, node) = (InstanceId::new("i-1").unwrap(), NodeId::new("n-1").unwrap());
         let key = InstanceKey::derive(&Password::new("p"));
         let client = AgentClient::kept(Arc::new(TcpDial(Address::new("127.0.0.1", 1))), key);
-        agents.keep(&instance, &node, &client, Some("5".to_owned()));
+        agents.keep(&instance, &node, &client, Password::new("p"), Some("5".to_owned()));
         (agents, node)
     }
 
@@ -258,7 +294,26 @@ mod tests {
     }
 
     #[test]
-    fn another_secret_needs_another_key() {
+    fn a_new_configuration_beside_the_same_password_closes_no_stream() {
+        let (agents, node) = kept();
+        let now = Instant::now();
+        assert!(agents.get(&node, Some("6"), None, now).unwrap().is_none(), "to be looked at");
+        assert!(agents.of_password(&node, &Password::new("another"), Some("6")).is_none());
+        assert!(agents.of_password(&node, &Password::new("p"), Some("6")).is_some());
+        assert!(agents.get(&node, Some("6"), None, now).unwrap().is_some(), "it was looked at");
+    }
+
+    #[test]
+    fn a_removed_node_is_forgotten() {
+        let (agents, node) = kept();
+        agents.forget_node(&NodeId::new("n-2").unwrap());
+        assert!(!agents.lock().is_empty());
+        agents.forget_node(&node);
+        assert!(agents.lock().is_empty());
+    }
+
+    #[test]
+    fn another_secret_is_looked_at() {
         let (agents, node) = kept();
         let now = Instant::now();
         assert!(agents.get(&node, Some("6"), None, now).unwrap().is_none());

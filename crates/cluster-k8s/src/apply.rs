@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::count::{Requests, counted};
 use crate::error::said;
 use crate::options::KubeOptions;
+use crate::shared::Shared;
 use crate::writes::Writes;
 
 /// Who owns the fields that are applied.
@@ -56,13 +57,14 @@ pub(crate) struct Place {
     pub(crate) client: Client,
     pub(crate) options: KubeOptions,
     pub(crate) writes: Writes,
+    pub(crate) shared: Shared,
     pub(crate) requests: Arc<Requests>,
 }
 
 impl Place {
     pub(crate) fn new(client: Client, options: KubeOptions) -> Self {
         let (client, requests) = counted(client);
-        Self { client, options, writes: Writes::default(), requests }
+        Self { client, options, writes: Writes::default(), shared: Shared::default(), requests }
     }
 
     pub(crate) fn api<K: Object>(&self) -> Api<K> {
@@ -92,6 +94,7 @@ impl Place {
         let (api, patch) = (self.api::<K>(), Patch::Apply(object));
         let applied = self.ask(&doing, api.patch(name, &params, &patch)).await?;
         self.writes.made(<K as k8s_openapi::Resource>::KIND, applied.meta());
+        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, true);
         Ok(applied)
     }
 
@@ -102,6 +105,7 @@ impl Place {
         let doing = format!("making {} {name}", K::KIND);
         let api = self.api::<K>();
         if let Some(found) = self.ask(&doing, api.get_metadata_opt(name)).await? {
+            self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, true);
             return Ok(found.metadata);
         }
         let typed: K = serde_json::from_value(object.clone()).map_err(|error| {
@@ -118,6 +122,7 @@ impl Place {
         });
         let made = made.await?;
         self.writes.made(<K as k8s_openapi::Resource>::KIND, &made);
+        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, true);
         Ok(made)
     }
 
@@ -165,7 +170,9 @@ impl Place {
                 other => other.map(drop),
             }
         })
-        .await
+        .await?;
+        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, false);
+        Ok(())
     }
 }
 

@@ -22,12 +22,9 @@ use crate::error::refused;
 use crate::expose::{self, Outside};
 use crate::mirror::{Mirror, Wake};
 use crate::objects;
-use crate::observe::{Seen, cluster_address};
+use crate::observe::{cluster_address, generation};
 use crate::options::KubeOptions;
 use crate::pulse::Health;
-
-/// Three shards of two nodes, each on a worker of its own.
-const STRICT_WORKERS: u32 = 6;
 
 /// One namespace of one Kubernetes cluster. Cheap to clone.
 #[derive(Clone)]
@@ -71,6 +68,12 @@ impl KubeCluster {
     /// for the first answer, `within` at most. Cancel-safe.
     pub async fn health(&self, within: Duration) -> Health {
         self.mirror().health(within).await
+    }
+
+    /// The workers as they were seen last, also while the cluster does not answer. Empty when they
+    /// never were.
+    pub fn last_workers(&self) -> Vec<Worker> {
+        self.mirror().last_workers()
     }
 
     /// A person's word that the worker will not come back as it was: the taint by which Kubernetes
@@ -133,24 +136,38 @@ impl KubeCluster {
 
     /// A pod whose image cannot be had, and is another one by now, would wait for ever: a
     /// StatefulSet does not replace it. It has never run, so nothing ends with it.
-    async fn leave_other_image(&self, seen: &Seen, node: &NodeId) -> Result<(), ClusterError> {
+    async fn leave_other_image(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+    ) -> Result<(), ClusterError> {
+        let seen = self.mirror().see(instance).await?;
         match seen.waits_for_other_image(node, &self.images()) {
             Some(pod) => self.place.delete::<Pod>(&pod.name_any()).await,
             None => Ok(()),
         }
     }
 
+    /// Answers the generation that the node's StatefulSet was made for; 0 without one.
     pub(crate) async fn refuse_when_leaving(
         &self,
         instance: &InstanceId,
         node: &NodeId,
-    ) -> Result<Seen, ClusterError> {
-        let seen = self.place.see(instance).await?;
-        if seen.is_leaving(node) {
+    ) -> Result<u64, ClusterError> {
+        let (place, all) = (&*self.place, self.node_selector(instance, node));
+        let (sets, claims, services) = tokio::try_join!(
+            place.metadata::<StatefulSet>(&all),
+            place.metadata::<PersistentVolumeClaim>(&all),
+            place.metadata::<Service>(&all),
+        )?;
+        // The way from outside may be closed and opened again while the node lives.
+        let services = services.iter().filter(|metadata| !expose::is_outer(metadata));
+        let mut all = sets.iter().chain(&claims).chain(services);
+        if all.any(|metadata| metadata.deletion_timestamp.is_some()) {
             let text = format!("node {node}, or something of it, is being removed");
             return Err(refused(Code::InstanceBusy, text));
         }
-        Ok(seen)
+        Ok(sets.first().map_or(0, generation))
     }
 }
 
@@ -164,8 +181,8 @@ impl Cluster for KubeCluster {
         self.mirror().workers().await
     }
 
-    fn cluster_min_workers(&self) -> Option<u32> {
-        Some(if self.place.options.spread_strictly { STRICT_WORKERS } else { 0 })
+    fn spreads_strictly(&self) -> Option<bool> {
+        Some(self.place.options.spread_strictly)
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
@@ -191,10 +208,13 @@ impl Cluster for KubeCluster {
 
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
         self.refuse_when_leaving(instance, node).await?;
+        // A node that lives has a Service with more in it than is applied here.
+        self.place.fence(instance, fence, true).await?;
         let wish = objects::node_service(&self.place.options, instance, node, None, None);
         let service: Service = self.place.apply(&wish).await?;
         cluster_address(&service).ok_or_else(|| ClusterError::Unreachable {
@@ -219,8 +239,7 @@ impl Cluster for KubeCluster {
     ) -> Result<(), ClusterError> {
         let (place, options) = (&*self.place, &self.place.options);
         let (instance, node) = (&config.instance, &config.node);
-        let seen = self.refuse_when_leaving(instance, node).await?;
-        let present = seen.generation(node);
+        let present = self.refuse_when_leaving(instance, node).await?;
         place.fence(instance, fence, true).await?;
         if present > config.generation {
             return Err(ClusterError::Stale { seen: Fence { generation: present, ..fence } });
@@ -237,7 +256,7 @@ impl Cluster for KubeCluster {
         place.apply::<Secret>(&secret).await?;
         // Last: by it the node is realised, and at this generation.
         place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
-        self.leave_other_image(&seen, node).await
+        self.leave_other_image(instance, node).await
     }
 
     async fn remove_node(
@@ -256,7 +275,9 @@ impl Cluster for KubeCluster {
         place.delete_all::<PersistentVolumeClaim>(&all).await?;
         place.delete_all::<Secret>(&all).await?;
         place.note(instance, &volume_key(node), None).await?;
-        place.delete_all::<Service>(&all).await
+        place.delete_all::<Service>(&all).await?;
+        self.agents.forget_node(node);
+        Ok(())
     }
 
     async fn ensure_endpoint(&self, fence: Fence, spec: &EndpointSpec) -> Result<(), ClusterError> {

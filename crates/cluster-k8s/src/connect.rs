@@ -10,10 +10,10 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{ListParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config, ResourceExt};
 use larder_cluster::ClusterError;
-use larder_model::{Secret, Worker, secret_in_file};
+use larder_model::{Secret, secret_in_file};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::Place;
@@ -71,20 +71,41 @@ pub async fn connect(credentials: &Credentials) -> Result<Client, ConnectError> 
         }
         Credentials::Kubeconfig { text, context } => {
             let parsed = Kubeconfig::from_yaml(text.expose())
-                .map_err(|error| ConnectError::Kubeconfig(chain(&error)))?;
+                .map_err(|error| ConnectError::Kubeconfig(unreadable(&error)))?;
             refuse_foreign(&parsed)?;
             let options =
                 KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
             Config::from_custom_kubeconfig(parsed, &options)
                 .await
-                .map_err(|error| ConnectError::Kubeconfig(chain(&error)))?
+                .map_err(|error| ConnectError::Kubeconfig(unreadable(&error)))?
         }
     };
     config.connect_timeout = Some(CONNECT);
     // Watches and forwarded ports are silent for long; short calls have their own deadlines.
     config.read_timeout = None;
     config.write_timeout = None;
-    Client::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))
+    Client::try_from(config).map_err(|error| {
+        ConnectError::Client(match error {
+            // Its own words quote the address of the proxy, and that may hold a password.
+            kube::Error::ProxyProtocolUnsupported { .. }
+            | kube::Error::ProxyProtocolDisabled { .. } => {
+                "the kubeconfig names a proxy, and proxies are not supported".to_owned()
+            }
+            other => chain(&other),
+        })
+    })
+}
+
+/// Why a kubeconfig cannot be used. Where it cannot be parsed, the parser's own words quote the lines
+/// around the place, and those hold tokens and keys: only the place is said.
+fn unreadable(error: &KubeconfigError) -> String {
+    let KubeconfigError::Parse(error) = error else { return chain(error) };
+    match error.location() {
+        Some(at) => {
+            format!("it is not a kubeconfig, from line {}, column {} on", at.line(), at.column())
+        }
+        None => "it is not a kubeconfig".to_owned(),
+    }
 }
 
 /// A kubeconfig comes from a user: it may not make this program run commands or read files.
@@ -112,7 +133,6 @@ fn refuse_foreign(config: &Kubeconfig) -> Result<(), ConnectError> {
 pub struct Check {
     /// Such as `v1.34.4`.
     pub version: String,
-    pub workers: Vec<Worker>,
     /// Names of the storage classes; the default one is marked.
     pub storage_classes: Vec<(String, bool)>,
     /// `verb resource` of every right that is needed and not there.
@@ -162,14 +182,9 @@ pub(crate) async fn check_place(place: &Place) -> Result<Check, ClusterError> {
         place.ask("asking for the version", place.client.apiserver_version()).await?.git_version;
     let missing_rights = place.missing_rights().await?;
     let lacks = |right: &str| missing_rights.iter().any(|missing| missing == right);
-    let workers = if lacks("list nodes") || lacks("list pods (all namespaces)") {
-        Vec::new()
-    } else {
-        place.workers().await?
-    };
     let storage_classes =
         if lacks("list storageclasses") { Vec::new() } else { place.storage_classes().await? };
-    Ok(Check { version, workers, storage_classes, missing_rights })
+    Ok(Check { version, storage_classes, missing_rights })
 }
 
 /// Makes the namespace when it is missing, with Kubernetes' strictest rules for pods. Who may
@@ -317,6 +332,26 @@ mod tests {
         assert!(matches!(connect(&file).await, Err(ConnectError::Foreign(_))));
         let token = kubeconfig("{token: t}");
         assert!(connect(&token).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_error_in_a_kubeconfig_is_told_by_its_place_and_not_by_its_lines() {
+        let before = "apiVersion: v1\nkind: Config\nusers:\n- name: a\n  user:\n";
+        for (broken, line) in [
+            ("    token: very-secret\n    client-key-data: [c2VjcmV0\n", "line"),
+            ("    token: very-secret\n   client-key-data: c2VjcmV0\n", "line"),
+            ("    token: {very-secret: c2VjcmV0}\n", "line 6"),
+            ("    token: \"very-secret\n\n", "line"),
+            ("    token: very-secret c2VjcmV0: a\n", "line"),
+        ] {
+            let text = Secret::new(format!("{before}{broken}"));
+            let error = connect(&Credentials::Kubeconfig { text, context: None }).await;
+            let error = error.err().expect("refused");
+            for said in [error.to_string(), format!("{error:?}"), chain(&error)] {
+                assert!(!said.contains("very-secret") && !said.contains("c2VjcmV0"), "{said}");
+                assert!(said.contains("not a kubeconfig") && said.contains(line), "{said}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use kube::api::ListParams;
+use kube::api::{ListParams, ObjectMeta};
 use kube::{Api, ResourceExt};
 use larder_cluster::{ClusterError, NodeExposure};
 use larder_model::agent::Fence;
@@ -77,19 +77,12 @@ impl KubeCluster {
         if needed == 0 {
             return Ok(());
         }
-        let everywhere: Api<Service> = Api::all(self.place.client.clone());
-        let all = ListParams::default();
-        let listed = self.place.ask("counting node ports", everywhere.list(&all)).await;
-        let services = match listed {
-            Ok(list) => list.items,
-            // Without the right to look at all namespaces our own has to do.
-            Err(error) => match self.place.api::<Service>().list(&all).await {
-                Ok(list) => list.items,
-                Err(_) => {
-                    tracing::warn!(%error, "node ports not counted");
-                    return Ok(());
-                }
-            },
+        let services = match self.place.all_services().await {
+            Ok(services) => services,
+            Err(error) => {
+                tracing::warn!(%error, "node ports not counted");
+                return Ok(());
+            }
         };
         let range = NODE_PORTS.count();
         let free = range.saturating_sub(services.iter().map(taken).sum());
@@ -106,6 +99,21 @@ impl KubeCluster {
             ),
         )
         .field("expose"))
+    }
+}
+
+impl crate::apply::Place {
+    /// The Services of all namespaces; without the right to look at them our own has to do.
+    async fn all_services(&self) -> Result<Vec<Service>, ClusterError> {
+        let everywhere: Api<Service> = Api::all(self.client.clone());
+        let (own, all) = (self.api::<Service>(), ListParams::default());
+        let listed = self.ask("counting node ports", async {
+            match everywhere.list(&all).await {
+                Err(kube::Error::Api(status)) if status.code == 403 => own.list(&all).await,
+                other => other,
+            }
+        });
+        Ok(listed.await?.items)
     }
 }
 
@@ -135,8 +143,8 @@ fn taken(service: &Service) -> usize {
 }
 
 /// The Service is a node's way from outside, not its own address.
-pub(crate) fn is_outer(service: &Service) -> bool {
-    service.labels().contains_key(LABEL_OUTER)
+pub(crate) fn is_outer(service: &ObjectMeta) -> bool {
+    service.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_OUTER))
 }
 
 /// The node's way from outside as the Service has it.
@@ -231,6 +239,9 @@ fn ingress(service: &Service) -> Option<String> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use hyper::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
     use larder_model::{
         ByteSize, EngineName, InstanceId, InstanceName, ProjectName, STANDARD_STORAGE_CLASS,
         WorkerName,
@@ -238,6 +249,41 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::options::KubeOptions;
+
+    /// What is asked for when all namespaces answer so.
+    async fn services_asked_for(code: u16) -> (Vec<String>, bool) {
+        let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let path = request.uri().path().to_owned();
+            let (code, body) = if path.contains("/namespaces/") {
+                (200, json!({ "metadata": {}, "items": [] }))
+            } else {
+                let said = json!({ "status": "Failure", "code": code, "message": "no" });
+                (code, said)
+            };
+            heard.lock().expect("no panic").push(path);
+            let mut response = Response::new(Body::from(body.to_string().into_bytes()));
+            *response.status_mut() = hyper::StatusCode::from_u16(code).expect("a status");
+            std::future::ready(Ok::<_, std::io::Error>(response))
+        });
+        let options = KubeOptions::new("east", "larder", "b-1");
+        let place = crate::apply::Place::new(Client::new(server, "larder"), options);
+        let known = place.all_services().await.is_ok();
+        let asked = asked.lock().expect("no panic").clone();
+        (asked, known)
+    }
+
+    #[tokio::test]
+    async fn only_a_missing_right_is_a_reason_to_look_at_our_own_services_alone() {
+        let (asked, known) = services_asked_for(403).await;
+        assert_eq!(asked, ["/api/v1/services", "/api/v1/namespaces/larder/services"]);
+        assert!(known);
+        let (asked, known) = services_asked_for(500).await;
+        assert_eq!(asked, ["/api/v1/services"], "a busy API server is not asked for more");
+        assert!(!known);
+    }
 
     fn service(spec: serde_json::Value, status: serde_json::Value) -> Service {
         let metadata = json!({ "name": "i-shop-write" });

@@ -65,8 +65,7 @@ impl Place {
         if !config.outer.as_ref().is_some_and(through_workers) {
             return Ok(Vec::new());
         }
-        let workers = self.workers().await?;
-        Ok(workers.into_iter().filter_map(|worker| worker.address).collect())
+        self.worker_addresses().await
     }
 
     /// Removes what the nodes of an instance shared; the record of orders last, because by it the

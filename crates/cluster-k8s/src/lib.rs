@@ -22,6 +22,7 @@ mod observe;
 mod options;
 mod pulse;
 mod quantity;
+mod shared;
 mod store;
 mod watch;
 mod workers;

@@ -24,17 +24,18 @@ use tokio::task::JoinHandle;
 
 use crate::apply::Place;
 use crate::count;
-use crate::hindrance::{Told, of_node, told};
+use crate::hindrance::{self, of_node, told};
 use crate::objects;
 use crate::observe::Seen;
 use crate::pulse::{Health, Pulse};
-use crate::store::{Changed, Store};
+use crate::shared::{self, Parts};
+use crate::store::{Changed, Store, Told};
 use crate::watch::{News, Watch, key};
 use crate::workers::{LIVING, Use, used, workers};
 use crate::writes::Write;
 
-/// The first lists of a binding take no longer, or it is unknown.
-const FIRST_LISTS: Duration = Duration::from_secs(8);
+/// The first lists of a binding, and one that has to be repeated, take no longer, or it is unknown.
+const LISTS: Duration = Duration::from_secs(8);
 /// A watch tells of a write within milliseconds; after this the API server is asked directly.
 const OWN_WRITE: Duration = Duration::from_millis(300);
 
@@ -67,7 +68,7 @@ struct Stores {
     uses: Arc<Store<Use>>,
     /// What events say, by node. It explains and is never decided from, so it may be missing: a
     /// binding of an earlier version has no right to it.
-    told: Arc<Store<Told>>,
+    told: Arc<Store<hindrance::Told>>,
 }
 
 impl Mirror {
@@ -86,6 +87,8 @@ impl Mirror {
             async move { pulse.look(&place).await }
         }));
         tasks.push(tokio::spawn(count::log(place.clone())));
+        let of = stores.clone();
+        tasks.push(tokio::spawn(shared::look(place.clone(), wake, move || of.sets.groups())));
         Self { place, stores, pulse, changed, workers: Mutex::default(), tasks }
     }
 
@@ -97,7 +100,7 @@ impl Mirror {
             tracing::debug!(%instance, "the watches are behind; asking directly");
             return Ok(self.stores.explained(self.place.see(instance).await?));
         }
-        Ok(self.stores.explained(self.stores.seen(instance)))
+        Ok(self.stores.explained(self.stores.seen(instance, self.place.shared.known())))
     }
 
     /// Every instance of which anything is there.
@@ -114,16 +117,21 @@ impl Mirror {
     /// The workers, sorted by name, with what all pods of the cluster request of them.
     pub(crate) async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
         self.counts().await?;
+        Ok(self.last_workers())
+    }
+
+    /// The workers as they were seen last, whether that counts or not.
+    pub(crate) fn last_workers(&self) -> Vec<Worker> {
         let as_of = (self.stores.nodes.changes(), self.stores.uses.changes());
         let mut kept = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, workers)) = kept.as_ref().filter(|(of, _)| *of == as_of) {
-            return Ok(workers.clone());
+            return workers.clone();
         }
         let ((nodes_at, nodes), (uses_at, uses)) =
             (self.stores.nodes.all(), self.stores.uses.all());
         let counted = workers(nodes.iter().map(|node| &**node), uses.iter().map(|used| &**used));
         *kept = Some(((nodes_at, uses_at), counted.clone()));
-        Ok(counted)
+        counted
     }
 
     /// Whether the binding answers. Waits for the first answer, `within` at most.
@@ -164,17 +172,18 @@ impl Mirror {
     /// # Errors
     /// [`ClusterError::Unreachable`], with the first reason why what is here does not count.
     async fn counts(&self) -> Result<(), ClusterError> {
-        let known = || {
-            (self.stores.are_listed() && self.pulse.counts().is_ok()) || self.in_trouble().is_some()
-        };
-        self.changed.until(FIRST_LISTS, known).await;
-        self.pulse.counts().and_then(|()| self.stores.counts()).map_err(|reason| {
-            ClusterError::Unreachable { cluster: self.place.options.name.clone(), reason }
+        let counts = || self.pulse.counts().and_then(|()| self.stores.counts());
+        let known = || counts().is_ok() || self.in_trouble();
+        self.changed.until(LISTS, known).await;
+        counts().map_err(|reason| ClusterError::Unreachable {
+            cluster: self.place.options.name.clone(),
+            reason,
         })
     }
 
-    fn in_trouble(&self) -> Option<String> {
-        self.stores.trouble().or_else(|| self.pulse.health().reason)
+    /// There is nothing to wait for.
+    fn in_trouble(&self) -> bool {
+        self.pulse.is_silent() || self.stores.trouble().is_some()
     }
 }
 
@@ -185,64 +194,6 @@ impl Drop for Mirror {
         }
     }
 }
-
-/// Does the same with every store.
-macro_rules! each {
-    ($self:ident, $store:ident => $what:expr) => {{
-        let Stores { sets, services, claims, secrets, pods, slices, records, nodes, uses, told: _ } =
-            $self;
-        [
-            {
-                let $store = sets;
-                $what
-            },
-            {
-                let $store = services;
-                $what
-            },
-            {
-                let $store = claims;
-                $what
-            },
-            {
-                let $store = secrets;
-                $what
-            },
-            {
-                let $store = pods;
-                $what
-            },
-            {
-                let $store = slices;
-                $what
-            },
-            {
-                let $store = records;
-                $what
-            },
-            {
-                let $store = nodes;
-                $what
-            },
-            {
-                let $store = uses;
-                $what
-            },
-        ]
-    }};
-}
-
-const KINDS: [&str; 9] = [
-    "StatefulSets",
-    "Services",
-    "PersistentVolumeClaims",
-    "Secrets",
-    "Pods",
-    "EndpointSlices",
-    "ConfigMaps",
-    "Nodes",
-    "Pods of all namespaces",
-];
 
 impl Stores {
     fn new(changed: &Changed) -> Self {
@@ -258,9 +209,25 @@ impl Stores {
             slices: store(changed),
             records: store(changed),
             nodes: store(changed),
-            uses: store(changed),
+            // Every word about the state of any pod is told here.
+            uses: Arc::new(Store::of_news(changed.clone())),
             told: store(changed),
         }
+    }
+
+    /// Every store, with what people call what it knows.
+    fn all(&self) -> [(&'static str, &dyn Told); 9] {
+        [
+            ("StatefulSets", &*self.sets),
+            ("Services", &*self.services),
+            ("PersistentVolumeClaims", &*self.claims),
+            ("Secrets", &*self.secrets),
+            ("Pods", &*self.pods),
+            ("EndpointSlices", &*self.slices),
+            ("ConfigMaps", &*self.records),
+            ("Nodes", &*self.nodes),
+            ("Pods of all namespaces", &*self.uses),
+        ]
     }
 
     fn watch(&self, place: &Arc<Place>, wake: &Arc<OnceLock<Wake>>) -> Vec<JoinHandle<()>> {
@@ -308,22 +275,15 @@ impl Stores {
         ]
     }
 
-    fn are_listed(&self) -> bool {
-        each!(self, store => store.is_listed()).into_iter().all(|listed| listed)
-    }
-
-    /// Why something was never listed, if that is known.
+    /// Why something cannot be known just now, if that is known.
     fn trouble(&self) -> Option<String> {
-        let all = each!(self, store => if store.is_listed() { None } else { store.trouble() });
-        all.into_iter().flatten().next()
+        self.all().into_iter().find_map(|(_, store)| store.trouble())
     }
 
     fn counts(&self) -> Result<(), String> {
-        let all = each!(self, store => store.counts());
-        for (kind, counts) in KINDS.iter().zip(all) {
-            counts.map_err(|reason| format!("watching {kind}: {reason}"))?;
-        }
-        Ok(())
+        self.all().into_iter().try_for_each(|(kind, store)| {
+            store.counts().map_err(|reason| format!("watching {kind}: {reason}"))
+        })
     }
 
     /// The groups of the kinds by which an instance is seen.
@@ -336,7 +296,7 @@ impl Stores {
         all
     }
 
-    fn seen(&self, instance: &InstanceId) -> Seen {
+    fn seen(&self, instance: &InstanceId, shared: Option<Parts>) -> Seen {
         let group = instance.as_str();
         Seen {
             sets: self.sets.of(group),
@@ -346,6 +306,7 @@ impl Stores {
             pods: self.pods.of(group),
             slices: self.slices.of(group),
             told: BTreeMap::new(),
+            shared,
         }
     }
 

@@ -22,9 +22,6 @@ use serde_json::{Map, Value, json};
 
 use crate::options::KubeOptions;
 
-/// The renderer of these objects: it rises when the same wish would be rendered otherwise.
-pub(crate) const RENDERER: u32 = 1;
-
 /// Labels of everything of an instance.
 pub(crate) fn labels(options: &KubeOptions, instance: &InstanceId) -> Map<String, Value> {
     let pairs = [

@@ -20,6 +20,7 @@ use crate::apply;
 use crate::expose::{Outside, Place, endpoint_place, exposed, is_at_a_worker, is_outer};
 use crate::hindrance::Told;
 use crate::objects;
+use crate::shared::{Parts, is_whole};
 
 /// Where the scheduler puts a pod before it runs, and where its volume was bound.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -37,6 +38,8 @@ pub(crate) struct Seen {
     pub(crate) slices: Vec<Arc<EndpointSlice>>,
     /// What events say of the nodes' objects; from memory only, and only where that may be read.
     pub(crate) told: BTreeMap<NodeId, Vec<Arc<Told>>>,
+    /// What nodes share, of the whole binding, as far as that is known.
+    pub(crate) shared: Option<Parts>,
 }
 
 impl apply::Place {
@@ -59,6 +62,7 @@ impl apply::Place {
             pods: shared(pods),
             slices: shared(slices),
             told: BTreeMap::new(),
+            shared: self.shared.known(),
         })
     }
 }
@@ -93,28 +97,26 @@ impl Seen {
 
     fn node(&self, id: &NodeId, outer_address: Option<&str>) -> BackendNode {
         let is_of = |metadata: &ObjectMeta| node_of(metadata).as_ref() == Some(id);
-        let stays = |metadata: &ObjectMeta| metadata.deletion_timestamp.is_none();
         let set = self.sets.iter().find(|o| is_of(&o.metadata));
         let mut services = self.services.iter().filter(|o| is_of(&o.metadata));
-        let service = services.clone().find(|o| !is_outer(o));
-        let outer = services.find(|o| is_outer(o) && stays(&o.metadata));
+        let service = services.clone().find(|o| !is_outer(&o.metadata));
+        let outer = services.find(|o| is_outer(&o.metadata) && stays(&o.metadata));
         let claim = self.claims.iter().find(|o| is_of(&o.metadata));
         let secret = self.secrets.iter().find(|metadata| is_of(metadata));
         let pod = self.pods.iter().find(|o| is_of(&o.metadata));
-        let generation = set.and_then(|set| set.annotations().get(ANNOTATION_GENERATION));
         let worker = pod
             .and_then(|pod| pod.spec.as_ref()?.node_name.clone())
             .or_else(|| claim.and_then(|claim| claim.annotations().get(SELECTED_NODE).cloned()));
         BackendNode {
             worker: worker.map_or_else(unscheduled, worker_name),
             address: service.and_then(|service| cluster_address(service)),
-            realised: set.is_some_and(|o| stays(&o.metadata))
+            realised: set.is_some_and(|o| stays(&o.metadata) && is_whole(o, self.shared.as_ref()))
                 && service.is_some_and(|o| stays(&o.metadata))
                 && claim.is_some_and(|o| stays(&o.metadata))
                 && secret.is_some_and(stays),
             volume: claim.is_some_and(|o| stays(&o.metadata)),
             exposed: outer.map_or(Exposed::No, |service| exposed(service, outer_address)),
-            generation: generation.and_then(|text| text.parse().ok()).unwrap_or(0),
+            generation: set.map_or(0, |set| generation(&set.metadata)),
         }
     }
 
@@ -128,6 +130,10 @@ impl Seen {
         let name = service.name_any();
         let slices =
             self.slices.iter().filter(|slice| slice.labels().get(SERVICE_NAME) == Some(&name));
+        // The holder writes this one, and may not make it.
+        let is_led_by =
+            |slice: &&Arc<EndpointSlice>| stays(&slice.metadata) && slice.name_any() == name;
+        let whole = !objects::is_led(kind) || slices.clone().any(|slice| is_led_by(&slice));
         let mut leads_to = Vec::new();
         let mut answers = false;
         for endpoint in slices.flat_map(|slice| &slice.endpoints) {
@@ -148,7 +154,7 @@ impl Seen {
         // Nobody comes here before it has its address.
         let answers = answers && !place.pending;
         let Place { address, inner, pending } = place;
-        Some((kind, EndpointStatus { address, inner, pending, answers, leads_to }))
+        Some((kind, EndpointStatus { address, inner, pending, answers, leads_to, whole }))
     }
 
     /// An endpoint is reached at a worker's address.
@@ -165,23 +171,16 @@ impl Seen {
     pub(crate) fn has_nodes(&self) -> bool {
         !self.node_ids().is_empty()
     }
+}
 
-    /// The objects by which a node is told to be on its way out.
-    pub(crate) fn is_leaving(&self, node: &NodeId) -> bool {
-        let sets = self.sets.iter().map(|o| &o.metadata);
-        let claims = self.claims.iter().map(|o| &o.metadata);
-        // The way from outside may be closed and opened again while the node lives.
-        let services = self.services.iter().filter(|o| !is_outer(o)).map(|o| &o.metadata);
-        sets.chain(claims)
-            .chain(services)
-            .filter(|metadata| node_of(metadata).as_ref() == Some(node))
-            .any(|metadata| metadata.deletion_timestamp.is_some())
-    }
+/// The generation that a StatefulSet was made for; 0 when it does not say.
+pub(crate) fn generation(set: &ObjectMeta) -> u64 {
+    let text = set.annotations.as_ref().and_then(|all| all.get(ANNOTATION_GENERATION));
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
 
-    /// The generation that the node's StatefulSet was made for.
-    pub(crate) fn generation(&self, node: &NodeId) -> u64 {
-        self.node(node, None).generation
-    }
+fn stays(metadata: &ObjectMeta) -> bool {
+    metadata.deletion_timestamp.is_none()
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a String> {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
-use larder_model::Timestamp;
+use larder_model::{Millis, Timestamp};
 use tokio::time::Instant;
 
 use crate::apply::Place;
@@ -41,11 +41,22 @@ pub struct Health {
 }
 
 struct State {
-    answered: Option<Instant>,
-    reachable: bool,
-    since: Option<Timestamp>,
+    /// The last answer.
+    answered: Option<(Instant, Timestamp)>,
+    /// The first answer since it was silent.
+    came: Option<Timestamp>,
+    /// The first question that was not answered, where none ever was.
+    began: Option<Timestamp>,
+    /// Why the last question was not answered.
     reason: Option<String>,
     check: Option<Check>,
+}
+
+impl State {
+    /// Nothing else says whether it answers.
+    fn is_reachable(&self, now: Instant) -> bool {
+        self.answered.is_some_and(|(at, _)| now - at <= STALE)
+    }
 }
 
 /// What is known of a binding's life.
@@ -56,8 +67,7 @@ pub(crate) struct Pulse {
 
 impl Pulse {
     pub(crate) fn new(changed: Changed) -> Self {
-        let state =
-            State { answered: None, reachable: false, since: None, reason: None, check: None };
+        let state = State { answered: None, came: None, began: None, reason: None, check: None };
         Self { state: Mutex::new(state), changed }
     }
 
@@ -72,13 +82,19 @@ impl Pulse {
     }
 
     pub(crate) fn health(&self) -> Health {
+        self.health_at(Instant::now())
+    }
+
+    fn health_at(&self, now: Instant) -> Health {
         let state = self.lock();
-        Health {
-            reachable: state.reachable,
-            since: state.since,
-            reason: state.reason.clone().filter(|_| !state.reachable),
-            check: state.check.clone(),
-        }
+        let reachable = state.is_reachable(now);
+        let since = match state.answered {
+            Some(_) if reachable => state.came,
+            Some((_, at)) => Some(at + Millis(STALE.as_millis().try_into().unwrap_or(0))),
+            None => state.began,
+        };
+        let reason = state.reason.clone().filter(|_| !reachable);
+        Health { reachable, since, reason, check: state.check.clone() }
     }
 
     /// # Errors
@@ -89,31 +105,40 @@ impl Pulse {
 
     fn counts_at(&self, now: Instant) -> Result<(), String> {
         let state = self.lock();
-        match state.answered {
-            Some(at) if now - at <= STALE => Ok(()),
-            _ => Err(state.reason.clone().unwrap_or_else(|| "not asked yet".to_owned())),
+        if state.is_reachable(now) {
+            return Ok(());
         }
+        Err(state.reason.clone().unwrap_or_else(|| match state.answered {
+            Some(_) => "no answer in time".to_owned(),
+            None => "not asked yet".to_owned(),
+        }))
+    }
+
+    /// It was asked and does not answer.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.is_silent_at(Instant::now())
+    }
+
+    fn is_silent_at(&self, now: Instant) -> bool {
+        let state = self.lock();
+        !state.is_reachable(now) && (state.answered.is_some() || state.reason.is_some())
     }
 
     fn answered(&self) {
         let mut state = self.lock();
-        state.answered = Some(Instant::now());
-        state.reason = None;
-        if !state.reachable {
-            state.reachable = true;
-            state.since = Some(wall_clock());
+        let (now, wall) = (Instant::now(), wall_clock());
+        if !state.is_reachable(now) {
+            state.came = Some(wall);
         }
+        state.answered = Some((now, wall));
+        state.reason = None;
         drop(state);
         self.changed.tell();
     }
 
-    fn silent(&self, reason: String, now: Instant) {
+    fn silent(&self, reason: String) {
         let mut state = self.lock();
-        let is_over = state.answered.is_none_or(|at| now - at > STALE);
-        if is_over && (state.reachable || state.since.is_none()) {
-            state.reachable = false;
-            state.since = Some(wall_clock());
-        }
+        state.began.get_or_insert_with(wall_clock);
         state.reason = Some(reason);
         drop(state);
         self.changed.tell();
@@ -143,7 +168,7 @@ impl Pulse {
                     tokio::time::sleep(EVERY).await;
                 }
                 Some(reason) => {
-                    self.silent(reason, Instant::now());
+                    self.silent(reason);
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -155,7 +180,7 @@ impl Pulse {
         loop {
             // Dozens of questions are for one that answers.
             self.changed.until(CHECK_EVERY, || self.counts().is_ok()).await;
-            let asked = self.lock().since;
+            let asked = self.lock().came;
             let pause = match Box::pin(check_place(place)).await {
                 Ok(check) => {
                     self.lock().check = Some(check);
@@ -168,7 +193,7 @@ impl Pulse {
                 }
             };
             // One that comes back may be another one.
-            let came_back = || self.counts().is_ok() && self.lock().since != asked;
+            let came_back = || self.counts().is_ok() && self.lock().came != asked;
             self.changed.until(pause, came_back).await;
         }
     }
@@ -187,26 +212,40 @@ mod tests {
     fn one_lost_answer_makes_nothing_unknown_and_silence_does() {
         let pulse = Pulse::new(Changed::new());
         assert!(pulse.counts().is_err(), "not asked yet");
+        assert!(!pulse.is_silent());
         pulse.answered();
-        pulse.silent("busy".to_owned(), Instant::now());
-        assert!(pulse.counts().is_ok());
+        pulse.silent("no answer".to_owned());
+        assert!(pulse.counts().is_ok() && !pulse.is_silent());
         assert!(pulse.health().reachable && pulse.health().reason.is_none());
         let later = Instant::now() + STALE + Duration::from_secs(1);
-        pulse.silent("no answer".to_owned(), later);
         assert_eq!(pulse.counts_at(later), Err("no answer".to_owned()));
-        let health = pulse.health();
-        assert!(!health.reachable && health.since.is_some());
-        assert_eq!(health.reason.as_deref(), Some("no answer"));
+        let health = pulse.health_at(later);
+        assert!(health.since > pulse.health().since, "since it counts no longer");
         pulse.answered();
         assert!(pulse.counts().is_ok() && pulse.health().reachable);
+    }
+
+    #[test]
+    fn what_counts_no_longer_is_said_to_be_silent_at_the_same_moment() {
+        let pulse = Pulse::new(Changed::new());
+        pulse.answered();
+        pulse.silent("no answer".to_owned());
+        // No further question has failed yet.
+        let later = Instant::now() + STALE + Duration::from_millis(1);
+        assert!(pulse.counts_at(later).is_err());
+        assert!(pulse.is_silent_at(later), "nobody need wait for it");
+        let health = pulse.health_at(later);
+        assert!(!health.reachable);
+        assert_eq!(health.reason.as_deref(), Some("no answer"));
     }
 
     #[test]
     fn a_binding_that_never_answered_says_why() {
         let pulse = Pulse::new(Changed::new());
         assert!(!pulse.is_known());
-        pulse.silent("connection refused".to_owned(), Instant::now());
-        assert!(pulse.is_known());
+        pulse.silent("connection refused".to_owned());
+        assert!(pulse.is_known() && pulse.is_silent());
         assert_eq!(pulse.health().reason.as_deref(), Some("connection refused"));
+        assert!(pulse.health().since.is_some());
     }
 }

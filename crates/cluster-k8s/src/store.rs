@@ -43,6 +43,29 @@ impl Changed {
 pub(crate) struct Store<V> {
     inner: Mutex<Inner<V>>,
     changed: Changed,
+    /// Whether an object that was told again is no change.
+    same: fn(&V, &V) -> bool,
+}
+
+/// Whether what a store knows counts, whatever it knows.
+pub(crate) trait Told {
+    /// Why the watch is broken, where that is why what is known does not count.
+    fn trouble(&self) -> Option<String>;
+
+    /// # Errors
+    /// Why what is known does not count: never listed, or the watch has been broken for too long.
+    fn counts(&self) -> Result<(), String>;
+}
+
+impl<V> Told for Store<V> {
+    fn trouble(&self) -> Option<String> {
+        self.counts().err()?;
+        self.lock().broken.as_ref().map(|(_, reason)| reason.clone())
+    }
+
+    fn counts(&self) -> Result<(), String> {
+        self.counts_at(Instant::now())
+    }
 }
 
 struct Inner<V> {
@@ -53,6 +76,8 @@ struct Inner<V> {
     /// Rises with each change.
     changes: u64,
     broken: Option<(Instant, String)>,
+    /// Why something has come that is not in here and never will be told, until the next list.
+    missed: Option<String>,
 }
 
 /// One object for a store.
@@ -70,8 +95,23 @@ impl<V> Store<V> {
             seen: None,
             changes: 0,
             broken: None,
+            missed: None,
         };
-        Self { inner: Mutex::new(inner), changed }
+        Self { inner: Mutex::new(inner), changed, same: |_, _| false }
+    }
+
+    /// One in which an object that is told again as it was is not told to have changed.
+    pub(crate) fn of_news(changed: Changed) -> Self
+    where
+        V: PartialEq,
+    {
+        Self { same: V::eq, ..Self::new(changed) }
+    }
+
+    /// What tells of its changes.
+    #[cfg(test)]
+    pub(crate) fn changed(&self) -> &Changed {
+        &self.changed
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<V>> {
@@ -87,6 +127,7 @@ impl<V> Store<V> {
             inner.put(item);
         }
         inner.seen = Some(version);
+        inner.missed = None;
         inner.changes += 1;
         drop(inner);
         self.changed.tell();
@@ -94,8 +135,14 @@ impl<V> Store<V> {
 
     pub(crate) fn put(&self, item: Item<V>, version: u64) {
         let mut inner = self.lock();
-        inner.put(item);
         inner.advance(version);
+        if inner
+            .find(&item.name)
+            .is_some_and(|(group, known)| *group == item.group && (self.same)(known, &item.value))
+        {
+            return;
+        }
+        inner.put(item);
         inner.changes += 1;
         drop(inner);
         self.changed.tell();
@@ -116,38 +163,36 @@ impl<V> Store<V> {
         self.changed.tell();
     }
 
-    /// The watch is open: what changes will be told.
-    pub(crate) fn opened(&self) {
+    /// What came during a break is known: it was listed, or the watch has told.
+    pub(crate) fn mended(&self) {
         self.lock().broken = None;
+        self.changed.tell();
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.lock().broken.is_some()
+    }
+
+    /// Something has come that will not be told: nothing counts before the next list.
+    pub(crate) fn missed(&self, reason: String) {
+        self.lock().missed = Some(reason);
         self.changed.tell();
     }
 
     /// The watch is broken, since now or since it was said first.
     pub(crate) fn broke(&self, reason: String) {
+        self.broke_at(Instant::now(), reason);
+    }
+
+    pub(crate) fn broke_at(&self, at: Instant, reason: String) {
         let mut inner = self.lock();
-        let since = inner.broken.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        let since = inner.broken.as_ref().map_or(at, |(since, _)| *since);
         inner.broken = Some((since, reason));
         drop(inner);
         self.changed.tell();
     }
 
-    /// Whether this was listed, whatever came after.
-    pub(crate) fn is_listed(&self) -> bool {
-        self.lock().seen.is_some()
-    }
-
-    /// Why the watch has been broken, if it is.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        self.lock().broken.as_ref().map(|(_, reason)| reason.clone())
-    }
-
-    /// # Errors
-    /// Why what is known does not count: never listed, or the watch has been broken for too long.
-    pub(crate) fn counts(&self) -> Result<(), String> {
-        self.counts_at(Instant::now())
-    }
-
-    fn counts_at(&self, now: Instant) -> Result<(), String> {
+    pub(crate) fn counts_at(&self, now: Instant) -> Result<(), String> {
         let inner = self.lock();
         match (&inner.broken, inner.seen) {
             (Some((_, reason)), None) => Err(reason.clone()),
@@ -156,7 +201,7 @@ impl<V> Store<V> {
             (Some((since, reason)), Some(_)) if now - *since > GRACE => {
                 Err(format!("its watch is broken: {reason}"))
             }
-            _ => Ok(()),
+            _ => inner.missed.clone().map_or(Ok(()), Err),
         }
     }
 
@@ -165,8 +210,7 @@ impl<V> Store<V> {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Arc<V>> {
-        let inner = self.lock();
-        inner.groups.get(inner.group_of.get(name)?)?.get(name).cloned()
+        self.lock().find(name).map(|(_, known)| known.clone())
     }
 
     /// What is of `group`, by name.
@@ -191,6 +235,11 @@ impl<V> Store<V> {
 }
 
 impl<V> Inner<V> {
+    fn find(&self, name: &str) -> Option<(&String, &Arc<V>)> {
+        let group = self.group_of.get(name)?;
+        Some((group, self.groups.get(group)?.get(name)?))
+    }
+
     fn put(&mut self, item: Item<V>) {
         // A label that somebody has changed moves it.
         if self.group_of.get(&item.name).is_some_and(|group| *group != item.group) {
@@ -247,7 +296,7 @@ mod tests {
         let later = Instant::now() + GRACE + Duration::from_secs(1);
         let said = store.counts_at(later).expect_err("unknown");
         assert!(said.contains("refused") && said.contains("broken"), "{said}");
-        store.opened();
+        store.mended();
         assert!(store.counts_at(later).is_ok());
         assert_eq!(store.of("i-1"), [Arc::new(1)], "nothing was lost meanwhile");
     }
@@ -262,6 +311,33 @@ mod tests {
         store.remove("b", 3);
         assert_eq!(store.groups(), BTreeSet::from(["i-2".to_owned()]));
         assert!(store.has_seen(3));
+    }
+
+    #[test]
+    fn an_object_that_is_told_again_as_it_was_is_no_change_where_only_news_count() {
+        let store = Store::of_news(Changed::new());
+        store.replace(vec![item("", "a", 1)], 1);
+        let (before, woken) = (store.changes(), store.changed.0.subscribe());
+        store.put(item("", "a", 1), 2);
+        assert_eq!(store.changes(), before);
+        assert!(!woken.has_changed().expect("it lives"), "nobody is woken");
+        assert!(store.has_seen(2));
+        store.put(item("", "a", 2), 3);
+        store.put(item("", "b", 2), 4);
+        assert_eq!(store.changes(), before + 2);
+    }
+
+    #[test]
+    fn what_was_missed_is_unknown_until_it_is_listed_and_no_trouble() {
+        let store = store();
+        store.replace(vec![item("i-1", "a", 1)], 7);
+        store.missed("too old".to_owned());
+        assert_eq!(store.counts(), Err("too old".to_owned()));
+        assert_eq!(store.trouble(), None, "the list is worth waiting for");
+        store.broke("refused".to_owned());
+        assert_eq!(store.trouble().as_deref(), Some("refused"));
+        store.replace(Vec::new(), 9);
+        assert!(store.counts().is_ok() && store.trouble().is_none());
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::error::{chain, with_next_move};
-use crate::store::{Item, Store};
+use crate::store::{Item, Store, Told};
 
 /// The API server ends a watch after this long, and it is resumed where it ended.
 const LIFE: Duration = Duration::from_secs(30);
@@ -22,6 +22,8 @@ const LIFE: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(8);
 /// First and longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A watch that was resumed after a break has told by then what came meanwhile.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
 
@@ -47,9 +49,8 @@ pub(crate) struct Watch<K, V> {
 enum Ended {
     /// As it shall: it is resumed.
     InTime,
-    /// The API server has forgotten what came since: it has to list again.
-    Expired,
-    Failed(String),
+    /// `forgotten`: the API server does not know any more what came since, and it has to list again.
+    Badly { reason: String, forgotten: bool },
 }
 
 impl<K, V> Watch<K, V>
@@ -79,16 +80,16 @@ where
                         pause = PAUSE.0;
                     }
                 }
-                Ended::Expired => {
-                    version = None;
-                    tokio::time::sleep(PAUSE.0).await;
-                }
-                Ended::Failed(reason) => {
-                    tracing::debug!(kind = %K::kind(&()), reason, "watch broken");
+                Ended::Badly { reason, forgotten } => {
+                    tracing::debug!(kind = %K::kind(&()), reason, forgotten, "watch broken");
                     if begin.elapsed() > LIFE / 2 {
                         pause = PAUSE.0;
                     }
-                    self.store.broke(reason);
+                    if forgotten {
+                        self.store.missed(reason);
+                    } else {
+                        self.store.broke(reason);
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSE.1);
                 }
@@ -97,10 +98,17 @@ where
     }
 
     async fn round(&self, version: &mut Option<String>) -> Ended {
+        // Nothing counts any more: what has come meanwhile may be too much to be told one by one.
+        if self.store.counts().is_err() {
+            *version = None;
+        }
         let from = match version {
             Some(version) => version.clone(),
             None => match self.list().await {
-                Ok(listed) => version.insert(listed).clone(),
+                Ok(listed) => {
+                    self.store.mended();
+                    version.insert(listed).clone()
+                }
                 Err(ended) => return ended,
             },
         };
@@ -115,16 +123,25 @@ where
         let mut events = match opening.await {
             Ok(Ok(events)) => pin!(events),
             Ok(Err(error)) => return failed(&error),
-            Err(_) => return Ended::Failed(silent("opening a watch")),
+            Err(_) => return broken(silent("opening a watch")),
         };
-        self.store.opened();
-        let due = Instant::now() + LIFE + DEADLINE;
+        let opened = Instant::now();
+        let due = opened + LIFE + DEADLINE;
+        // An open watch is no proof: what was missed comes first, and it may end at once.
+        let mut settles = self.store.is_broken().then(|| opened + SETTLED);
         loop {
-            let event = match tokio::time::timeout_at(due, events.next()).await {
+            let until = settles.unwrap_or(due);
+            let event = tokio::time::timeout_at(until, events.next()).await;
+            if settles.is_some_and(|at| Instant::now() >= at) && !matches!(event, Ok(None)) {
+                self.store.mended();
+                settles = None;
+            }
+            let event = match event {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(error))) => return failed(&error),
                 Ok(None) => return Ended::InTime,
-                Err(_) => return Ended::Failed(silent("ending a watch")),
+                Err(_) if until < due => continue,
+                Err(_) => return broken(silent("ending a watch")),
             };
             let told = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
@@ -144,7 +161,7 @@ where
             };
             match told {
                 Ok(now) => *version = Some(now),
-                Err(reason) => return Ended::Failed(reason),
+                Err(reason) => return broken(reason),
             }
         }
     }
@@ -163,7 +180,7 @@ where
             let page = match page {
                 Ok(Ok(page)) => page,
                 Ok(Err(error)) => return Err(failed(&error)),
-                Err(_) => return Err(Ended::Failed(silent("listing"))),
+                Err(_) => return Err(broken(silent("listing"))),
             };
             items.extend(page.items.into_iter().map(|object| self.item(object)));
             let more = page.metadata.continue_.filter(|token| !token.is_empty());
@@ -172,7 +189,7 @@ where
                 continue;
             }
             let text = page.metadata.resource_version.unwrap_or_default();
-            let now = number(&text).map_err(Ended::Failed)?;
+            let now = number(&text).map_err(broken)?;
             let before = self.store.groups();
             self.store.replace(items, now);
             for group in before.union(&self.store.groups()) {
@@ -222,14 +239,20 @@ fn silent(doing: &str) -> String {
     format!("{doing}: no answer within {} s", DEADLINE.as_secs())
 }
 
+fn broken(reason: String) -> Ended {
+    Ended::Badly { reason, forgotten: false }
+}
+
 fn failed(error: &kube::Error) -> Ended {
     match error {
-        kube::Error::Api(status) if status.code == 410 => Ended::Expired,
         kube::Error::Api(status) => {
             let text = format!("the API server answers {}: {}", status.code, status.message);
-            Ended::Failed(with_next_move(status.code, text))
+            Ended::Badly {
+                reason: with_next_move(status.code, text),
+                forgotten: status.code == 410,
+            }
         }
-        other => Ended::Failed(chain(other)),
+        other => broken(chain(other)),
     }
 }
 
@@ -245,16 +268,53 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::store::Changed;
+    use crate::store::{Changed, GRACE};
 
     /// What an API server answers, one request after the other; the last answer again and again.
     type Answers = Vec<(u16, Vec<Value>)>;
 
+    /// One request, and whether what was known counted then.
+    #[derive(Clone, Debug)]
+    struct Asked {
+        query: String,
+        counted: bool,
+    }
+
+    type TestWatch = Watch<ConfigMap, ConfigMap>;
+
+    /// A watch of an API server that answers so.
+    fn watch_over(answers: Answers) -> (TestWatch, Arc<Mutex<Vec<Asked>>>) {
+        let store = Arc::new(Store::new(Changed::new()));
+        let all = Arc::new(Mutex::new(Vec::new()));
+        let (known, asked) = (store.clone(), all.clone());
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let mut asked = asked.lock().expect("no panic");
+            let (status, lines) = &answers[asked.len().min(answers.len() - 1)];
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            asked.push(Asked { query, counted: known.counts().is_ok() });
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let mut response = Response::new(Body::from(text.into_bytes()));
+            *response.status_mut() = StatusCode::from_u16(*status).expect("a status");
+            std::future::ready(Ok::<_, std::io::Error>(response))
+        });
+        let watch = Watch {
+            api: Api::namespaced(Client::new(server, "larder"), "larder"),
+            selector: None,
+            fields: None,
+            keep: |object: ConfigMap| object,
+            group: |metadata: &ObjectMeta| {
+                metadata.labels.clone().unwrap_or_default().remove("of").unwrap_or_default()
+            },
+            store,
+            news: Arc::new(|_: &str| {}),
+        };
+        (watch, all)
+    }
+
+    /// One that runs.
     struct Watched {
         store: Arc<Store<ConfigMap>>,
-        changed: Changed,
-        /// Of the requests so far.
-        queries: Arc<Mutex<Vec<String>>>,
+        asked: Arc<Mutex<Vec<Asked>>>,
         news: Arc<Mutex<Vec<String>>>,
         task: JoinHandle<()>,
     }
@@ -267,39 +327,21 @@ mod tests {
 
     impl Watched {
         fn over(answers: Answers) -> Self {
-            let queries = Arc::new(Mutex::new(Vec::new()));
-            let asked = queries.clone();
-            let server = tower::service_fn(move |request: Request<Body>| {
-                let mut asked = asked.lock().expect("no panic");
-                let (status, lines) = &answers[asked.len().min(answers.len() - 1)];
-                asked.push(request.uri().query().unwrap_or_default().to_owned());
-                let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-                let mut response = Response::new(Body::from(text.into_bytes()));
-                *response.status_mut() = StatusCode::from_u16(*status).expect("a status");
-                std::future::ready(Ok::<_, std::io::Error>(response))
-            });
-            let changed = Changed::new();
-            let store = Arc::new(Store::new(changed.clone()));
+            let (mut watch, asked) = watch_over(answers);
             let news = Arc::new(Mutex::new(Vec::new()));
             let heard = news.clone();
-            let watch = Watch {
-                api: Api::namespaced(Client::new(server, "larder"), "larder"),
-                selector: None,
-                fields: None,
-                keep: |object: ConfigMap| object,
-                group: |metadata: &ObjectMeta| {
-                    metadata.labels.clone().unwrap_or_default().remove("of").unwrap_or_default()
-                },
-                store: store.clone(),
-                news: Arc::new(move |group: &str| {
-                    heard.lock().expect("no panic").push(group.to_owned());
-                }),
-            };
-            Self { store, changed, queries, news, task: tokio::spawn(watch.run()) }
+            watch.news = Arc::new(move |group: &str| {
+                heard.lock().expect("no panic").push(group.to_owned());
+            });
+            Self { store: watch.store.clone(), asked, news, task: tokio::spawn(watch.run()) }
+        }
+
+        fn queries(&self) -> Vec<String> {
+            self.asked.lock().expect("no panic").iter().map(|asked| asked.query.clone()).collect()
         }
 
         async fn comes_to(&self, holds: impl Fn(&Store<ConfigMap>) -> bool) -> bool {
-            self.changed.until(Duration::from_secs(20), || holds(&self.store)).await
+            self.store.changed().until(Duration::from_secs(20), || holds(&self.store)).await
         }
     }
 
@@ -311,6 +353,10 @@ mod tests {
                 "labels": { "of": of },
             },
         })
+    }
+
+    fn known(name: &str, of: &str, version: &str) -> ConfigMap {
+        serde_json::from_value(object(name, of, version)).expect("a ConfigMap")
     }
 
     fn list(items: Vec<Value>, version: &str) -> (u16, Vec<Value>) {
@@ -348,8 +394,8 @@ mod tests {
         let news = watched.news.lock().expect("no panic").clone();
         assert_eq!(news[..4], ["i-1", "i-2", "i-1", "i-2"]);
         // It goes on where it has ended.
-        assert!(watched.comes_to(|_| watched.queries.lock().expect("no panic").len() > 2).await);
-        let queries = watched.queries.lock().expect("no panic").clone();
+        assert!(watched.comes_to(|_| watched.queries().len() > 2).await);
+        let queries = watched.queries();
         assert!(queries[1].contains("resourceVersion=10"), "{queries:?}");
         assert!(queries[2].contains("resourceVersion=20"), "{queries:?}");
     }
@@ -368,11 +414,11 @@ mod tests {
     async fn what_was_told_stays_while_a_watch_is_refused_and_is_asked_for_less_and_less_often() {
         let known = list(vec![object("a", "i-1", "5")], "10");
         let watched = Watched::over(vec![known, refusal(429)]);
-        assert!(watched.comes_to(|store| store.trouble().is_some()).await);
+        assert!(watched.comes_to(|store| store.is_broken()).await);
         assert!(watched.store.counts().is_ok(), "for a moment");
         assert_eq!(watched.store.of("i-1").len(), 1);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let asked = watched.queries.lock().expect("no panic").len();
+        let asked = watched.queries().len();
         assert!((2..=5).contains(&asked), "asked {asked} times in a second");
     }
 
@@ -384,11 +430,63 @@ mod tests {
             list(vec![object("b", "i-2", "30")], "31"),
             (200, vec![event("BOOKMARK", object("", "", "40"))]),
         ]);
+        let forgotten = |store: &Store<_>| store.has_seen(0) && store.counts().is_err();
+        assert!(watched.comes_to(forgotten).await, "what it knew counts no longer");
         assert!(watched.comes_to(|store| store.has_seen(40)).await);
+        assert!(watched.store.counts().is_ok());
         assert_eq!(watched.store.groups().into_iter().collect::<Vec<_>>(), ["i-2"]);
         let news = watched.news.lock().expect("no panic").clone();
         assert!(news.contains(&"i-2".to_owned()));
         assert_eq!(news.iter().filter(|of| *of == "i-1").count(), 2, "also of its end");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_forgets_each_time_is_listed_less_and_less_often() {
+        let forgets = || (200, vec![event("ERROR", refusal(410).1[0].clone())]);
+        let known = || list(vec![object("a", "i-1", "5")], "10");
+        let mut answers: Answers = (0..20).flat_map(|_| [known(), forgets()]).collect();
+        answers.push(known());
+        let watched = Watched::over(answers);
+        assert!(watched.comes_to(|store| store.has_seen(0)).await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let asked = watched.queries().len();
+        assert!((3..=8).contains(&asked), "asked {asked} times in a second");
+    }
+
+    #[tokio::test]
+    async fn after_a_long_break_nothing_counts_before_it_is_listed_anew() {
+        let (watch, asked) = watch_over(vec![
+            list(vec![object("b", "i-2", "30")], "31"),
+            (200, vec![event("BOOKMARK", object("", "", "40"))]),
+        ]);
+        watch.store.replace(vec![watch.item(known("a", "i-1", "5"))], 10);
+        watch.store.broke_at(Instant::now() - GRACE - Duration::from_secs(1), "reset".to_owned());
+        assert!(watch.store.counts().is_err());
+        let mut version = Some("10".to_owned());
+        assert!(matches!(watch.round(&mut version).await, Ended::InTime));
+        let asked = asked.lock().expect("no panic").clone();
+        assert!(asked[0].query.contains("limit="), "{asked:?}");
+        assert!(!asked[0].counted && asked[1].counted, "{asked:?}");
+        assert_eq!(watch.store.groups().into_iter().collect::<Vec<_>>(), ["i-2"]);
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_opens_and_fails_each_time_is_broken_all_the_while() {
+        let (watch, _) =
+            watch_over(vec![(200, vec![event("ERROR", refusal(500).1[0].clone())]); 3]);
+        watch.store.replace(vec![watch.item(known("a", "i-1", "5"))], 10);
+        let began = Instant::now();
+        let mut version = Some("10".to_owned());
+        for _ in 0..3 {
+            let Ended::Badly { reason, .. } = watch.round(&mut version).await else {
+                panic!("it fails")
+            };
+            watch.store.broke(reason);
+        }
+        assert!(watch.store.counts().is_ok(), "for a moment");
+        let over = began + GRACE + Duration::from_millis(500);
+        assert!(watch.store.counts_at(over).is_err(), "each opening has made it whole");
+        assert_eq!(version.as_deref(), Some("10"), "a short break costs no list");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod, ResourceRequirements, Taint};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use larder_cluster::ClusterError;
@@ -22,32 +23,30 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 pub(crate) const LIVING: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 impl Place {
-    /// The workers, as the API server itself says.
-    pub(crate) async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let living = ListParams::default().fields(LIVING);
+    async fn nodes(&self) -> Result<Vec<Node>, ClusterError> {
+        let api: Api<Node> = Api::all(self.client.clone());
         let all = ListParams::default();
-        let (nodes, pods) = tokio::try_join!(
-            self.ask("listing the workers", nodes.list(&all)),
-            self.ask("listing what runs on the workers", pods.list(&living)),
-        )?;
-        let uses: Vec<Use> = pods.items.into_iter().map(used).collect();
-        Ok(workers(nodes.items.iter(), uses.iter()))
+        Ok(self.ask("listing the workers", Box::pin(api.list(&all))).await?.items)
     }
-}
 
-impl Place {
+    /// The workers' addresses, as the API server itself says.
+    pub(crate) async fn worker_addresses(&self) -> Result<Vec<String>, ClusterError> {
+        let mut addresses: Vec<_> = self.nodes().await?.iter().filter_map(address).collect();
+        // The same wish is the same object, in whatever order they are listed.
+        addresses.sort();
+        Ok(addresses)
+    }
+
     /// Marks a worker that is not ready as out of service.
     pub(crate) async fn confirm_lost(&self, worker: &str) -> Result<(), ClusterError> {
         let api: Api<Node> = Api::all(self.client.clone());
         // Live, and compared and set: it must not be marked when it has just come back.
-        let nodes = self.ask("listing the workers", api.list(&ListParams::default())).await?;
-        let found = (nodes.items.iter()).find(|node| {
+        let nodes = self.nodes().await?;
+        let found = nodes.iter().find(|node| {
             node.name_any() == worker || worker_name(node.name_any()).as_str() == worker
         });
         let Some(node) = found else {
-            let all: Vec<_> = nodes.items.iter().map(ResourceExt::name_any).collect();
+            let all: Vec<_> = nodes.iter().map(ResourceExt::name_any).collect();
             let text = format!(
                 "container cluster `{}` has no worker `{worker}`, only: {}",
                 self.options.name,
@@ -146,19 +145,80 @@ fn state(node: &Node) -> WorkerState {
     if closed { WorkerState::Cordoned } else { WorkerState::Ready }
 }
 
-/// Requested memory, counted as the scheduler does: the containers together, or the largest init
-/// container.
+/// Requested memory, counted as the scheduler does: the containers and the sidecars together, or an
+/// init container with the sidecars that were started before it; what is requested for the pod as a
+/// whole instead, and on top what the pod's runtime costs.
 pub(crate) fn used(pod: Pod) -> Use {
     let Some(spec) = pod.spec else { return Use::default() };
-    let containers: u64 = spec.containers.iter().map(|c| memory(c.resources.as_ref())).sum();
-    let init = (spec.init_containers.iter().flatten())
-        .map(|c| memory(c.resources.as_ref()))
-        .max()
-        .unwrap_or(0);
-    Use { worker: spec.node_name, memory: containers.max(init) }
+    let mut running: u64 = spec.containers.iter().map(|c| memory(c.resources.as_ref())).sum();
+    let (mut sidecars, mut starting) = (0, 0);
+    for container in spec.init_containers.iter().flatten() {
+        let memory = memory(container.resources.as_ref());
+        if container.restart_policy.as_deref() == Some("Always") {
+            running += memory;
+            sidecars += memory;
+            starting = sidecars.max(starting);
+        } else {
+            starting = starting.max(sidecars + memory);
+        }
+    }
+    let whole =
+        spec.resources.as_ref().and_then(|resources| memory_of(resources.requests.as_ref()));
+    let overhead = memory_of(spec.overhead.as_ref()).unwrap_or(0);
+    let memory = whole.unwrap_or_else(|| running.max(starting)) + overhead;
+    Use { worker: spec.node_name, memory }
 }
 
 fn memory(resources: Option<&ResourceRequirements>) -> u64 {
-    let requests = resources.and_then(|resources| resources.requests.as_ref());
-    requests.and_then(|requests| quantity::bytes(&requests.get("memory")?.0)).unwrap_or(0)
+    memory_of(resources.and_then(|resources| resources.requests.as_ref())).unwrap_or(0)
+}
+
+fn memory_of(quantities: Option<&BTreeMap<String, Quantity>>) -> Option<u64> {
+    quantity::bytes(&quantities?.get("memory")?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn requested(spec: Value) -> u64 {
+        let pod = serde_json::from_value(json!({ "metadata": {}, "spec": spec })).expect("a Pod");
+        used(pod).memory >> 20
+    }
+
+    fn container(mebibytes: u32) -> Value {
+        let requests = json!({ "memory": format!("{mebibytes}Mi") });
+        json!({ "name": "c", "resources": { "requests": requests } })
+    }
+
+    fn sidecar(mebibytes: u32) -> Value {
+        let mut container = container(mebibytes);
+        container["restartPolicy"] = json!("Always");
+        container
+    }
+
+    #[test]
+    fn memory_is_counted_as_the_scheduler_does() {
+        let containers = [container(100), container(50)];
+        assert_eq!(requested(json!({ "containers": containers })), 150);
+        for (init, sum) in [
+            (vec![container(120)], 150),
+            (vec![container(200)], 200),
+            // Sidecars go on beside the containers, and beside the init containers after them.
+            (vec![sidecar(30)], 180),
+            (vec![sidecar(30), container(160)], 190),
+            (vec![container(160), sidecar(30)], 180),
+        ] {
+            let spec = json!({ "containers": containers, "initContainers": init });
+            assert_eq!(requested(spec), sum, "{init:?}");
+        }
+        let spec = json!({
+            "containers": containers,
+            "resources": { "requests": { "memory": "400Mi" } },
+            "overhead": { "memory": "20Mi" },
+        });
+        assert_eq!(requested(spec), 420);
+    }
 }

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_keeper::http;
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::local::{NodeSecrets, RelayStatus, RunDir};
 use larder_model::{
-    Address, ByteSize, Code, EndpointKind, EndpointStatus, InstanceId, NodeId, Worker, WorkerState,
+    Address, ByteSize, Code, EndpointKind, EndpointStatus, InstanceId, NodeId, OuterAddress,
+    Worker, WorkerState,
 };
 
 use crate::options::{EngineLookup, LocalOptions};
@@ -180,6 +181,10 @@ impl Cluster for LocalCluster {
         }])
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        None
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let id = instance.clone();
         let (nodes, listeners) = self
@@ -201,6 +206,7 @@ impl Cluster for LocalCluster {
                 answers: said.is_some_and(|said| said.answers),
                 leads_to: said.map(|said| said.leads_to.clone()).unwrap_or_default(),
                 address: listener.address,
+                whole: true,
             };
             (listener.kind, shown)
         });
@@ -217,11 +223,20 @@ impl Cluster for LocalCluster {
 
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
         let (id, node) = (instance.clone(), node.clone());
-        self.alone(instance, move |place| place.reserve_address(&id, &node)).await
+        self.alone(instance, move |place| place.reserve_address(fence, &id, &node)).await
+    }
+
+    async fn expose_node(
+        &self,
+        _: Fence,
+        wish: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
+        Err(ClusterError::nothing_outside(self.name(), &wish.node))
     }
 
     async fn ensure_node(

@@ -73,11 +73,14 @@ impl Place {
 
     pub(crate) fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
         let dir = self.node_dir(instance, node);
         refuse_when_leaving(&dir, node)?;
+        let instance_dir = self.data.instance(instance);
+        fences::check(&instance_dir, fence)?;
         let owner = Owner::Node(node.clone());
         let path = dir.address();
         let present: Option<Address> = readable::read(&path)?;
@@ -96,6 +99,8 @@ impl Place {
         };
         let address = self.options.address(port);
         files::write_json(&path, &address).map_err(error::io("write", &path))?;
+        // The folder exists from here on, also for a fence that could not be kept before.
+        fences::check(&instance_dir, fence)?;
         Ok(address)
     }
 

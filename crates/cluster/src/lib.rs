@@ -41,6 +41,14 @@ impl ClusterError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
+
+    /// The answer of a container cluster that has no outside to [`Cluster::expose_node`].
+    pub fn nothing_outside(cluster: &str, node: &NodeId) -> Self {
+        Self::Refused(Refusal::new(
+            Code::InvalidRequest,
+            format!("container cluster `{cluster}` has no way to expose node {node}"),
+        ))
+    }
 }
 
 /// Everything a backend holds of one instance.
@@ -87,11 +95,9 @@ pub trait Cluster: Send + Sync {
     /// The workers, sorted by name.
     async fn workers(&self) -> Result<Vec<Worker>, ClusterError>;
 
-    /// The least number of workers for a cluster instance, where the container cluster has a rule
-    /// of its own; 0 is none. `None`: as the planner's policy says.
-    fn cluster_min_workers(&self) -> Option<u32> {
-        None
-    }
+    /// Whether nodes of a shard that share a worker are rather not placed at all; `None` where
+    /// there is no such choice.
+    fn spreads_strictly(&self) -> Option<bool>;
 
     /// What is there of `instance`. A node or endpoint that is missing in the answer is absent.
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError>;
@@ -103,6 +109,7 @@ pub trait Cluster: Send + Sync {
     /// the same address.
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError>;
@@ -117,13 +124,7 @@ pub trait Cluster: Send + Sync {
         &self,
         fence: Fence,
         wish: &NodeExposure,
-    ) -> Result<Option<OuterAddress>, ClusterError> {
-        let (name, _) = (self.name(), fence);
-        Err(ClusterError::Refused(Refusal::new(
-            Code::InvalidRequest,
-            format!("container cluster `{name}` has no way to expose node {}", wish.node),
-        )))
-    }
+    ) -> Result<Option<OuterAddress>, ClusterError>;
 
     /// Makes the node exist and its agent run; a node that exists is brought to `config` without
     /// a restart of its server. A lost volume is *not* made anew with data in it: the agent

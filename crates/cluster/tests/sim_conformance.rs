@@ -58,7 +58,7 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
     let mut members = Vec::new();
     for i in 0..6_u32 {
         let node = NodeId::new(format!("n-{i}")).expect("valid");
-        let address = cluster.reserve_address(&instance(), &node).await.expect("an address");
+        let address = cluster.reserve_address(FENCE, &instance(), &node).await.expect("an address");
         members.push(Member { outer: None, node, shard: i % 3, zone: None, address });
     }
     for (i, member) in members.iter().enumerate() {

@@ -76,6 +76,11 @@ impl VolumeIds {
     }
 }
 
+/// The PodDisruptionBudget of a shard.
+pub fn budget_name(instance: &InstanceId, shard: u32) -> String {
+    format!("{instance}-s{shard}")
+}
+
 /// The instance's Lease, ServiceAccount, Role, RoleBinding, NetworkPolicy and ConfigMap.
 pub fn instance_name(instance: &InstanceId) -> String {
     instance.to_string()

@@ -137,4 +137,11 @@ pub struct EndpointStatus {
     pub answers: bool,
     /// Where it leads, for people.
     pub leads_to: Vec<NodeId>,
+    /// All of it is there. An endpoint of which somebody has deleted a part has to be ensured.
+    #[serde(default = "yes")]
+    pub whole: bool,
+}
+
+fn yes() -> bool {
+    true
 }

@@ -133,8 +133,10 @@ pub(crate) fn endpoints(view: &View<'_>, draft: &mut Draft<'_>) {
                 }
             }
             Observation::Known { value, .. } => {
+                if !value.whole {
+                    draft.step(Step::EnsureEndpoint { endpoint: kind }, "a part of it is missing");
                 // An endpoint does not show which members it knows; it is told when nodes are.
-                if kind == EndpointKind::Discovery && nodes_lag_behind(view) {
+                } else if kind == EndpointKind::Discovery && nodes_lag_behind(view) {
                     draft.step(
                         Step::EnsureEndpoint { endpoint: kind },
                         "the nodes behind it may have changed",
@@ -206,7 +208,9 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
             continue;
         }
         if !held.realised {
-            draft.step(Step::EnsureNode { node }, "only its address exists");
+            let reason =
+                if held.volume { "a part of it is missing" } else { "only its address exists" };
+            draft.step(Step::EnsureNode { node }, reason);
             continue;
         }
         if misses_its_lease(view, record) {

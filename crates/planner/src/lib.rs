@@ -49,7 +49,7 @@ use larder_model::{
 };
 
 pub use lint::{Violation, lint};
-pub use placement::{Placement, check_room, place};
+pub use placement::{Placement, check_room, place, rule_of_spread};
 pub use refused::ended_by_refusal;
 pub use render::{RENDERER, config_generation, endpoint_members, members, node_config};
 pub use report::{conditions, instance_state};

@@ -201,6 +201,19 @@ pub fn place(
     Placer::new(desired, observed).place(shard, bootstrap, &[])
 }
 
+/// Workers of a cluster instance where nodes are spread strictly: three shards of two nodes, each
+/// on one of its own. The nodes of one shard are kept apart by the container cluster anyway; with fewer
+/// workers the loss of one can take the primaries of two shards, and with them the majority.
+const STRICT_WORKERS: u32 = 6;
+
+/// Lets the container cluster's way to spread nodes count for the instance; `None`: it has none, and
+/// the policy stays as it is.
+pub fn rule_of_spread(desired: &mut Desired, strictly: Option<bool>) {
+    if let Some(strictly) = strictly {
+        desired.policy.cluster_min_workers = if strictly { STRICT_WORKERS } else { 0 };
+    }
+}
+
 /// Whether all nodes that the spec still lacks would find a place now. For the check before a
 /// creation or a growth is accepted; the places themselves are chosen by [`crate::plan`].
 ///

@@ -148,7 +148,7 @@ impl Executor<'_> {
                 self.take_checked(&planned.step, self.desired.generation).await?;
             }
             Step::ReserveAddress { node } => {
-                let address = self.cluster.reserve_address(instance, node).await?;
+                let address = self.cluster.reserve_address(fence, instance, node).await?;
                 self.book.node_set_address(instance, node, &address).await?;
             }
             Step::ExposeNode { node } => {

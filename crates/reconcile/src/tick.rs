@@ -130,9 +130,7 @@ impl Reconciler {
         let unknown_since =
             self.memory_of(instance, |memory| *memory.backend_seen_at.get_or_insert(now));
         let cluster = self.clusters.get(&desired.spec.container_cluster);
-        if let Some(least) = cluster.cluster_min_workers() {
-            desired.policy.cluster_min_workers = least;
-        }
+        larder_planner::rule_of_spread(&mut desired, cluster.spreads_strictly());
         let mut seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
         correct_places(&mut desired, &seen.observed);
         if seen.trouble.is_none() {

@@ -189,3 +189,111 @@ async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
     larder.cli(&["container-cluster", "unbind", "east"]).await?;
     larder.finish().await
 }
+
+/// Agents may not make slices, and who looks at the Service alone sees nothing wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slices_that_somebody_deletes_are_made_again_and_lead_where_they_led() -> Result<()> {
+    let larder = bound("story-slice").await?;
+    let instance = read_write_of_two(&larder).await?;
+    let id = instance["id"].as_str().context("no id")?.to_owned();
+    let slices = [format!("{id}-write"), format!("{id}-read")];
+    for slice in &slices {
+        kubectl_in("story-slice", &["delete", "endpointslice", slice]).await?;
+    }
+    for slice in &slices {
+        eventually(&format!("{slice} leads somewhere"), Duration::from_secs(30), async || {
+            let get = ["get", "endpointslice", slice, "--output", "json"];
+            let Ok(text) = kubectl_in("story-slice", &get).await else { return Ok(None) };
+            let found: Value = serde_json::from_str(&text)?;
+            Ok(found["endpoints"].as_array().is_some_and(|all| !all.is_empty()).then_some(()))
+        })
+        .await?;
+    }
+    larder.wait_state("shop", "running", Duration::from_secs(60)).await?;
+    let told = told(write_to(&instance, 3).await?).await?;
+    ensure!(told["lost"] == 0 && told["acked"].as_u64() > Some(0), "{told}");
+    // It led, and nobody took over.
+    let after = larder.json(&["instance", "get", "shop"]).await?;
+    ensure!(primary_of(&after) == primary_of(&instance), "another one leads: {after}");
+    end(larder).await
+}
+
+/// The lease with everything in it; agents may not make another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_somebody_deletes_is_made_again_and_nothing_is_lost() -> Result<()> {
+    let larder = bound("story-lease").await?;
+    larder.expect_faults();
+    let instance = read_write_of_two(&larder).await?;
+    let id = instance["id"].as_str().context("no id")?.to_owned();
+    let epoch = epoch_of("story-lease", &id).await?;
+    let client = write_to(&instance, 30).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    kubectl_in("story-lease", &["delete", "lease", &id]).await?;
+    let told = told(client).await?;
+    ensure!(told["lost"] == 0, "acknowledged writes are lost: {told}");
+    let gap = told["worst_gap_ms"].as_u64().context("no gap")?;
+    ensure!(gap <= LOST_WORKER, "the gap is {gap} ms: {told}");
+    larder.wait_state("shop", "running", Duration::from_secs(60)).await?;
+    // Above every epoch that anybody has seen, and one leads.
+    let now = epoch_of("story-lease", &id).await?;
+    ensure!(now > epoch, "epoch {now} after {epoch}");
+    let after = larder.json(&["instance", "get", "shop"]).await?;
+    primary_of(&after).context("nobody leads")?;
+    end(larder).await
+}
+
+/// What only matters when something happens is missed by nobody until then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_nodes_of_an_instance_share_is_made_again() -> Result<()> {
+    let larder = bound("story-shared").await?;
+    larder.expect_faults();
+    let instance = read_write_of_two(&larder).await?;
+    let id = instance["id"].as_str().context("no id")?.to_owned();
+    let budget = format!("{id}-s0");
+    for (kind, name) in [
+        ("networkpolicy", &id),
+        ("poddisruptionbudget", &budget),
+        ("rolebinding", &id),
+        ("role", &id),
+        ("serviceaccount", &id),
+    ] {
+        kubectl_in("story-shared", &["delete", kind, name]).await?;
+        eventually(&format!("the {kind} is there again"), Duration::from_secs(40), async || {
+            Ok(kubectl_in("story-shared", &["get", kind, name]).await.is_ok().then_some(()))
+        })
+        .await?;
+    }
+    larder.wait_state("shop", "running", Duration::from_secs(60)).await?;
+    end(larder).await
+}
+
+async fn read_write_of_two(larder: &Larder) -> Result<Value> {
+    let args = ["--architecture", "read-write", "--replicas", "2", "--memory", "128MiB"];
+    larder.create("shop", &[&args[..], &["--container-cluster", "east"]].concat()).await?;
+    larder.json(&["instance", "get", "shop"]).await
+}
+
+fn primary_of(instance: &Value) -> Option<&Value> {
+    let nodes = instance["nodes"].as_array()?;
+    nodes.iter().find(|node| node["role"] == "primary").map(|node| &node["id"])
+}
+
+async fn end(larder: Larder) -> Result<()> {
+    larder.cli(&["instance", "delete", "shop", "--permanent", "--yes", "--wait"]).await?;
+    larder.cli(&["container-cluster", "unbind", "east"]).await?;
+    larder.finish().await
+}
+
+/// In the namespace of a story.
+async fn kubectl_in(namespace: &str, args: &[&str]) -> Result<String> {
+    kubectl(&[&["--namespace", namespace], args].concat()).await
+}
+
+/// The epoch in the instance's lease.
+async fn epoch_of(story: &str, id: &str) -> Result<u64> {
+    let text = kubectl_in(story, &["get", "lease", id, "--output", "json"]).await?;
+    let lease: Value = serde_json::from_str(&text)?;
+    let record = lease["metadata"]["annotations"]["larder.io/record"].as_str();
+    let record: Value = serde_json::from_str(record.context("the lease has no record")?)?;
+    record["epoch"].as_u64().context("the record has no epoch")
+}

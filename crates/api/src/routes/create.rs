@@ -371,7 +371,7 @@ mod tests {
             workers: Vec::new(),
             storage_classes: Vec::new(),
             engines: Some(vec![valkey.clone()]),
-            cluster_min_workers: None,
+            spreads_strictly: None,
             expose: None,
         };
         assert_eq!(check_engine(&east, &valkey), Ok(()));
@@ -391,7 +391,7 @@ mod tests {
             workers: Vec::new(),
             storage_classes: classes.iter().map(|class| (*class).to_owned()).collect(),
             engines: None,
-            cluster_min_workers: None,
+            spreads_strictly: None,
             expose: Some(Expose::NodePort),
         };
         let two = east(&["fast", "slow"]);
@@ -412,7 +412,7 @@ mod tests {
             workers: Vec::new(),
             storage_classes: Vec::new(),
             engines: None,
-            cluster_min_workers: None,
+            spreads_strictly: None,
             expose,
         };
         let (east, local) = (cluster("east", Some(Expose::NodePort)), cluster("local", None));

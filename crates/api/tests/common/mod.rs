@@ -75,7 +75,7 @@ impl Capacity for FakeCapacity {
                 .clone()
                 .unwrap_or_else(|| vec!["standard".into()]),
             engines: None,
-            cluster_min_workers: None,
+            spreads_strictly: None,
             expose: None,
         }]
     }

@@ -2,8 +2,8 @@
 
 use larder_model::agent::Member;
 use larder_model::kube::{
-    AGENT_PORT, BUS_PORT, LABEL_INSTANCE, LABEL_SHARD, PROBE_PORT, SERVER_PORT, endpoint_name,
-    instance_name, pod_name,
+    AGENT_PORT, BUS_PORT, LABEL_INSTANCE, LABEL_SHARD, PROBE_PORT, SERVER_PORT, budget_name,
+    endpoint_name, instance_name, pod_name,
 };
 use larder_model::{EndpointKind, InstanceId};
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ pub(crate) fn disruption_budget(options: &KubeOptions, instance: &InstanceId, sh
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {
-            "name": format!("{}-s{shard}", instance_name(instance)),
+            "name": budget_name(instance, shard),
             "labels": labels(options, instance),
         },
         "spec": {

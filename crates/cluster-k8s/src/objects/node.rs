@@ -14,7 +14,7 @@ use larder_model::local::{AgentBoot, NodeSecrets};
 use larder_model::{ByteSize, InstanceId, NodeId, NodeMode, OuterAddress, WorkerName};
 use serde_json::{Value, json};
 
-use super::{RENDERER, node_labels};
+use super::node_labels;
 use crate::options::KubeOptions;
 
 /// Nobody in particular: the image has no such user, and needs none.
@@ -145,7 +145,7 @@ pub(crate) fn stateful_set(options: &KubeOptions, config: &NodeConfig) -> Value 
             "labels": labels,
             "annotations": {
                 ANNOTATION_GENERATION: config.generation.to_string(),
-                "larder.io/renderer": RENDERER.to_string(),
+                "larder.io/renderer": config.renderer.to_string(),
             },
         },
         "spec": {

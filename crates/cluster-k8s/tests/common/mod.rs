@@ -10,13 +10,13 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt};
 use larder_cluster::conformance::Subject;
-use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_cluster_k8s::{Credentials, KubeCluster, KubeOptions, connect, ensure_namespace};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::LABEL_OWNER;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, ByteSize, EndpointKind, EngineName, InstanceId, NodeId, Secret, Worker,
+    Address, ByteSize, EndpointKind, EngineName, InstanceId, NodeId, OuterAddress, Secret, Worker,
 };
 
 /// Names this run's owners.
@@ -173,6 +173,10 @@ impl Cluster for Settled {
         self.kube.workers().await
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        self.kube.spreads_strictly()
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         self.kube.observe(instance).await
     }
@@ -183,10 +187,19 @@ impl Cluster for Settled {
 
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
-        self.kube.reserve_address(instance, node).await
+        self.kube.reserve_address(fence, instance, node).await
+    }
+
+    async fn expose_node(
+        &self,
+        fence: Fence,
+        wish: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
+        self.kube.expose_node(fence, wish).await
     }
 
     async fn ensure_node(

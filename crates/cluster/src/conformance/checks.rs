@@ -1,9 +1,9 @@
 //! The claims.
 
 use larder_model::agent::Fence;
-use larder_model::{Address, BackendNode, EndpointKind, InstanceId, NodeId};
+use larder_model::{Address, BackendNode, Code, EndpointKind, Exposed, InstanceId, NodeId};
 
-use super::wish::{config, endpoint, fence, instance, node, secrets};
+use super::wish::{config, endpoint, exposure, fence, instance, node, secrets};
 use super::{Check, Failure, Subject};
 use crate::{BackendObserved, ClusterError};
 
@@ -37,6 +37,7 @@ checks! {
     an_address_is_not_given_to_another_instance_at_once,
     a_restarted_backend_shows_the_same,
     a_removal_goes_on_after_a_restart,
+    a_node_is_exposed_or_refused_to_be,
 }
 
 macro_rules! claim {
@@ -79,17 +80,17 @@ async fn an_address_is_stable_and_unique(subject: &mut dyn Subject) -> Result<()
     let (a, b) = (instance("i-a")?, instance("i-b")?);
     let (one, two) = (node("n-1")?, node("n-2")?);
     let cluster = subject.cluster();
-    let first = cluster.reserve_address(&a, &one).await.map_err(text)?;
-    let second = cluster.reserve_address(&a, &two).await.map_err(text)?;
-    let third = cluster.reserve_address(&b, &node("n-3")?).await.map_err(text)?;
+    let first = cluster.reserve_address(fence(1, 1), &a, &one).await.map_err(text)?;
+    let second = cluster.reserve_address(fence(1, 1), &a, &two).await.map_err(text)?;
+    let third = cluster.reserve_address(fence(1, 1), &b, &node("n-3")?).await.map_err(text)?;
     claim!(
         first != second && second != third && first != third,
         "three nodes share addresses: {first} {second} {third}"
     );
-    let again = cluster.reserve_address(&a, &one).await.map_err(text)?;
+    let again = cluster.reserve_address(fence(1, 1), &a, &one).await.map_err(text)?;
     claim!(again == first, "asked again it is {again}, not {first}");
     subject.restart().await;
-    let again = subject.cluster().reserve_address(&a, &one).await.map_err(text)?;
+    let again = subject.cluster().reserve_address(fence(1, 1), &a, &one).await.map_err(text)?;
     claim!(again == first, "after a restart it is {again}, not {first}");
     Ok(())
 }
@@ -132,6 +133,8 @@ async fn older_fences_are_refused(subject: &mut dyn Subject) -> Result<(), Failu
     let address = make_node(subject, &id, &one, fence(2, 5)).await?;
     let cluster = subject.cluster();
     for old in [fence(2, 4), fence(1, 9)] {
+        let reserved = cluster.reserve_address(old, &id, &one).await.map(drop);
+        stale(reserved, "reserve_address", old)?;
         let wish = config(&id, &one, &address, &subject.engine(), old.generation)?;
         stale(cluster.ensure_node(old, &wish, &secrets()).await, "ensure_node", old)?;
         stale(cluster.remove_node(old, &id, &one).await, "remove_node", old)?;
@@ -174,7 +177,7 @@ async fn a_node_with_no_more_than_an_address_can_be_removed(
     subject: &mut dyn Subject,
 ) -> Result<(), Failure> {
     let (id, one) = (instance("i-a")?, node("n-1")?);
-    let address = subject.cluster().reserve_address(&id, &one).await.map_err(text)?;
+    let address = subject.cluster().reserve_address(fence(1, 1), &id, &one).await.map_err(text)?;
     let seen = known_node(subject, &id, &one).await?;
     claim!(!seen.realised, "an address alone counts as realised");
     claim!(seen.address.as_ref() == Some(&address), "its address is not shown: {seen:?}");
@@ -210,7 +213,8 @@ async fn each_kind_of_endpoint_has_its_own_address(
     let id = instance("i-a")?;
     let write = make_endpoint(subject, &id, EndpointKind::Write, fence(1, 1)).await?;
     let read = make_endpoint(subject, &id, EndpointKind::Read, fence(1, 1)).await?;
-    let server = subject.cluster().reserve_address(&id, &node("n-1")?).await.map_err(text)?;
+    let server =
+        subject.cluster().reserve_address(fence(1, 1), &id, &node("n-1")?).await.map_err(text)?;
     claim!(
         write != read && read != server && write != server,
         "addresses are shared: write {write}, read {read}, a node {server}"
@@ -237,7 +241,7 @@ async fn instances_lists_what_has_anything(subject: &mut dyn Subject) -> Result<
     let (a, b, c) = (instance("i-a")?, instance("i-b")?, instance("i-c")?);
     make_node(subject, &a, &node("n-1")?, fence(1, 1)).await?;
     make_endpoint(subject, &b, EndpointKind::Write, fence(1, 1)).await?;
-    subject.cluster().reserve_address(&c, &node("n-2")?).await.map_err(text)?;
+    subject.cluster().reserve_address(fence(1, 1), &c, &node("n-2")?).await.map_err(text)?;
     let instances = subject.cluster().instances().await.map_err(text)?;
     claim!(instances.iter().eq([&a, &b, &c]), "it lists {instances:?}");
     Ok(())
@@ -265,7 +269,11 @@ async fn an_address_is_not_given_to_another_instance_at_once(
     make_node(subject, &id, &two, fence(1, 1)).await?;
     remove_node(subject, &id, &one).await?;
     let other = instance("i-b")?;
-    let given = subject.cluster().reserve_address(&other, &node("n-3")?).await.map_err(text)?;
+    let given = subject
+        .cluster()
+        .reserve_address(fence(1, 1), &other, &node("n-3")?)
+        .await
+        .map_err(text)?;
     claim!(given != released, "{released} went to another instance while peers remember it");
     Ok(())
 }
@@ -274,7 +282,7 @@ async fn a_restarted_backend_shows_the_same(subject: &mut dyn Subject) -> Result
     let (id, one) = (instance("i-a")?, node("n-1")?);
     make_node(subject, &id, &one, fence(1, 1)).await?;
     make_endpoint(subject, &id, EndpointKind::Discovery, fence(1, 1)).await?;
-    subject.cluster().reserve_address(&id, &node("n-2")?).await.map_err(text)?;
+    subject.cluster().reserve_address(fence(1, 1), &id, &node("n-2")?).await.map_err(text)?;
     let before = facts(&observe(subject, &id).await?);
     subject.restart().await;
     let after = facts(&observe(subject, &id).await?);
@@ -287,6 +295,36 @@ async fn a_removal_goes_on_after_a_restart(subject: &mut dyn Subject) -> Result<
     make_node(subject, &id, &one, fence(1, 1)).await?;
     subject.cluster().remove_node(fence(1, 2), &id, &one).await.map_err(text)?;
     subject.restart().await;
+    wait_until_gone(subject, &id, "node", |seen| !seen.nodes.contains_key(&one)).await
+}
+
+async fn a_node_is_exposed_or_refused_to_be(subject: &mut dyn Subject) -> Result<(), Failure> {
+    let (id, one) = (instance("i-a")?, node("n-1")?);
+    let address = make_node(subject, &id, &one, fence(2, 5)).await?;
+    let wish = exposure(&id, &one, &address, &subject.engine());
+    let given = match subject.cluster().expose_node(fence(2, 5), &wish).await {
+        Err(ClusterError::Refused(refusal)) => {
+            claim!(refusal.code == Code::InvalidRequest, "it is refused with {}", refusal.code);
+            let seen = known_node(subject, &id, &one).await?;
+            claim!(seen.exposed == Exposed::No, "refused, and yet it shows {:?}", seen.exposed);
+            return Ok(());
+        }
+        given => given.map_err(text)?,
+    };
+    let seen = known_node(subject, &id, &one).await?;
+    let shown = match &seen.exposed {
+        Exposed::Yes(outer) => Some(outer.clone()),
+        Exposed::Pending => None,
+        Exposed::No => return Err(format!("it was given {given:?} and shows nothing of it")),
+    };
+    claim!(given.is_none() || shown == given, "it was given {given:?} and shows {shown:?}");
+    let again = subject.cluster().expose_node(fence(2, 5), &wish).await.map_err(text)?;
+    claim!(given.is_none() || again == given, "asked again it is {again:?}, not {given:?}");
+    for old in [fence(2, 4), fence(1, 9)] {
+        let exposed = subject.cluster().expose_node(old, &wish).await.map(drop);
+        stale(exposed, "expose_node", old)?;
+    }
+    subject.cluster().remove_node(fence(2, 6), &id, &one).await.map_err(text)?;
     wait_until_gone(subject, &id, "node", |seen| !seen.nodes.contains_key(&one)).await
 }
 
@@ -323,7 +361,7 @@ async fn make_node(
     fence: Fence,
 ) -> Result<Address, Failure> {
     let cluster = subject.cluster();
-    let address = cluster.reserve_address(id, node).await.map_err(text)?;
+    let address = cluster.reserve_address(fence, id, node).await.map_err(text)?;
     let wish = config(id, node, &address, &subject.engine(), fence.generation)?;
     cluster.ensure_node(fence, &wish, &secrets()).await.map_err(text)?;
     Ok(address)

@@ -3,12 +3,12 @@
 use larder_model::agent::{Fence, Member, NodeConfig};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, InstanceId, InstanceName, Millis,
-    NodeId, NodeMode, Secret,
+    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, Expose, InstanceId, InstanceName,
+    Millis, NodeId, NodeMode, Secret,
 };
 
 use super::Failure;
-use crate::EndpointSpec;
+use crate::{EndpointSpec, NodeExposure};
 
 pub(super) fn fence(controller_epoch: u64, generation: u64) -> Fence {
     Fence { controller_epoch, generation }
@@ -70,4 +70,21 @@ pub(super) fn endpoint(
     generation: u64,
 ) -> EndpointSpec {
     EndpointSpec { expose: None, instance: instance.clone(), kind, members, generation }
+}
+
+/// A way from outside that every container cluster with an outside has.
+pub(super) fn exposure(
+    instance: &InstanceId,
+    node: &NodeId,
+    address: &Address,
+    engine: &EngineName,
+) -> NodeExposure {
+    NodeExposure {
+        instance: instance.clone(),
+        node: node.clone(),
+        address: address.clone(),
+        way: Expose::NodePort,
+        engine: engine.clone(),
+        known: None,
+    }
 }

@@ -12,15 +12,17 @@ use larder_model::agent::{
 };
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, BackendNode, ByteSize, Code, EndpointKind, EndpointStatus, InstanceId, NodeId,
-    NodeMode, Refusal, Timestamp, Worker, WorkerName, WorkerState,
+    Address, BackendNode, ByteSize, Code, EndpointKind, EndpointStatus, Exposed, InstanceId,
+    NodeId, NodeMode, OuterAddress, Refusal, Timestamp, Worker, WorkerName, WorkerState,
 };
 
 use super::Sim;
 use super::agent::SimAgent;
 use super::server::Disk;
 use super::world::{SimNode, World};
-use crate::{AgentError, Agents, BackendObserved, Cluster, ClusterError, EndpointSpec};
+use crate::{
+    AgentError, Agents, BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure,
+};
 
 /// How long a removal takes.
 const REMOVAL_MS: i64 = 200;
@@ -31,6 +33,8 @@ pub(super) struct SimEndpoint {
     pub(super) cluster: String,
     pub(super) address: Address,
     pub(super) members: Vec<Member>,
+    /// Nothing of it was deleted since it was ensured.
+    pub(super) whole: bool,
 }
 
 /// What of an agent's report is news when it changes: all but the offsets, which always do.
@@ -106,6 +110,7 @@ impl World {
             disk: Disk::default(),
             keeper_saw: None,
             removing_at: None,
+            whole: true,
             well_since: t,
             replication_cut_until: 0,
             start_not_before: 0,
@@ -151,6 +156,10 @@ impl World {
         Ok(())
     }
 
+    fn exposure_of(&self, node: &NodeId) -> Exposed {
+        self.exposed.get(node).cloned().map_or(Exposed::No, Exposed::Yes)
+    }
+
     fn in_cluster(&self, node: &SimNode, cluster: &str) -> bool {
         self.workers.get(&node.worker).is_some_and(|w| w.cluster == cluster)
     }
@@ -187,6 +196,7 @@ impl World {
                 .filter(|node| self.answers(node))
                 .collect(),
         };
+        let leads_to = if endpoint.whole { leads_to } else { Vec::new() };
         let answers = leads_to.iter().any(|node| self.answers(node));
         EndpointStatus {
             inner: None,
@@ -194,6 +204,7 @@ impl World {
             address: endpoint.address.clone(),
             answers,
             leads_to,
+            whole: endpoint.whole,
         }
     }
 
@@ -356,6 +367,10 @@ impl Cluster for SimCluster {
             .collect())
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        None
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let world = self.sim.world();
         world.cluster_up(&self.name)?;
@@ -365,7 +380,7 @@ impl Cluster for SimCluster {
                 let first = world.workers.iter().find(|(_, w)| w.cluster == self.name);
                 let Some((worker, _)) = first else { continue };
                 let bare = BackendNode {
-                    exposed: larder_model::Exposed::No,
+                    exposed: world.exposure_of(node),
                     worker: world.placed.get(node).unwrap_or(worker).clone(),
                     address: Some(address.clone()),
                     realised: false,
@@ -378,10 +393,10 @@ impl Cluster for SimCluster {
         for (id, node) in &world.nodes {
             if node.config.instance == *instance && world.in_cluster(node, &self.name) {
                 let there = BackendNode {
-                    exposed: larder_model::Exposed::No,
+                    exposed: world.exposure_of(id),
                     worker: node.worker.clone(),
                     address: Some(node.config.address.clone()),
-                    realised: node.removing_at.is_none(),
+                    realised: node.removing_at.is_none() && node.whole,
                     volume: !node.disk.gone,
                     generation: node.config.generation,
                 };
@@ -416,11 +431,12 @@ impl Cluster for SimCluster {
 
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
         let mut world = self.sim.world();
-        world.cluster_up(&self.name)?;
+        world.check_fence(&self.name, instance, fence)?;
         let address = match world.reserved.get(node) {
             Some((_, address)) => address.clone(),
             None => {
@@ -430,6 +446,25 @@ impl Cluster for SimCluster {
             }
         };
         world.reply(&self.name, address)
+    }
+
+    async fn expose_node(
+        &self,
+        fence: Fence,
+        wish: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
+        let mut world = self.sim.world();
+        world.check_fence(&self.name, &wish.instance, fence)?;
+        let outer = match world.exposed.get(&wish.node) {
+            Some(outer) => outer.clone(),
+            None => {
+                let port = world.next_address().port;
+                let outer = OuterAddress { host: Some("outside".to_owned()), port, bus_port: None };
+                world.exposed.insert(wish.node.clone(), outer.clone());
+                outer
+            }
+        };
+        world.reply(&self.name, Some(outer))
     }
 
     async fn ensure_node(
@@ -447,6 +482,7 @@ impl Cluster for SimCluster {
                 return Err(ClusterError::Unreachable { cluster, reason });
             }
             Some(node) => {
+                node.whole = true;
                 if config.generation >= node.config.generation {
                     node.config = config.clone();
                     node.agent.dirty = true;
@@ -481,6 +517,7 @@ impl Cluster for SimCluster {
             }
             None => {
                 world.reserved.remove(node);
+                world.exposed.remove(node);
             }
         }
         world.reply(&self.name, ())
@@ -495,7 +532,7 @@ impl Cluster for SimCluster {
             None => world.next_address(),
         };
         let (cluster, members) = (self.name.clone(), spec.members.clone());
-        world.endpoints.insert(key, SimEndpoint { cluster, address, members });
+        world.endpoints.insert(key, SimEndpoint { cluster, address, members, whole: true });
         world.reply(&self.name, ())
     }
 

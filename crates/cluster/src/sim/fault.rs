@@ -30,6 +30,9 @@ pub enum Fault {
     Lease { node: Option<NodeId>, trouble: LeaseTrouble, length: i64 },
     /// The lease of this node's shard is deleted.
     LoseLease { node: NodeId },
+    /// What leads clients to the instance of this node, and what its nodes share, is deleted in the
+    /// container cluster.
+    LoseParts { node: NodeId },
     /// Full syncs take this long from now on.
     SlowSync { sync_ms: i64 },
     /// The keeper of this node's worker does nothing.

@@ -112,6 +112,15 @@ impl World {
                     found.agent.read_at = larder_model::Timestamp(0);
                 }
             }
+            Fault::LoseParts { node } => {
+                let instance = self.nodes.get(&node).map(|n| n.config.instance.clone());
+                for node in self.nodes.values_mut() {
+                    node.whole &= Some(&node.config.instance) != instance.as_ref();
+                }
+                for ((of, _), endpoint) in &mut self.endpoints {
+                    endpoint.whole &= Some(of) != instance.as_ref();
+                }
+            }
             Fault::SlowSync { sync_ms } => self.sync_ms = sync_ms,
             Fault::StopKeeper { node, length } => {
                 over = t + length;

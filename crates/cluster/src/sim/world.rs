@@ -6,7 +6,8 @@ use larder_election::Rules;
 use larder_model::agent::{NodeConfig, Role};
 use larder_model::lease::Route;
 use larder_model::{
-    Address, ByteSize, EndpointKind, InstanceId, NodeId, NodeMode, WorkerName, ZoneName,
+    Address, ByteSize, EndpointKind, InstanceId, NodeId, NodeMode, OuterAddress, WorkerName,
+    ZoneName,
 };
 
 use super::SimConfig;
@@ -45,6 +46,8 @@ pub(super) struct SimNode {
     pub(super) disk: Disk,
     /// What the keeper has seen of the lease: version, and since when.
     pub(super) keeper_saw: Option<(u64, i64)>,
+    /// Nothing that it shares with others was deleted since it was ensured.
+    pub(super) whole: bool,
     pub(super) removing_at: Option<i64>,
     /// Since when nothing has been wrong with the node (for the checks).
     pub(super) well_since: i64,
@@ -85,6 +88,8 @@ pub(super) struct World {
     pub(super) nodes: BTreeMap<NodeId, SimNode>,
     pub(super) addresses: BTreeMap<Address, NodeId>,
     pub(super) reserved: BTreeMap<NodeId, (InstanceId, Address)>,
+    /// Ways from outside.
+    pub(super) exposed: BTreeMap<NodeId, OuterAddress>,
     pub(super) next_port: u16,
     pub(super) shards: BTreeMap<ShardKey, SimShard>,
     /// Where tests want nodes to be made.
@@ -125,6 +130,7 @@ impl World {
             nodes: BTreeMap::new(),
             addresses: BTreeMap::new(),
             reserved: BTreeMap::new(),
+            exposed: BTreeMap::new(),
             next_port: 20_000,
             shards: BTreeMap::new(),
             placed: BTreeMap::new(),
@@ -488,6 +494,7 @@ impl World {
                 self.addresses.remove(&found.config.address);
             }
             self.reserved.remove(&node);
+            self.exposed.remove(&node);
             self.note(|| format!("{node} removed"));
         }
     }

@@ -3,7 +3,7 @@
 use larder_model::agent::{Problem, ProblemCode};
 use larder_model::plan::{OperationOutcome, Plan, Step, Wait};
 use larder_model::{Architecture, Code, InstanceState, Millis, NodeId, Observation, StepState};
-use larder_planner::{check_room, node_config, place};
+use larder_planner::{check_room, node_config, place, rule_of_spread};
 
 use crate::world::World;
 
@@ -166,7 +166,11 @@ fn a_creation_without_room_for_all_its_nodes_can_be_refused_beforehand() {
 #[test]
 fn too_few_workers_for_the_policy_place_nothing() {
     let mut world = World::new(Architecture::Cluster, 3, 2, &["w1", "w2"]);
-    world.desired.policy.cluster_min_workers = 6;
+    let least = |world: &World| world.desired.policy.cluster_min_workers;
+    rule_of_spread(&mut world.desired, None);
+    assert_eq!(least(&world), 0, "no choice is no rule");
+    rule_of_spread(&mut world.desired, Some(true));
+    assert_eq!(least(&world), 6);
     let plan = world.plan();
     assert!(!plan.steps.iter().any(|p| matches!(p.step, Step::RecordNode { .. })), "{plan}");
     let refusal = check_room(&world.desired, &world.observe()).expect_err("too few");

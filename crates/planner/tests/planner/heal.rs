@@ -1,8 +1,10 @@
 //! Healing of leased instances, and what must not be taken for a reason to act.
 
 use larder_model::agent::{Problem, ProblemCode, ServerState, VolumeState};
-use larder_model::plan::{Plan, Step, Wait};
-use larder_model::{Architecture, InstanceState, Millis, NodeId, NodePhase, WorkerState};
+use larder_model::plan::{Plan, PlannedStep, Step, Wait};
+use larder_model::{
+    Architecture, EndpointKind, InstanceState, Millis, NodeId, NodePhase, WorkerState,
+};
 
 use crate::world::World;
 
@@ -16,6 +18,22 @@ fn removes_or_adds(plan: &Plan) -> bool {
                 | Step::ForgetRecord { .. }
         )
     })
+}
+
+/// A Service that is there and leads nowhere, for good: its slice was deleted by hand.
+#[test]
+fn an_endpoint_of_which_a_part_was_deleted_is_made_again() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1", "w2"]);
+    world.torn.insert(EndpointKind::Write);
+    let plan = world.round();
+    let ensures = |planned: &PlannedStep| {
+        planned.step == Step::EnsureEndpoint { endpoint: EndpointKind::Write }
+    };
+    assert!(plan.steps.len() == 1 && ensures(&plan.steps[0]), "{plan}");
+    world.round();
+    let plan = world.plan();
+    assert!(plan.steps.is_empty(), "{plan}");
+    assert_eq!(plan.report.state, InstanceState::Running);
 }
 
 /// Pain 7: a crash is read as "scale down".

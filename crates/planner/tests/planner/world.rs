@@ -75,6 +75,8 @@ pub(crate) struct World {
     pub(crate) workers: Vec<Worker>,
     pub(crate) nodes: BTreeMap<NodeId, SimNode>,
     pub(crate) endpoints: BTreeMap<EndpointKind, bool>,
+    /// Of which somebody has deleted a part.
+    pub(crate) torn: BTreeSet<EndpointKind>,
     pub(crate) now: Timestamp,
     pub(crate) ids: Counter,
     pub(crate) backend_unknown: bool,
@@ -144,6 +146,7 @@ impl World {
             workers: workers.iter().map(|text| worker(text)).collect(),
             nodes: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            torn: BTreeSet::new(),
             now: Timestamp(1_000_000),
             ids: Counter::default(),
             backend_unknown: false,
@@ -313,6 +316,7 @@ impl World {
             }
             Step::EnsureEndpoint { endpoint } => {
                 self.endpoints.entry(*endpoint).or_insert(false);
+                self.torn.remove(endpoint);
             }
             Step::MarkInitialized => {
                 if !self.desired.initialized {
@@ -601,8 +605,8 @@ impl World {
         } else {
             self.elect()
         }
-        for answers in self.endpoints.values_mut() {
-            *answers = true;
+        for (kind, answers) in &mut self.endpoints {
+            *answers = !self.torn.contains(kind);
         }
     }
 
@@ -720,6 +724,7 @@ impl World {
                         address: Address::new("127.0.0.1", 16_000),
                         answers: *answers,
                         leads_to: Vec::new(),
+                        whole: !self.torn.contains(&kind),
                     },
                     at: self.now,
                 },

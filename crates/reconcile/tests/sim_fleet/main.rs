@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use larder_cluster::Cluster as _;
 use larder_cluster::sim::{Fault, Profile, Rng};
 use larder_model::{
     Architecture, Code, ElectionPolicy, InstanceId, Millis, OperationKind, OperationState,
@@ -283,6 +284,26 @@ fn a_node_lost_with_its_worker_is_replaced_elsewhere_and_removed_when_it_is_back
         fleet.run_for(20_000).await?;
         fleet.run_until_whole(HEALED_WITHIN).await?;
         assert_eq!(fleet.sim.worker_of(&node), None);
+        fleet.holds_what_is_recorded().await
+    }));
+}
+
+#[test]
+fn what_somebody_has_deleted_of_an_instance_is_made_again() {
+    or_panic(run(async {
+        let mut fleet = Fleet::new(12);
+        let policy = no_limit_of_failovers();
+        fleet.create(Architecture::ReadWrite, 1, 2, &policy);
+        fleet.create(Architecture::Cluster, 3, 2, &policy);
+        fleet.run_until_whole(60_000).await?;
+        for instance in fleet.instances.clone() {
+            let desired = fleet.book.desired(&instance).await.unwrap().unwrap();
+            fleet.sim.inject(Fault::LoseParts { node: desired.nodes[0].id.clone() });
+            fleet.run_for(5000).await?;
+            let seen = fleet.sim.cluster("local").observe(&instance).await.unwrap();
+            assert!(seen.nodes.values().all(|node| node.realised), "{seen:?}");
+            assert!(seen.endpoints.values().all(|one| one.whole && one.answers), "{seen:?}");
+        }
         fleet.holds_what_is_recorded().await
     }));
 }

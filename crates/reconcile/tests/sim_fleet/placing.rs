@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use larder_cluster::sim::{Sim, SimCluster};
-use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec};
+use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, Code, EndpointKind, InstanceId, NodeId, Refusal, Worker};
+use larder_model::{
+    Address, Code, EndpointKind, InstanceId, NodeId, OuterAddress, Refusal, Worker,
+};
 use larder_reconcile::{Book as _, MemoryBook};
 
 pub(crate) struct Placing {
@@ -50,6 +52,10 @@ impl Cluster for Placing {
         self.inner.workers().await
     }
 
+    fn spreads_strictly(&self) -> Option<bool> {
+        self.inner.spreads_strictly()
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         self.inner.observe(instance).await
     }
@@ -60,11 +66,20 @@ impl Cluster for Placing {
 
     async fn reserve_address(
         &self,
+        fence: Fence,
         instance: &InstanceId,
         node: &NodeId,
     ) -> Result<Address, ClusterError> {
         self.place(instance, node).await;
-        self.inner.reserve_address(instance, node).await
+        self.inner.reserve_address(fence, instance, node).await
+    }
+
+    async fn expose_node(
+        &self,
+        fence: Fence,
+        wish: &NodeExposure,
+    ) -> Result<Option<OuterAddress>, ClusterError> {
+        self.inner.expose_node(fence, wish).await
     }
 
     async fn ensure_node(
