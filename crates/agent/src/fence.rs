@@ -84,15 +84,17 @@ fn mark_file(own: &NodeDir, node: &NodeId) -> Option<PathBuf> {
     Some(nodes.join(node.as_str()).join(path.file_name()?))
 }
 
-/// Makes the server at `address` read-only. Best effort, as [`kill_server_of`].
+/// Makes the server at `address` read-only. Best effort, as [`kill_server_of`], and no longer than
+/// [`DEADLINE`].
 pub(crate) async fn demote_server_at(address: &Address, password: &Secret) {
-    let demoted: Result<(), NodeError> = async {
+    let demote = async {
         let mut server = Connection::login(address, SYSTEM_USER, password, DEADLINE).await?;
         server.replicaof(Some(&nobody())).await
-    }
-    .await;
-    match demoted {
-        Ok(()) => tracing::warn!(%address, "old primary demoted over its own protocol"),
-        Err(error) => tracing::info!(%address, %error, "old primary not reached"),
+    };
+    // For all of it together: each question has the whole time by itself.
+    match tokio::time::timeout(DEADLINE, demote).await {
+        Ok(Ok(())) => tracing::warn!(%address, "old primary demoted over its own protocol"),
+        Ok(Err(error)) => tracing::info!(%address, %error, "old primary not reached"),
+        Err(_) => tracing::info!(%address, "old primary slow: it is not waited for"),
     }
 }

@@ -3,10 +3,10 @@
 //! Agent and server die together here, so the agent ends by handing over and stopping its
 //! server; and a kubelet that gets no answer to its probe is what the keeper is on one machine.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,24 +15,25 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use larder_model::Millis;
 use larder_model::agent::{AgentStatus, Role, ServerState};
 use larder_model::kube::{VOLUME_FILE, VolumeIds};
 use larder_model::local::AgentBoot;
-use larder_model::{Millis, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::api::{self, ApiState};
 use crate::boot::{Boot, read_json};
-use crate::clock;
 use crate::error::AgentError;
 use crate::lease::{Endpoint, Lease};
 use crate::peers::{Peers, Reach};
-use crate::run::{Leave, Mode, live};
+use crate::run::{End, Leave, Mode, live};
 use crate::wire::InstanceKey;
 
-/// A loop that has not turned for this long is stuck. One turn asks the server, the lease and
-/// the route, 0.4 s each at most, and does what was decided.
+/// A loop that has not beaten for this long is stuck. It beats before each thing that it waits for:
+/// a question to the server, the lease or the route, one action of the election, one step of the
+/// server's end. The longest of them is the end of a killed process, 2 s. A whole turn may take
+/// longer: a take-over from a node that is silent, with a slow disk, about 5 s.
 const STUCK: Millis = Millis(2_500);
 /// kube-proxy rests for a second between two changes (`minSyncPeriod`), and the end of this pod
 /// was one.
@@ -74,6 +75,7 @@ pub fn read_boot(config: &Path) -> Result<AgentBoot, AgentError> {
 /// # Errors
 /// As [`crate::run()`].
 pub async fn run_in_pod(pod: Pod) -> Result<(), AgentError> {
+    let end = End::listen()?;
     std::fs::create_dir_all(&pod.state)
         .map_err(|source| AgentError::Read { path: pod.state.clone(), source })?;
     let mut boot = Boot::load_apart(&pod.config, &pod.state)?;
@@ -84,11 +86,7 @@ pub async fn run_in_pod(pod: Pod) -> Result<(), AgentError> {
         TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })
     };
     let (api, probes) = (listen(pod.api).await?, listen(pod.probes).await?);
-    boot.volume_replaced = match std::fs::read(pod.config.join(VOLUME_FILE)) {
-        Ok(bytes) => serde_json::from_slice::<VolumeIds>(&bytes).is_ok_and(|ids| ids.is_replaced()),
-        // An older control plane has not written it.
-        Err(_) => false,
-    };
+    boot.volume_replaced = is_volume_replaced(&pod.config)?;
     let mode = Mode::new(&boot, pod.lease, pod.endpoint);
     let reach = Reach::Network { port: pod.api.port(), key: key.clone() };
     let open = |state: ApiState| {
@@ -97,7 +95,18 @@ pub async fn run_in_pod(pod: Pod) -> Result<(), AgentError> {
         })
     };
     let leave = Leave { settle: SETTLE, within: pod.leave_within };
-    live(boot, mode, Peers::new(reach), open, Some(leave)).await
+    live(boot, mode, Peers::new(reach), open, end, Some(leave)).await
+}
+
+/// Whether the node has had another volume before. A file that cannot be read says nothing: taken
+/// for "no", an empty volume would look like a new node's.
+fn is_volume_replaced(config: &Path) -> Result<bool, AgentError> {
+    match read_json::<VolumeIds>(&config.join(VOLUME_FILE)) {
+        Ok(ids) => Ok(ids.is_replaced()),
+        // An older control plane has not written it.
+        Err(AgentError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Serves the API to whoever has the instance's key.
@@ -147,10 +156,9 @@ async fn serve_probes(listener: TcpListener, state: ApiState) {
 /// Whether the loop turns. A server that hangs is the loop's own business; a lease that cannot be
 /// reached is no reason to die.
 async fn live_probe(State(state): State<ApiState>) -> (StatusCode, String) {
-    let beat = Timestamp(state.beat.load(Ordering::Relaxed));
-    let still = clock::monotonic().since(beat);
+    let still = state.beat.still();
     if still > STUCK {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not turned for {still}"));
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not gone on for {still}"));
     }
     (StatusCode::OK, "ok".to_owned())
 }

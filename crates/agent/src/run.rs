@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use larder_model::agent::{LeaseSummary, Order, Problem};
 use larder_model::{Millis, NodeMode, Refusal, Severity, Timestamp};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -41,6 +41,7 @@ const QUEUE: usize = 256;
 /// [`AgentError`] when the agent cannot begin: another one runs, or its files cannot be read.
 /// Whatever goes wrong later is a problem of the node, shown in its status.
 pub async fn run(dir: &Path) -> Result<(), AgentError> {
+    let end = End::listen()?;
     let boot = Boot::load(dir)?;
     let mode = Mode::on_machine(&boot)?;
     let socket = boot.run_dir.agent_socket(&boot.boot.config.node);
@@ -48,9 +49,35 @@ pub async fn run(dir: &Path) -> Result<(), AgentError> {
     let peers = Peers::new(Reach::Sockets(boot.run_dir.clone()));
     let path = socket.clone();
     let open = |state| tokio::spawn(api::serve(path, listener, state));
-    live(boot, mode, peers, open, None).await?;
+    live(boot, mode, peers, open, end, None).await?;
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// The word that the agent shall end: SIGTERM or SIGINT. To be listened for before anything else:
+/// to the first process of a pod a signal without a handler is as if it had not been sent.
+pub(crate) struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl End {
+    /// Listens from now on. Must be called within a runtime.
+    pub(crate) fn listen() -> Result<Self, AgentError> {
+        let listen = |kind| signal(kind).map_err(AgentError::Setup);
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits until it was said, also before this was called. Cancel-safe.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// How an agent ends that takes its server with it.
@@ -70,6 +97,7 @@ pub(crate) async fn live(
     mut mode: Mode,
     peers: Peers,
     open: impl FnOnce(ApiState) -> JoinHandle<()>,
+    mut end: End,
     leave: Option<Leave>,
 ) -> Result<(), AgentError> {
     let config = boot.boot.config.clone();
@@ -84,8 +112,6 @@ pub(crate) async fn live(
     );
     let (commands, mut inbox) = mpsc::channel(QUEUE);
     let (mut core, readers) = Core::new(boot, memory, server, peers, commands.clone()).await;
-    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Setup)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Setup)?;
     tracing::info!(node = %config.node, instance = %config.instance, "agent started");
 
     // The first status is published after the first round: nobody gets to read one in which the
@@ -93,15 +119,9 @@ pub(crate) async fn live(
     core.check_volume();
     let Readers { status, metrics, beat } = readers;
     let api = open(ApiState { commands, status, metrics, beat });
-    let ended = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
     tokio::select! {
         () = turn(&mut core, &mut mode, &mut inbox, |_, _| false) => {}
-        () = ended => {}
+        () = end.told() => {}
     }
     if let Some(how) = leave {
         leave_node(&mut core, &mut mode, &mut inbox, how).await;
@@ -157,6 +177,7 @@ async fn turn(
         let round = mode.round(core).await;
         let now = clock::monotonic();
         if now.since(kept_house) >= STEADY {
+            core.beat();
             core.housekeeping().await;
             kept_house = now;
         } else if !round.again {
@@ -189,6 +210,7 @@ async fn turn(
                     break;
                 }
                 Wake::Asked(Some(command)) => {
+                    core.beat();
                     if mode.command(core, command).await {
                         break;
                     }
