@@ -98,3 +98,32 @@ pub(crate) async fn demote_server_at(address: &Address, password: &Secret) {
         Err(_) => tracing::info!(%address, "old primary slow: it is not waited for"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_old_primary_that_is_slow_with_each_answer_is_waited_for_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
+        let port = listener.local_addr().expect("bound").port();
+        let slow = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("called");
+            let mut input = [0; 1024];
+            while stream.read(&mut input).await.is_ok_and(|read| read > 0) {
+                tokio::time::sleep(DEADLINE * 4 / 5).await;
+                let _ = stream.write_all(b"+OK\r\n").await;
+            }
+        });
+        let began = Instant::now();
+        demote_server_at(&Address::new("127.0.0.1", port), &Secret::new("x")).await;
+        let took = began.elapsed();
+        assert!(took < DEADLINE + DEADLINE / 4, "{took:?}");
+        slow.abort();
+    }
+}

@@ -185,3 +185,27 @@ impl Peers {
         self.post(node, "/v1/peer/fail-over", request).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use larder_model::Secret;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_is_no_member_any_more_is_not_dialled() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
+        let port = listener.local_addr().expect("bound").port();
+        let key = InstanceKey::derive(&Secret::new("system-password"));
+        let peers = Peers::new(Reach::Network { port, key });
+        // As where a node's id is the name of its Service: it leads to whoever has it.
+        let node = NodeId::new("localhost").expect("valid");
+        let called = tokio::time::timeout(DEADLINE * 2, listener.accept());
+        let (called, answer) = tokio::join!(called, peers.report(&node));
+        assert!(called.is_err() && answer.is_none(), "{called:?}");
+        let request = DemoteRequest { epoch: 1, holder: node.clone() };
+        let refused = peers.demote(&node, &request).await;
+        assert!(matches!(refused, Err(ClientError::Silent { .. })), "{refused:?}");
+    }
+}

@@ -16,7 +16,7 @@ use axum::routing::get;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use larder_model::Millis;
-use larder_model::agent::{AgentStatus, Role, ServerState};
+use larder_model::agent::{AgentStatus, ClusterPeer, ClusterView, Role, ServerState};
 use larder_model::kube::{VOLUME_FILE, VolumeIds};
 use larder_model::local::AgentBoot;
 use tokio::net::TcpListener;
@@ -81,7 +81,7 @@ pub async fn run_in_pod(pod: Pod) -> Result<(), AgentError> {
     let mut boot = Boot::load_apart(&pod.config, &pod.state)?;
     boot.in_pod = true;
     boot.worker = pod.worker;
-    let key = InstanceKey::derive(&boot.secrets.system_password);
+    let key = InstanceKey::derive(boot.secrets.of_agents());
     let listen = async |address: SocketAddr| {
         TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })
     };
@@ -175,10 +175,18 @@ fn not_ready(status: &AgentStatus) -> Option<&'static str> {
     if !matches!(status.server.state, ServerState::Serving | ServerState::Busy) {
         return Some("the server does not serve");
     }
-    if let Some(cluster) = &status.cluster {
-        return (!cluster.state_ok).then_some("the cluster is not whole");
-    }
     let Some(replication) = &status.replication else { return Some("the role is not known") };
+    if let Some(cluster) = &status.cluster {
+        let out_of_sync =
+            replication.role == Role::Replica && (!replication.link_up || replication.syncing);
+        return if out_of_sync {
+            Some("the replica is not in sync")
+        } else if !cluster.state_ok && is_cut_off(cluster) {
+            Some("this node sees too few of the cluster's primaries")
+        } else {
+            None
+        };
+    }
     let leads =
         (status.lease.as_ref()).is_some_and(|lease| lease.holder.as_ref() == Some(&status.node));
     match replication.role {
@@ -186,5 +194,140 @@ fn not_ready(status: &AgentStatus) -> Option<&'static str> {
         Role::Primary => Some("a primary without the lease"),
         Role::Replica if replication.link_up && !replication.syncing => None,
         Role::Replica => Some("the replica is not in sync"),
+    }
+}
+
+/// Fewer than half of the shards are seen from here, as from the lesser part of a network that broke.
+/// That a shard has no primary somewhere in the cluster is no reason to stay away from this node:
+/// clients would then reach none at all.
+fn is_cut_off(cluster: &ClusterView) -> bool {
+    let primaries =
+        || cluster.nodes.iter().filter(|n| n.role == Role::Primary && !n.slots.is_empty());
+    let is_seen =
+        |n: &&ClusterPeer| n.id == cluster.my_id || (n.linked && !n.failed && !n.suspected);
+    primaries().filter(is_seen).count() * 2 <= primaries().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_model::agent::{ReplicationView, ServerStatus, VolumeState};
+    use larder_model::{Address, InstanceId, NodeId, SlotRange, Timestamp};
+
+    use super::*;
+
+    fn status(role: Role, cluster: Option<ClusterView>) -> AgentStatus {
+        AgentStatus {
+            node: NodeId::new("n-1").expect("valid"),
+            instance: InstanceId::new("i-1").expect("valid"),
+            agent_run: "r".to_owned(),
+            version: 1,
+            generation: 1,
+            at: Timestamp(0),
+            server: ServerStatus {
+                state: ServerState::Serving,
+                unanswering_since: None,
+                pid: Some(7),
+                run_id: None,
+                engine_version: None,
+                started_at: None,
+                used_memory: None,
+                connected_clients: None,
+            },
+            volume: VolumeState::Data,
+            replication: Some(ReplicationView {
+                role,
+                primary: None,
+                link_up: true,
+                syncing: false,
+                replid: "r".to_owned(),
+                offset: 1,
+                replicas: Vec::new(),
+            }),
+            cluster,
+            lease: None,
+            problem: None,
+            events: Vec::new(),
+        }
+    }
+
+    /// Three shards as the primary of the first one sees them; `seen`: the other primaries.
+    fn cluster(state_ok: bool, seen: [bool; 2]) -> ClusterView {
+        let primary = |index: u16, linked: bool| ClusterPeer {
+            id: index.to_string(),
+            address: Address::new("10.0.0.1", 7000 + index),
+            role: Role::Primary,
+            primary: None,
+            failed: !linked,
+            suspected: false,
+            handshake: false,
+            linked,
+            config_epoch: 1,
+            slots: SlotRange::new(index * 100, index * 100 + 99).into_iter().collect(),
+            migrating: false,
+        };
+        ClusterView {
+            my_id: "0".to_owned(),
+            state_ok,
+            current_epoch: 1,
+            nodes: vec![primary(0, true), primary(1, seen[0]), primary(2, seen[1])],
+        }
+    }
+
+    #[test]
+    fn a_shard_without_a_primary_keeps_no_other_node_of_the_cluster_from_its_clients() {
+        let ready = |state_ok, seen| {
+            not_ready(&status(Role::Primary, Some(cluster(state_ok, seen)))).is_none()
+        };
+        assert!(ready(true, [true, true]));
+        assert!(ready(false, [true, false]), "one shard has no primary");
+        assert!(!ready(false, [false, false]), "this node is cut off");
+        let mut unborn = cluster(false, [true, true]);
+        unborn
+            .nodes
+            .iter_mut()
+            .for_each(|node| node.slots = SlotRange::new(1, 0).into_iter().collect());
+        assert!(not_ready(&status(Role::Primary, Some(unborn))).is_some(), "nobody has slots yet");
+    }
+
+    #[test]
+    fn a_replica_of_a_cluster_is_ready_while_it_is_in_sync() {
+        let mut replica = status(Role::Replica, Some(cluster(true, [true, true])));
+        assert_eq!(not_ready(&replica), None);
+        let link = |status: &mut AgentStatus, up, syncing| {
+            let view = status.replication.as_mut().expect("set");
+            (view.link_up, view.syncing) = (up, syncing);
+        };
+        link(&mut replica, true, true);
+        assert!(not_ready(&replica).is_some());
+        link(&mut replica, false, false);
+        assert!(not_ready(&replica).is_some());
+    }
+
+    #[test]
+    fn a_leased_node_is_ready_as_the_holder_or_in_sync() {
+        let mut primary = status(Role::Primary, None);
+        assert_eq!(not_ready(&primary), Some("a primary without the lease"));
+        let holder = Some(primary.node.clone());
+        let lease = larder_model::agent::LeaseSummary { epoch: 1, holder, failover_on_hold: false };
+        primary.lease = Some(lease);
+        assert_eq!(not_ready(&primary), None);
+        primary.server.state = ServerState::Loading;
+        assert!(not_ready(&primary).is_some());
+        assert_eq!(not_ready(&status(Role::Replica, None)), None);
+    }
+
+    #[test]
+    fn a_file_of_volumes_that_cannot_be_read_says_nothing() {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let file = folder.path().join(VOLUME_FILE);
+        let replaced = || is_volume_replaced(folder.path());
+        assert!(matches!(replaced(), Ok(false)), "an older control plane");
+        std::fs::write(&file, br#"{"first":"u-1","now":""}"#).expect("written");
+        assert!(matches!(replaced(), Ok(true)));
+        std::fs::write(&file, b"{").expect("written");
+        assert!(matches!(replaced(), Err(AgentError::Malformed { .. })));
+        std::fs::remove_file(&file).expect("removed");
+        std::fs::create_dir(&file).expect("made");
+        assert!(matches!(replaced(), Err(AgentError::Read { .. })));
     }
 }

@@ -31,6 +31,11 @@ const MOTION: Millis = Millis(100);
 const PAUSE: Millis = Millis(20);
 /// Rounds in a row that may follow each other without a pause.
 const ROUNDS_IN_A_ROW: u32 = 16;
+/// How soon somebody who does not take over yet is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// After this a hand-over that was begun and has not come to its end is ordered again: longer than
+/// a cluster's coordinated failover and a lease's hand-over, which give up after 5 s.
+const TRY_AGAIN: Duration = Duration::from_millis(5_500);
 /// Commands that may wait for the loop.
 const QUEUE: usize = 256;
 
@@ -146,13 +151,35 @@ async fn leave_node(
         let settled = turn(core, mode, inbox, |mode, core| !mode.leads(core));
         let _ = tokio::time::timeout(how.settle, settled).await;
     }
-    if mode.begin_leaving(core).await {
+    let began = clock::monotonic();
+    loop {
+        let wait = match mode.begin_leaving(core).await {
+            Leaving::Nobody => break,
+            Leaving::NotYet => ASK_AGAIN,
+            Leaving::UnderWay => TRY_AGAIN,
+        };
+        let left = how.within.saturating_sub(clock::monotonic().since(began).duration());
         let handed_over = turn(core, mode, inbox, |mode, core| !mode.leads(core));
-        if tokio::time::timeout(how.within, handed_over).await.is_err() {
+        if tokio::time::timeout(wait.min(left), handed_over).await.is_ok() {
+            break;
+        }
+        if left <= wait {
             tracing::warn!(within = ?how.within, "nobody has taken over in time");
+            break;
         }
     }
     core.shut_down_server().await;
+}
+
+/// What came of the wish to hand over at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Somebody takes over, or tries to.
+    UnderWay,
+    /// Who should take over does not, yet.
+    NotYet,
+    /// This node leads nothing, or there is nobody to take over.
+    Nobody,
 }
 
 /// What may wake the loop.
@@ -258,10 +285,13 @@ impl Mode {
         }
     }
 
-    /// Begins a hand-over to whoever is best. Answers whether one is under way.
-    async fn begin_leaving(&mut self, core: &Core) -> bool {
+    /// Begins a hand-over to whoever is best.
+    async fn begin_leaving(&mut self, core: &Core) -> Leaving {
         match self {
-            Self::Leased(leased) => leased.order(core, &Order::HandOver { to: None }).is_ok(),
+            Self::Leased(leased) => match leased.order(core, &Order::HandOver { to: None }) {
+                Ok(()) => Leaving::UnderWay,
+                Err(_) => Leaving::Nobody,
+            },
             Self::Clustered(_) => Clustered::begin_leaving(core).await,
         }
     }

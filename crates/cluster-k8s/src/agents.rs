@@ -160,7 +160,7 @@ impl KubeCluster {
         let bytes = data.get("secrets.json").map(|bytes| bytes.0.as_slice()).unwrap_or_default();
         let parsed: NodeSecrets = serde_json::from_slice(bytes)
             .map_err(|_| silent(format!("Secret {name} does not hold what an agent needs")))?;
-        Ok(InstanceKey::derive(&parsed.system_password))
+        Ok(InstanceKey::derive(parsed.of_agents()))
     }
 
     /// What an agent's answer means, and whether it is left alone now.

@@ -121,6 +121,14 @@ impl Place {
         Ok(made)
     }
 
+    /// Whether an object of that name is there.
+    pub(crate) async fn has<K: Object>(&self, object: &Value) -> Result<bool, ClusterError> {
+        let name = name_of(object);
+        let doing = format!("looking for {} {name}", K::KIND);
+        let found = self.ask(&doing, self.api::<K>().get_metadata_opt(name)).await?;
+        Ok(found.is_some())
+    }
+
     /// The metadata of all objects that match.
     pub(crate) async fn metadata<K: Object>(
         &self,
