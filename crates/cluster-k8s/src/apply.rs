@@ -121,12 +121,15 @@ impl Place {
         Ok(made)
     }
 
-    /// Whether an object of that name is there.
-    pub(crate) async fn has<K: Object>(&self, object: &Value) -> Result<bool, ClusterError> {
+    /// The metadata of the object of that name, if there is one.
+    pub(crate) async fn find<K: Object>(
+        &self,
+        object: &Value,
+    ) -> Result<Option<ObjectMeta>, ClusterError> {
         let name = name_of(object);
         let doing = format!("looking for {} {name}", K::KIND);
         let found = self.ask(&doing, self.api::<K>().get_metadata_opt(name)).await?;
-        Ok(found.is_some())
+        Ok(found.map(|found| found.metadata))
     }
 
     /// The metadata of all objects that match.

@@ -116,15 +116,20 @@ impl KubeCluster {
         let (place, key) = (&*self.place, volume_key(&config.node));
         let noted = place.noted(instance, &key).await?;
         let claim = objects::claim(&place.options, config);
-        if let Some(first) = &noted
-            && !place.has::<PersistentVolumeClaim>(&claim).await?
-        {
+        let found = match noted {
+            Some(_) => place.find::<PersistentVolumeClaim>(&claim).await?,
+            None => None,
+        };
+        if let (Some(first), None) = (&noted, &found) {
             // A pod that waits for the claim starts with it at once, maybe before anything more is
             // written here: never with a file that calls the new volume the first one.
             let replaced = VolumeIds { first: first.clone(), now: String::new() };
             self.write_secret(config, secrets, &replaced).await?;
         }
-        let claim = place.make::<PersistentVolumeClaim>(&claim).await?;
+        let claim = match found {
+            Some(claim) => claim,
+            None => place.make::<PersistentVolumeClaim>(&claim).await?,
+        };
         let now = claim.uid.unwrap_or_default();
         let first = match noted {
             Some(first) => first,
