@@ -237,6 +237,7 @@ mod tests {
         let secrets = NodeSecrets {
             system_password: Secret::new("one"),
             default_password_sha256: Secret::new("two"),
+            agent_key: Secret::new("three"),
         };
         let operation = Operation {
             id: ids.operation_id(),

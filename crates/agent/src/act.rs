@@ -96,6 +96,7 @@ pub(crate) async fn promote(core: &mut Core, epoch: u64, until: Option<Timestamp
     }
     // Connecting and writing may have taken long, or this agent was stopped: look at the clock
     // right before the order.
+    core.beat();
     let hands = match core.server.hands().await {
         Ok(hands) => hands,
         Err(error) => {
@@ -111,6 +112,7 @@ pub(crate) async fn promote(core: &mut Core, epoch: u64, until: Option<Timestamp
         tracing::info!(%error, "promotion failed");
         return false;
     }
+    core.beat();
     core.server.sample(SAMPLE).await;
     let promoted = core.server.replication().is_some_and(|view| view.role == Role::Primary);
     if promoted {

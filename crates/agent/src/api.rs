@@ -3,7 +3,6 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
@@ -21,6 +20,7 @@ use tokio::net::UnixListener;
 use tokio::net::unix::UCred;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::beat::Beat;
 use crate::client::OrderRequest;
 use crate::command::{Command, DemoteRequest, FailOverRequest, OrderError, PromiseRequest};
 use crate::error::AgentError;
@@ -41,8 +41,7 @@ pub(crate) struct ApiState {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) status: watch::Receiver<Arc<AgentStatus>>,
     pub(crate) metrics: watch::Receiver<Arc<String>>,
-    /// When the loop last turned (monotonic ms).
-    pub(crate) beat: Arc<AtomicI64>,
+    pub(crate) beat: Beat,
 }
 
 /// Who is at the other end of the socket, as the kernel says (`SO_PEERCRED`, unix(7)).

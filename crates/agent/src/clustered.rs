@@ -23,6 +23,7 @@ use crate::core::{Core, SAMPLE, problem};
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
 use crate::render::NO_FAILOVER;
+use crate::run::Leaving;
 use crate::{clock, fence};
 
 /// A vote that is not through by then will not come soon: voters refuse a shard that has changed
@@ -159,6 +160,7 @@ impl Clustered {
     /// Looks at the server and acts.
     pub(crate) async fn round(&mut self, core: &mut Core) -> Round {
         core.server.sample(SAMPLE).await;
+        core.beat();
         let state = core.server.state();
         match state {
             ServerState::Hung => {
@@ -186,12 +188,11 @@ impl Clustered {
             .is_some_and(|me| me.role == Role::Primary && !me.slots.is_empty())
     }
 
-    /// Has the replica with the most data take over, with this primary's consent. Answers whether
-    /// there is one.
-    pub(crate) async fn begin_leaving(core: &Core) -> bool {
+    /// Has the replica with the most data take over, with this primary's consent.
+    pub(crate) async fn begin_leaving(core: &Core) -> Leaving {
         let (Some(view), Some(replication)) = (core.server.cluster(), core.server.replication())
         else {
-            return false;
+            return Leaving::Nobody;
         };
         let is_well = |peer: &Member| {
             (view.nodes.iter()).any(|n| peer.is_at(&n.address) && n.linked && !n.failed)
@@ -203,9 +204,12 @@ impl Clustered {
                 seen.online.then_some((seen.offset, &peer.node))
             })
             .max();
-        let Some((_, node)) = best.filter(|_| Self::leads(core)) else { return false };
-        tell(core, node, ClusterFailoverMode::Coordinated).await;
-        true
+        let Some((_, node)) = best.filter(|_| Self::leads(core)) else { return Leaving::Nobody };
+        if tell(core, node, ClusterFailoverMode::Coordinated).await {
+            Leaving::UnderWay
+        } else {
+            Leaving::NotYet
+        }
     }
 
     /// The server lives: remember what it is, and keep it from failing over while on hold.
@@ -241,9 +245,11 @@ impl Clustered {
         if outdated {
             self.renew_epoch(core).await;
         }
+        core.beat();
         if self.pause_due {
             self.end_pause(core, is_replica).await;
         }
+        core.beat();
         self.apply_hold(core).await;
     }
 
@@ -500,11 +506,36 @@ impl Clustered {
             self.apply_hold(core).await;
             return Ok(());
         }
-        self.coordinated_at = None;
-        let now = clock::monotonic();
+        self.take_over(core, request.mode).await
+    }
+
+    /// Has the server take its primary's part, by whosever word. One in agreement is not begun when
+    /// it could not get its votes: it would pause the primary's clients in vain.
+    async fn take_over(
+        &mut self,
+        core: &mut Core,
+        mode: ClusterFailoverMode,
+    ) -> Result<(), Refusal> {
+        let (now, node_timeout) = (clock::monotonic(), core.config.cluster_node_timeout);
+        if mode == ClusterFailoverMode::Coordinated {
+            if in_agreement(self.coordinated_at, now) {
+                // Under way, and ordered again until its effect is seen, as every order is.
+                return Ok(());
+            }
+            if self.changes.too_soon(node_timeout, now) {
+                return Err(no_votes_yet(node_timeout));
+            }
+            self.coordinated_at = Some(now);
+        } else {
+            self.coordinated_at = None;
+        }
         self.attentive_until = Some(now + ATTENTION);
-        let mode = self.changes.way_for(request.mode, core.config.cluster_node_timeout, now);
-        fail_over(core, mode).await
+        let mode = self.changes.way_for(mode, node_timeout, now);
+        let begun = fail_over(core, mode).await;
+        if begun.is_err() {
+            self.coordinated_at = None;
+        }
+        begun
     }
 
     /// Orders that are a cluster node's business.
@@ -539,23 +570,10 @@ impl Clustered {
                 Ok(())
             }
             Order::ClusterFailover { mode } => {
-                let now = clock::monotonic();
-                if *mode == ClusterFailoverMode::Coordinated {
-                    if in_agreement(self.coordinated_at, now) {
-                        // Under way, and ordered again until its effect is seen, as every order is.
-                        return Ok(());
-                    }
-                    if self.changes.too_soon(core.config.cluster_node_timeout, now) {
-                        return Err(no_votes_yet(core.config.cluster_node_timeout));
-                    }
-                    self.coordinated_at = Some(now);
-                } else {
-                    self.coordinated_at = None;
+                if *mode != ClusterFailoverMode::Coordinated {
                     self.appointed = core.server.run_id();
                 }
-                self.attentive_until = Some(now + ATTENTION);
-                let mode = self.changes.way_for(*mode, core.config.cluster_node_timeout, now);
-                fail_over(core, mode).await
+                self.take_over(core, *mode).await
             }
             other => Err(Refusal::new(
                 Code::InvalidRequest,
@@ -655,13 +673,16 @@ fn note_failover(core: &mut Core, new_primary: &NodeId) {
     });
 }
 
-async fn tell(core: &Core, node: &NodeId, mode: ClusterFailoverMode) {
+/// Answers whether it will.
+async fn tell(core: &Core, node: &NodeId, mode: ClusterFailoverMode) -> bool {
     let failovers = core.memory.get().failovers.clone();
     let request = FailOverRequest { mode, failovers, hold: false, done: false };
-    match core.peers.fail_over(node, &request).await {
+    let told = core.peers.fail_over(node, &request).await;
+    match &told {
         Ok(()) => tracing::info!(%node, ?mode, "told to take over"),
         Err(error) => tracing::warn!(%node, ?mode, %error, "not told to take over"),
     }
+    told.is_ok()
 }
 
 /// A change now is the one that was ordered, which the former primary has taken part in: it knows

@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use larder_model::agent::{
@@ -15,6 +14,7 @@ use larder_model::{Address, Code, Millis, NodeId, NodeMode, Refusal, Severity, T
 use larder_node::probe::fingerprint;
 use tokio::sync::{mpsc, watch};
 
+use crate::beat::Beat;
 use crate::boot::{Boot, NodeDir, read_json};
 use crate::command::Command;
 use crate::engine::Engine;
@@ -66,8 +66,7 @@ pub(crate) struct Core {
     pub(crate) announce_due: bool,
     /// Where the pod's worker is reached.
     pub(crate) worker: Option<String>,
-    /// When the loop last turned (monotonic).
-    beat: Arc<AtomicI64>,
+    beat: Beat,
     /// The other nodes are on other machines.
     in_pod: bool,
     pub(crate) failures: Failures,
@@ -81,7 +80,7 @@ pub(crate) struct Core {
 pub(crate) struct Readers {
     pub(crate) status: watch::Receiver<Arc<AgentStatus>>,
     pub(crate) metrics: watch::Receiver<Arc<String>>,
-    pub(crate) beat: Arc<AtomicI64>,
+    pub(crate) beat: Beat,
 }
 
 impl Core {
@@ -135,7 +134,7 @@ impl Core {
         let (status, status_reader) = watch::channel(Arc::new(first));
         let (metrics, metrics_reader) = watch::channel(Arc::new(String::new()));
         peers.learn(&config.members);
-        let beat = Arc::new(AtomicI64::new(clock::monotonic().0));
+        let beat = Beat::new();
         let core = Self {
             boot_changed_at: changed_at(&dir.boot()),
             dir,
@@ -159,7 +158,7 @@ impl Core {
             maxmemory_due: false,
             announce_due: false,
             worker,
-            beat: Arc::clone(&beat),
+            beat: beat.clone(),
             in_pod,
             failures: Failures::default(),
             cluster_file_kept_of: None,
@@ -168,9 +167,9 @@ impl Core {
         (core, Readers { status: status_reader, metrics: metrics_reader, beat })
     }
 
-    /// The loop has turned.
+    /// The loop goes on: to be said before each thing that is waited for.
     pub(crate) fn beat(&self) {
-        self.beat.store(clock::monotonic().0, Ordering::Relaxed);
+        self.beat.beat();
     }
 
     /// Stops the server of a node whose agent does not answer, as well as that can be done.
@@ -492,7 +491,7 @@ impl Core {
         }
         let present = fingerprint(&binary);
         if self.engine.is_err() || present != self.engine_binary {
-            self.engine = Engine::probe(&binary).await;
+            self.engine = self.beat.during(Engine::probe(&binary)).await;
             self.engine_binary = present;
         }
         match &self.engine {
@@ -563,6 +562,7 @@ impl Core {
         if self.server.supervisor.running().is_none() {
             return true;
         }
+        self.beat();
         match self.server.supervisor.kill().await {
             Some(exit) => {
                 self.server_ended(exit);
@@ -574,6 +574,7 @@ impl Core {
 
     /// Ends the server so that its append-only file is complete; kills it when it does not go.
     pub(crate) async fn shut_down_server(&mut self) -> bool {
+        self.beat();
         if let Ok(hands) = self.server.hands().await {
             let _ = hands.shutdown_nosave().await;
             let waited = tokio::time::timeout(Duration::from_millis(800), async {

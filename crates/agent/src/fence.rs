@@ -84,15 +84,46 @@ fn mark_file(own: &NodeDir, node: &NodeId) -> Option<PathBuf> {
     Some(nodes.join(node.as_str()).join(path.file_name()?))
 }
 
-/// Makes the server at `address` read-only. Best effort, as [`kill_server_of`].
+/// Makes the server at `address` read-only. Best effort, as [`kill_server_of`], and no longer than
+/// [`DEADLINE`].
 pub(crate) async fn demote_server_at(address: &Address, password: &Secret) {
-    let demoted: Result<(), NodeError> = async {
+    let demote = async {
         let mut server = Connection::login(address, SYSTEM_USER, password, DEADLINE).await?;
         server.replicaof(Some(&nobody())).await
+    };
+    // For all of it together: each question has the whole time by itself.
+    match tokio::time::timeout(DEADLINE, demote).await {
+        Ok(Ok(())) => tracing::warn!(%address, "old primary demoted over its own protocol"),
+        Ok(Err(error)) => tracing::info!(%address, %error, "old primary not reached"),
+        Err(_) => tracing::info!(%address, "old primary slow: it is not waited for"),
     }
-    .await;
-    match demoted {
-        Ok(()) => tracing::warn!(%address, "old primary demoted over its own protocol"),
-        Err(error) => tracing::info!(%address, %error, "old primary not reached"),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_old_primary_that_is_slow_with_each_answer_is_waited_for_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
+        let port = listener.local_addr().expect("bound").port();
+        let slow = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("called");
+            let mut input = [0; 1024];
+            while stream.read(&mut input).await.is_ok_and(|read| read > 0) {
+                tokio::time::sleep(DEADLINE * 4 / 5).await;
+                let _ = stream.write_all(b"+OK\r\n").await;
+            }
+        });
+        let began = Instant::now();
+        demote_server_at(&Address::new("127.0.0.1", port), &Secret::new("x")).await;
+        let took = began.elapsed();
+        assert!(took < DEADLINE + DEADLINE / 4, "{took:?}");
+        slow.abort();
     }
 }

@@ -25,6 +25,8 @@ use crate::{clock, files, proc};
 
 /// Nodes that are started together come up within this time of each other.
 const ROUTE_IS_NEW: Millis = Millis(10_000);
+/// So long a replica that is missing in a new route is looked for ten times a second.
+const ROUTE_IS_RECENT: Millis = Millis::secs(60);
 /// A report to a peer may spend this on its sample: the peer waits 300 ms.
 const REPORT_SAMPLE: Duration = Duration::from_millis(200);
 
@@ -62,6 +64,9 @@ pub(crate) struct Leased {
     out_of_reach: bool,
     /// That the route is not published was said.
     unpublished: bool,
+    /// When the last look at the lease was sent (monotonic): a read, or a write of our own that
+    /// was answered.
+    looked_at: Option<Timestamp>,
 }
 
 impl Leased {
@@ -84,6 +89,7 @@ impl Leased {
             change_pending: false,
             out_of_reach: false,
             unpublished: false,
+            looked_at: None,
         }
     }
 
@@ -95,13 +101,13 @@ impl Leased {
                 self.change_pending = true;
             }
             let known = self.view.last().map(|known| known.version);
-            match self.lease.read().await {
+            let sent = clock::monotonic();
+            let read = self.lease.read().await;
+            self.change_pending = false;
+            match read {
                 // Our own write comes back as a change, too.
-                Ok(Some((version, _))) if Some(version) == known => self.change_pending = false,
-                _ => {
-                    self.change_pending = false;
-                    return;
-                }
+                Ok(Some((version, _))) if Some(version) == known => {}
+                read => return self.took(read, sent),
             }
         }
     }
@@ -112,13 +118,17 @@ impl Leased {
         self.match_members(core);
         self.lease.keep_reserve();
         self.endpoint.keep_reserve();
+        core.beat();
         core.server.sample(SAMPLE).await;
         core.peer_has_data = self.peers.iter().any(|peer| {
             matches!(&peer.answer, Observation::Known { value, .. }
                 if value.volume == VolumeState::Data && value.data_epoch > 0)
         });
         core.check_volume();
-        self.read_lease().await;
+        if !self.knows_lease(core) {
+            self.read_lease().await;
+        }
+        core.beat();
         if !self.route_known
             && let Ok(route) = self.endpoint.read().await
         {
@@ -138,6 +148,7 @@ impl Leased {
         for action in decision.actions {
             let moves = moves(&action);
             tracing::debug!(?action, "action");
+            core.beat();
             if !self.execute(core, action).await {
                 // What failed has put something in doubt: look again soon, not in a hot loop.
                 return Round { again: false, wake_at: Some(clock::monotonic() + Millis(100)) };
@@ -210,20 +221,56 @@ impl Leased {
         }
     }
 
+    /// Whether this decision may rest on the lease as it was seen last. Rounds may follow each
+    /// other ten times a second for as long as a copy, a load or a dead worker takes, and each look
+    /// may be a question to an API server. To decide on an older view is safe: any view may be old
+    /// when it is acted on, and every write is a compare-and-set. News are told by
+    /// [`Lease::changed`], all but renewals.
+    fn knows_lease(&self, core: &Core) -> bool {
+        let Some(at) = self.looked_at.filter(|_| !self.change_pending) else { return false };
+        let policy = core.config.election;
+        let (now, every) = (clock::monotonic(), policy.renew_every);
+        let age = now.since(at);
+        match &self.view {
+            LeaseView::Unreachable { .. } => age < Millis(every.0 / 4),
+            LeaseView::Absent => age < every,
+            LeaseView::Known(known) => {
+                let holder = known.record.holder.as_ref();
+                if holder.is_some_and(|holder| holder.node == core.config.node) {
+                    // A holder's renewals are looks at the lease.
+                    return age < Millis(every.0.saturating_mul(2));
+                }
+                // No holder is called silent without a look that is younger than its lease.
+                let runs_out = known.seen_at + policy.lease_ttl;
+                age < every && (now < runs_out || at >= runs_out)
+            }
+        }
+    }
+
     async fn read_lease(&mut self) {
-        match self.lease.read().await {
+        let sent = clock::monotonic();
+        let read = self.lease.read().await;
+        self.took(read, sent);
+    }
+
+    /// The answer to a read that was sent at `sent`.
+    fn took(&mut self, read: Result<Option<(u64, LeaseRecord)>, LeaseError>, sent: Timestamp) {
+        self.looked_at = Some(sent);
+        match read {
             Ok(None) => {
                 self.out_of_reach = false;
                 self.view = LeaseView::Absent;
             }
-            Ok(Some((version, record))) => self.saw(version, record),
+            Ok(Some((version, record))) => self.saw(version, record, sent),
             Err(error) => self.lost_lease(&error),
         }
     }
 
-    /// A version of the lease is in our hands: new ones get their times.
-    fn saw(&mut self, version: u64, record: LeaseRecord) {
+    /// A version of the lease is in our hands: new ones get their times. `sent`: when it was asked
+    /// for, or written.
+    fn saw(&mut self, version: u64, record: LeaseRecord, sent: Timestamp) {
         self.out_of_reach = false;
+        self.looked_at = Some(sent);
         let now = clock::monotonic();
         let last = self.view.last();
         let seen_at = last.filter(|k| k.version == version).map_or(now, |k| k.seen_at);
@@ -474,7 +521,7 @@ impl Leased {
             Ok(version) => {
                 self.renewed_at = Some(sent);
                 note_take_over(core, &record);
-                self.saw(version, record);
+                self.saw(version, record, sent);
                 true
             }
             Err(error) => self.write_failed(&error).await,
@@ -487,7 +534,7 @@ impl Leased {
             Ok(version) => {
                 self.renewed_at = Some(sent);
                 if let Some(record) = self.view.last().map(|known| known.record.clone()) {
-                    self.saw(version, record);
+                    self.saw(version, record, sent);
                 }
                 true
             }
@@ -496,6 +543,7 @@ impl Leased {
     }
 
     async fn release(&mut self, core: &mut Core, record: LeaseRecord, after_version: u64) -> bool {
+        let sent = clock::monotonic();
         match self.lease.write(Some(after_version), &record).await {
             Ok(version) => {
                 self.renewed_at = None;
@@ -506,7 +554,7 @@ impl Leased {
                 let why = previous.map_or_else(String::new, |p| format!(", because {}", p.reason));
                 let message = format!("gave the primary's part away{to}{why}");
                 core.memory.event(Severity::Info, "lease-released", message);
-                self.saw(version, record);
+                self.saw(version, record, sent);
                 true
             }
             Err(error) => self.write_failed(&error).await,
@@ -634,12 +682,14 @@ impl Leased {
     }
 
     /// No reads lead to some peer yet, and it lives, or may have come up since the route was made: its
-    /// copy may be complete at any moment.
+    /// copy may be complete at any moment. A copy that takes long may take a second longer.
     fn awaits_replica(&self) -> bool {
         let Some(route) = &self.route else { return true };
-        let is_new = self.routed_at.is_some_and(|at| clock::monotonic().since(at) < ROUTE_IS_NEW);
+        let now = clock::monotonic();
+        let is_younger_than = |age| self.routed_at.is_some_and(|at| now.since(at) < age);
+        let (is_new, is_recent) = (is_younger_than(ROUTE_IS_NEW), is_younger_than(ROUTE_IS_RECENT));
         self.peers.iter().any(|peer| {
-            (is_new || matches!(peer.answer, Observation::Known { .. }))
+            (is_new || (is_recent && matches!(peer.answer, Observation::Known { .. })))
                 && !route.read.iter().any(|target| target.node == peer.member.node)
         })
     }

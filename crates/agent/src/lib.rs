@@ -8,6 +8,7 @@
 mod act;
 mod announce;
 mod api;
+mod beat;
 mod boot;
 pub mod client;
 mod clock;

@@ -67,21 +67,39 @@ impl Peers {
         *self.members.write().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
-    fn client(&self, node: &NodeId) -> AgentClient {
+    /// # Errors
+    /// [`ClientError::Silent`] for a node that is no member any more: nobody looks for it.
+    fn client(&self, node: &NodeId) -> Result<AgentClient, ClientError> {
         match &self.reach {
-            Reach::Sockets(run_dir) => AgentClient::new(run_dir.agent_socket(node)),
+            Reach::Sockets(run_dir) => Ok(AgentClient::new(run_dir.agent_socket(node))),
             Reach::Network { port, key } => {
                 let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-                // One that is no member any more is looked for by its id, and not found.
-                let host = members.get(node).map_or_else(|| node.to_string(), |a| a.host.clone());
-                AgentClient::over(Arc::new(TcpDial(Address::new(host, *port))), key.clone())
+                let Some(address) = members.get(node) else {
+                    let reason = "it is no member of the instance any more".to_owned();
+                    return Err(ClientError::Silent { target: node.to_string(), reason });
+                };
+                let dial = TcpDial(Address::new(address.host.clone(), *port));
+                Ok(AgentClient::over(Arc::new(dial), key.clone()))
             }
         }
     }
 
+    async fn post<T: Serialize + Sync>(
+        &self,
+        node: &NodeId,
+        path: &str,
+        body: &T,
+    ) -> Result<(), ClientError> {
+        self.client(node)?.post(path, body, DEADLINE).await.map(drop)
+    }
+
     /// Asks for a report. Never takes longer than [`DEADLINE`].
     pub(crate) async fn report(&self, node: &NodeId) -> Option<PeerAnswer> {
-        match self.client(node).get::<PeerAnswer>("/v1/peer", DEADLINE).await {
+        let answer = match self.client(node) {
+            Ok(client) => client.get::<PeerAnswer>("/v1/peer", DEADLINE).await,
+            Err(error) => Err(error),
+        };
+        match answer {
             Ok(answer) if answer.report.node == *node => Some(answer),
             Ok(answer) => {
                 tracing::warn!(%node, claims = %answer.report.node, "peer answers as another node");
@@ -120,11 +138,12 @@ impl Peers {
             let sent = clock::monotonic();
             tokio::spawn(async move {
                 let request = PromiseRequest { epoch, for_ms: for_.0 };
-                let client = peers.client(&node);
-                let given = match client.post("/v1/peer/promise", &request, DEADLINE).await {
-                    Ok(body) => client.parse::<PromiseAnswer>(&body).is_ok(),
-                    Err(_) => false,
+                let asked = async {
+                    let client = peers.client(&node)?;
+                    let body = client.post("/v1/peer/promise", &request, DEADLINE).await?;
+                    client.parse::<PromiseAnswer>(&body)
                 };
+                let given = asked.await.is_ok();
                 let heard = Heard::Promise { node, sent, epoch, for_, given };
                 let _ = loop_.send(Command::Heard(vec![heard])).await;
             });
@@ -137,7 +156,7 @@ impl Peers {
         old: &NodeId,
         request: &DemoteRequest,
     ) -> Result<(), ClientError> {
-        self.client(old).post("/v1/peer/demote", request, DEADLINE).await.map(drop)
+        self.post(old, "/v1/peer/demote", request).await
     }
 
     /// Asks all of `members` at once; the answers go to `loop_` together, within [`DEADLINE`].
@@ -163,6 +182,30 @@ impl Peers {
         node: &NodeId,
         request: &FailOverRequest,
     ) -> Result<(), ClientError> {
-        self.client(node).post("/v1/peer/fail-over", request, DEADLINE).await.map(drop)
+        self.post(node, "/v1/peer/fail-over", request).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_model::Secret;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_is_no_member_any_more_is_not_dialled() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
+        let port = listener.local_addr().expect("bound").port();
+        let key = InstanceKey::derive(&Secret::new("system-password"));
+        let peers = Peers::new(Reach::Network { port, key });
+        // As where a node's id is the name of its Service: it leads to whoever has it.
+        let node = NodeId::new("localhost").expect("valid");
+        let called = tokio::time::timeout(DEADLINE * 2, listener.accept());
+        let (called, answer) = tokio::join!(called, peers.report(&node));
+        assert!(called.is_err() && answer.is_none(), "{called:?}");
+        let request = DemoteRequest { epoch: 1, holder: node.clone() };
+        let refused = peers.demote(&node, &request).await;
+        assert!(matches!(refused, Err(ClientError::Silent { .. })), "{refused:?}");
     }
 }

@@ -227,6 +227,7 @@ pub(crate) mod tests {
         NodeSecrets {
             system_password: Secret::new("se\"cret"),
             default_password_sha256: Secret::new(sha256_hex("tenant")),
+            agent_key: Secret::new(""),
         }
     }
 

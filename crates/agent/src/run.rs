@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use larder_model::agent::{LeaseSummary, Order, Problem};
 use larder_model::{Millis, NodeMode, Refusal, Severity, Timestamp};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -31,6 +31,11 @@ const MOTION: Millis = Millis(100);
 const PAUSE: Millis = Millis(20);
 /// Rounds in a row that may follow each other without a pause.
 const ROUNDS_IN_A_ROW: u32 = 16;
+/// How soon somebody who does not take over yet is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// After this a hand-over that was begun and has not come to its end is ordered again: longer than
+/// a cluster's coordinated failover and a lease's hand-over, which give up after 5 s.
+const TRY_AGAIN: Duration = Duration::from_millis(5_500);
 /// Commands that may wait for the loop.
 const QUEUE: usize = 256;
 
@@ -41,6 +46,7 @@ const QUEUE: usize = 256;
 /// [`AgentError`] when the agent cannot begin: another one runs, or its files cannot be read.
 /// Whatever goes wrong later is a problem of the node, shown in its status.
 pub async fn run(dir: &Path) -> Result<(), AgentError> {
+    let end = End::listen()?;
     let boot = Boot::load(dir)?;
     let mode = Mode::on_machine(&boot)?;
     let socket = boot.run_dir.agent_socket(&boot.boot.config.node);
@@ -48,9 +54,35 @@ pub async fn run(dir: &Path) -> Result<(), AgentError> {
     let peers = Peers::new(Reach::Sockets(boot.run_dir.clone()));
     let path = socket.clone();
     let open = |state| tokio::spawn(api::serve(path, listener, state));
-    live(boot, mode, peers, open, None).await?;
+    live(boot, mode, peers, open, end, None).await?;
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// The word that the agent shall end: SIGTERM or SIGINT. To be listened for before anything else:
+/// to the first process of a pod a signal without a handler is as if it had not been sent.
+pub(crate) struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl End {
+    /// Listens from now on. Must be called within a runtime.
+    pub(crate) fn listen() -> Result<Self, AgentError> {
+        let listen = |kind| signal(kind).map_err(AgentError::Setup);
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits until it was said, also before this was called. Cancel-safe.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// How an agent ends that takes its server with it.
@@ -70,6 +102,7 @@ pub(crate) async fn live(
     mut mode: Mode,
     peers: Peers,
     open: impl FnOnce(ApiState) -> JoinHandle<()>,
+    mut end: End,
     leave: Option<Leave>,
 ) -> Result<(), AgentError> {
     let config = boot.boot.config.clone();
@@ -84,8 +117,6 @@ pub(crate) async fn live(
     );
     let (commands, mut inbox) = mpsc::channel(QUEUE);
     let (mut core, readers) = Core::new(boot, memory, server, peers, commands.clone()).await;
-    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Setup)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Setup)?;
     tracing::info!(node = %config.node, instance = %config.instance, "agent started");
 
     // The first status is published after the first round: nobody gets to read one in which the
@@ -93,15 +124,9 @@ pub(crate) async fn live(
     core.check_volume();
     let Readers { status, metrics, beat } = readers;
     let api = open(ApiState { commands, status, metrics, beat });
-    let ended = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
     tokio::select! {
         () = turn(&mut core, &mut mode, &mut inbox, |_, _| false) => {}
-        () = ended => {}
+        () = end.told() => {}
     }
     if let Some(how) = leave {
         leave_node(&mut core, &mut mode, &mut inbox, how).await;
@@ -126,13 +151,35 @@ async fn leave_node(
         let settled = turn(core, mode, inbox, |mode, core| !mode.leads(core));
         let _ = tokio::time::timeout(how.settle, settled).await;
     }
-    if mode.begin_leaving(core).await {
+    let began = clock::monotonic();
+    loop {
+        let wait = match mode.begin_leaving(core).await {
+            Leaving::Nobody => break,
+            Leaving::NotYet => ASK_AGAIN,
+            Leaving::UnderWay => TRY_AGAIN,
+        };
+        let left = how.within.saturating_sub(clock::monotonic().since(began).duration());
         let handed_over = turn(core, mode, inbox, |mode, core| !mode.leads(core));
-        if tokio::time::timeout(how.within, handed_over).await.is_err() {
+        if tokio::time::timeout(wait.min(left), handed_over).await.is_ok() {
+            break;
+        }
+        if left <= wait {
             tracing::warn!(within = ?how.within, "nobody has taken over in time");
+            break;
         }
     }
     core.shut_down_server().await;
+}
+
+/// What came of the wish to hand over at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Somebody takes over, or tries to.
+    UnderWay,
+    /// Who should take over does not, yet.
+    NotYet,
+    /// This node leads nothing, or there is nobody to take over.
+    Nobody,
 }
 
 /// What may wake the loop.
@@ -157,6 +204,7 @@ async fn turn(
         let round = mode.round(core).await;
         let now = clock::monotonic();
         if now.since(kept_house) >= STEADY {
+            core.beat();
             core.housekeeping().await;
             kept_house = now;
         } else if !round.again {
@@ -189,6 +237,7 @@ async fn turn(
                     break;
                 }
                 Wake::Asked(Some(command)) => {
+                    core.beat();
                     if mode.command(core, command).await {
                         break;
                     }
@@ -236,10 +285,13 @@ impl Mode {
         }
     }
 
-    /// Begins a hand-over to whoever is best. Answers whether one is under way.
-    async fn begin_leaving(&mut self, core: &Core) -> bool {
+    /// Begins a hand-over to whoever is best.
+    async fn begin_leaving(&mut self, core: &Core) -> Leaving {
         match self {
-            Self::Leased(leased) => leased.order(core, &Order::HandOver { to: None }).is_ok(),
+            Self::Leased(leased) => match leased.order(core, &Order::HandOver { to: None }) {
+                Ok(()) => Leaving::UnderWay,
+                Err(_) => Leaving::Nobody,
+            },
             Self::Clustered(_) => Clustered::begin_leaving(core).await,
         }
     }

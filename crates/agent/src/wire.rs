@@ -86,12 +86,13 @@ impl fmt::Debug for InstanceKey {
 }
 
 impl InstanceKey {
-    /// The key that belongs to the instance's system password, which is random and long.
-    pub fn derive(system_password: &Secret) -> Self {
+    /// The key that belongs to a secret of the instance, which is random and long: that of its agents
+    /// ([`larder_model::local::NodeSecrets::of_agents`]).
+    pub fn derive(secret: &Secret) -> Self {
         let mut seed = Sha256::new();
         seed.update(PURPOSE);
         seed.update([0]);
-        seed.update(system_password.expose().as_bytes());
+        seed.update(secret.expose().as_bytes());
         let mut pkcs8 = PKCS8_HEAD.to_vec();
         pkcs8.extend_from_slice(&seed.finalize());
         let key = any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8))

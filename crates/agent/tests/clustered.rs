@@ -12,6 +12,7 @@ use larder_model::agent::{
 use larder_model::{Code, NodeMode, Secret, SlotRange, even_slots};
 use larder_node::Connection;
 use support::{World, events};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const SHARDS: u32 = 3;
 
@@ -436,4 +437,34 @@ async fn only_failovers_that_happened_by_themselves_count_against_the_limit() {
     // The third that counts.
     world.signal_server(replica, "-9");
     world.wait("third", Duration::from_secs(6), |all| owns_slots(&all[primary])).await;
+}
+
+/// What a primary's agent does that is told to end, as its peer hears it.
+async fn told_by_its_primary(world: &World, index: usize) -> u16 {
+    let socket = world.agent_socket(index);
+    let mut stream = tokio::net::UnixStream::connect(socket).await.expect("it listens");
+    let body = r#"{"mode":"coordinated","failovers":[],"hold":false,"done":false}"#;
+    let request = format!(
+        "POST /v1/peer/fail-over HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status")
+}
+
+#[tokio::test]
+async fn a_leaving_primary_begins_no_failover_that_cannot_get_its_votes() {
+    let world = formed().await;
+    let (first, second) = (4, 5);
+    for (old, new) in [(first, second), (second, first)] {
+        world.wait("known", Duration::from_secs(5), |all| is_linked_replica(&all[new])).await;
+        assert!(told_by_its_primary(&world, new).await < 300);
+        world.wait("handed over", Duration::from_secs(6), |all| owns_slots(&all[new])).await;
+        world.wait("follows", Duration::from_secs(10), |all| is_linked_replica(&all[old])).await;
+    }
+    // It has won an election a moment ago and would begin no other one.
+    assert!(told_by_its_primary(&world, second).await >= 400, "{}", world.logs());
 }

@@ -156,7 +156,7 @@ impl KubeCluster {
         if let Some(client) = kept.map_err(silent)? {
             return Ok(client);
         }
-        let password = self.system_password(node).await?;
+        let password = self.key_secret(node).await?;
         if let Some(client) = self.agents.of_password(node, &password, secret.as_deref()) {
             return Ok(client);
         }
@@ -176,7 +176,7 @@ impl KubeCluster {
     }
 
     /// What the instance's key is made of, from the Secret of its node.
-    async fn system_password(&self, node: &NodeId) -> Result<Password, AgentError> {
+    async fn key_secret(&self, node: &NodeId) -> Result<Password, AgentError> {
         let silent = |reason: String| AgentError::Silent { node: node.clone(), reason };
         let secrets = self.place.api::<Secret>();
         let name = node_name(node);
@@ -188,7 +188,7 @@ impl KubeCluster {
         let bytes = data.get("secrets.json").map(|bytes| bytes.0.as_slice()).unwrap_or_default();
         let parsed: NodeSecrets = serde_json::from_slice(bytes)
             .map_err(|_| silent(format!("Secret {name} does not hold what an agent needs")))?;
-        Ok(parsed.system_password)
+        Ok(parsed.of_agents().clone())
     }
 
     /// A lease that an agent cannot reach may have been deleted.

@@ -126,6 +126,17 @@ impl Place {
         Ok(made)
     }
 
+    /// The metadata of the object of that name, if there is one.
+    pub(crate) async fn find<K: Object>(
+        &self,
+        object: &Value,
+    ) -> Result<Option<ObjectMeta>, ClusterError> {
+        let name = name_of(object);
+        let doing = format!("looking for {} {name}", K::KIND);
+        let found = self.ask(&doing, self.api::<K>().get_metadata_opt(name)).await?;
+        Ok(found.map(|found| found.metadata))
+    }
+
     /// The metadata of all objects that match.
     pub(crate) async fn metadata<K: Object>(
         &self,

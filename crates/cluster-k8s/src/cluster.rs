@@ -110,15 +110,33 @@ impl KubeCluster {
 
     /// Makes the node's volume when it is missing. A node that has had another one before is told
     /// so: it must not take an empty volume for a fresh start.
-    async fn ensure_volume(&self, config: &NodeConfig) -> Result<VolumeIds, ClusterError> {
+    async fn ensure_volume(
+        &self,
+        config: &NodeConfig,
+        secrets: &NodeSecrets,
+    ) -> Result<VolumeIds, ClusterError> {
         let instance = &config.instance;
         let (place, key) = (&*self.place, volume_key(&config.node));
+        let mut notes = place.notes(instance).await?;
+        let noted = notes.remove(&key);
         let claim = objects::claim(&place.options, config);
-        let claim = place.make::<PersistentVolumeClaim>(&claim).await?;
+        let found = match noted {
+            Some(_) => place.find::<PersistentVolumeClaim>(&claim).await?,
+            None => None,
+        };
+        if let (Some(first), None) = (&noted, &found) {
+            // A pod that waits for the claim starts with it at once, maybe before anything more is
+            // written here: never with a file that calls the new volume the first one.
+            let replaced = VolumeIds { first: first.clone(), now: String::new() };
+            self.write_secret(config, secrets, &replaced).await?;
+        }
+        let claim = match found {
+            Some(claim) => claim,
+            None => place.make::<PersistentVolumeClaim>(&claim).await?,
+        };
         let now = claim.uid.unwrap_or_default();
-        let notes = place.notes(instance).await?;
-        let first = match notes.get(&key) {
-            Some(first) => first.clone(),
+        let first = match noted {
+            Some(first) => first,
             None => {
                 let first = first_volume(&notes, config.initialized, &now);
                 place.note(instance, &key, Some(first)).await?;
@@ -146,6 +164,19 @@ impl KubeCluster {
             Some(pod) => self.place.delete::<Pod>(&pod.name_any()).await,
             None => Ok(()),
         }
+    }
+
+    async fn write_secret(
+        &self,
+        config: &NodeConfig,
+        secrets: &NodeSecrets,
+        volume: &VolumeIds,
+    ) -> Result<(), ClusterError> {
+        let secret = objects::secret(&self.place.options, config, secrets, volume);
+        let secret = secret.map_err(|error| {
+            refused(Code::Internal, format!("node {} cannot be written down: {error}", config.node))
+        })?;
+        self.place.apply::<Secret>(&secret).await.map(drop)
     }
 
     /// Answers the generation that the node's StatefulSet was made for; 0 without one.
@@ -249,11 +280,8 @@ impl Cluster for KubeCluster {
         let port = objects::inner_port(config.outer.as_ref());
         let service = objects::node_service(options, instance, node, address, port);
         place.apply::<Service>(&service).await?;
-        let volume = self.ensure_volume(config).await?;
-        let secret = objects::secret(options, config, secrets, &volume).map_err(|error| {
-            refused(Code::Internal, format!("node {node} cannot be written down: {error}"))
-        })?;
-        place.apply::<Secret>(&secret).await?;
+        let volume = self.ensure_volume(config, secrets).await?;
+        self.write_secret(config, secrets, &volume).await?;
         // Last: by it the node is realised, and at this generation.
         place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
         self.leave_other_image(instance, node).await
@@ -364,7 +392,96 @@ fn endpoint_key(kind: EndpointKind) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use hyper::{Method, Request, Response, StatusCode};
+    use kube::client::Body;
+    use larder_model::{
+        ByteSize, ElectionPolicy, EngineName, InstanceName, Millis, NodeMode, Secret as Password,
+    };
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn config() -> NodeConfig {
+        NodeConfig {
+            outer: None,
+            renderer: 1,
+            node: NodeId::new("n-1").expect("valid"),
+            instance: InstanceId::new("i-1").expect("valid"),
+            instance_name: InstanceName::new("one").expect("valid"),
+            shard: 0,
+            zone: None,
+            mode: NodeMode::Leased,
+            engine: EngineName::new("redis-7.0").expect("valid"),
+            address: Address::new("10.0.0.1", 6379),
+            memory: ByteSize::mib(128),
+            maxmemory: ByteSize::mib(102),
+            cluster_node_timeout: Millis(5000),
+            bootstrap: true,
+            initialized: true,
+            members: Vec::new(),
+            worker: None,
+            storage_class: None,
+            election: ElectionPolicy::default(),
+            generation: 1,
+        }
+    }
+
+    /// `serve` may end between any two writes, and the pod that waits for the claim starts.
+    #[tokio::test]
+    async fn a_second_volume_is_called_one_before_it_can_be_mounted() {
+        let asked: Arc<Mutex<Vec<(Method, String, Value)>>> = Arc::default();
+        let log = asked.clone();
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let log = log.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect_bytes().await.expect("a body");
+                let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+                let path = head.uri.path().to_owned();
+                let kind = path.split('/').nth_back(usize::from(head.method != Method::POST));
+                let metadata = json!({ "name": "n-1", "uid": "u-2", "resourceVersion": "7" });
+                let (status, answer) = match (&head.method, kind.unwrap_or_default()) {
+                    (&Method::GET, "configmaps") => (
+                        200,
+                        json!({ "metadata": { "name": "i-1" }, "data": { "volume-n-1": "u-1" } }),
+                    ),
+                    (&Method::GET, _) => (
+                        404,
+                        json!({ "kind": "Status", "status": "Failure", "reason": "NotFound",
+                            "message": "not found", "code": 404, "metadata": {} }),
+                    ),
+                    _ => (200, json!({ "metadata": metadata })),
+                };
+                let line = (head.method, kind.unwrap_or_default().to_owned(), body);
+                log.lock().expect("no panic").push(line);
+                let mut response = Response::new(Body::from(answer.to_string().into_bytes()));
+                *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+                Ok::<_, std::io::Error>(response)
+            }
+        });
+        let options = KubeOptions::new("east", "redis", "b-1");
+        let cluster = KubeCluster::new(Client::new(server, "redis"), options);
+        let secrets = NodeSecrets {
+            system_password: Password::new("system"),
+            default_password_sha256: Password::new("0".repeat(64)),
+            agent_key: Password::new("agents"),
+        };
+        let ids = cluster.ensure_volume(&config(), &secrets).await.expect("made");
+        assert_eq!(ids, VolumeIds { first: "u-1".to_owned(), now: "u-2".to_owned() });
+        let asked = asked.lock().expect("no panic");
+        let at = |method: &Method, kind: &str| {
+            asked.iter().position(|(m, k, _)| m == method && k == kind).expect("asked for")
+        };
+        let secret = at(&Method::PATCH, "secrets");
+        assert!(secret < at(&Method::POST, "persistentvolumeclaims"), "{asked:?}");
+        let told = VolumeIds { first: "u-1".to_owned(), now: String::new() };
+        let wish = objects::secret(&cluster.place.options, &config(), &secrets, &told);
+        let written = &asked[secret].2["data"]["volume.json"];
+        assert_eq!(*written, wish.expect("plain data")["data"]["volume.json"]);
+        assert!(told.is_replaced());
+    }
 
     #[test]
     fn a_volume_is_a_nodes_first_unless_the_instances_record_was_lost() {

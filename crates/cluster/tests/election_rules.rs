@@ -258,6 +258,8 @@ fn a_bootstrap_node_would_begin_anew_beside_the_primary() {
         sim.order(&node(0), &Order::HandOver { to: Some(node(1)) });
         for_ms(&sim, 3000)?;
         sim.set_rules(rules);
+        // Whoever leads does not look for a moment, and goes on.
+        sim.inject(Fault::StopAgent { node: node(1), length: 1000 });
         sim.inject(Fault::LoseLease { node: node(0) });
         for_ms(&sim, 6000)?;
         whole_within(&sim, 6000)

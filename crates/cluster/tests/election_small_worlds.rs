@@ -37,7 +37,7 @@ enum Happening {
     LeaseSlow,
     /// Time enough for a few messages and decisions.
     Moment,
-    /// Time enough for a lease to run out.
+    /// Time enough for a lease to run out that the others have seen renewed up to a look later.
     Expire,
 }
 
@@ -79,7 +79,7 @@ fn happen(sim: &Sim, happening: Happening) -> Result<(), Violation> {
         Happening::AnswersLost => sim.inject(lease(LeaseTrouble::AnswersLost)),
         Happening::LeaseSlow => sim.inject(lease(LeaseTrouble::Slow(2000))),
         Happening::Moment => time = 400,
-        Happening::Expire => time = 5000,
+        Happening::Expire => time = 6500,
     }
     sim.step_until(sim.now() + time);
     sim.check()

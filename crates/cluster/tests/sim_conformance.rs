@@ -87,6 +87,7 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
         let secrets = NodeSecrets {
             system_password: Secret::new("system"),
             default_password_sha256: Secret::new("0".repeat(64)),
+            agent_key: Secret::new("agents"),
         };
         cluster.ensure_node(FENCE, &config, &secrets).await.expect("a node");
     }

@@ -13,6 +13,10 @@
 //!   put in doubt (a failed lease call makes the view [`LeaseView::Unreachable`] or, read again,
 //!   [`LeaseView::Known`]) and call again, but no sooner than 50 ms after a failure. Every action
 //!   is idempotent. After a lease was acquired the view is the new record with the new version.
+//! - The lease may be decided on as it was seen up to `renew_every` ago (one's own up to twice that, as
+//!   each renewal is a look), unless news of it were told; a holder whose lease has run out by
+//!   `seen_at + lease_ttl` has been looked at since. Every write is a compare-and-set, so an older
+//!   view costs time and never two primaries.
 //! - Every call of the lease has a deadline of at most `fence_margin / 2`.
 //! - After [`Action::AcquireLease`] and [`Action::RenewLease`] succeeded, `renewed_at` is the
 //!   monotonic time at which that call was *sent*, never when it was answered.

@@ -47,9 +47,26 @@ pub struct NodeSecrets {
     /// itself is kept nowhere.
     #[serde(with = "secret_in_file")]
     pub default_password_sha256: Secret,
+    /// What the key of the agents' API over a network is made from. Unlike the system password it
+    /// is never sent. Empty for an instance that is older than it.
+    #[serde(with = "secret_in_file", default = "no_secret", skip_serializing_if = "is_no_secret")]
+    pub agent_key: Secret,
+}
+
+fn no_secret() -> Secret {
+    Secret::new("")
+}
+
+fn is_no_secret(secret: &Secret) -> bool {
+    secret.expose().is_empty()
 }
 
 impl NodeSecrets {
+    /// What the key of the agents' API is made from: for an older instance, its system password.
+    pub fn of_agents(&self) -> &Secret {
+        if is_no_secret(&self.agent_key) { &self.system_password } else { &self.agent_key }
+    }
+
     /// Whether a node can run with them: no agent starts with others.
     pub fn is_usable(&self) -> bool {
         let hash = self.default_password_sha256.expose();

@@ -34,6 +34,10 @@ pub struct NodeRecord {
     pub bootstrap: bool,
     pub phase: NodePhase,
     pub created_at: Timestamp,
+    /// Its container cluster has put it on another worker than was recorded. Not kept: seen anew in
+    /// each observation.
+    #[serde(skip)]
+    pub overruled: bool,
 }
 
 impl NodeRecord {

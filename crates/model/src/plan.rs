@@ -287,10 +287,10 @@ impl fmt::Display for Wait {
                 write!(f, "the {endpoint} endpoint does not answer yet")
             }
             Self::NodeNotExposed { node } => {
-                write!(f, "the load balancer of node {node} has no address yet")
+                write!(f, "node {node} has no address for clients outside yet")
             }
             Self::EndpointNotExposed { endpoint } => {
-                write!(f, "the load balancer of the {endpoint} endpoint has no address yet")
+                write!(f, "the {endpoint} endpoint has no address for clients outside yet")
             }
             Self::ReplacementDelay { node, left } => {
                 write!(f, "node {node} is replaced when it stays away for {left} more")

@@ -12,6 +12,9 @@ use crate::view::View;
 /// A shard rests this long after one of its nodes was made. What is chosen here is not always
 /// what a scheduler does: without a rest a shard might be copied for ever.
 const REST: Millis = Millis::secs(600);
+/// Where the last move was overruled by a scheduler, which put the new node on the crowded worker
+/// again: it has its reasons, and they seldom end soon.
+const REST_IN_VAIN: Millis = Millis::secs(86_400);
 
 /// A worker with several nodes of the shard, while a ready one has none.
 pub(crate) fn crowded_worker<'a>(view: &View<'a>, shard: u32) -> Option<&'a WorkerName> {
@@ -46,7 +49,10 @@ pub(crate) fn repair(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSou
     }
     for shard in view.shards() {
         let Some(crowded) = crowded_worker(view, shard) else { continue };
-        let rested = view.wanted_of(shard).all(|record| view.now.since(record.created_at) >= REST);
+        let youngest = view.wanted_of(shard).max_by_key(|record| (record.created_at, &record.id));
+        let in_vain = youngest.is_some_and(|node| node.overruled && node.worker == *crowded);
+        let rest = if in_vain { REST_IN_VAIN } else { REST };
+        let rested = youngest.is_some_and(|node| view.now.since(node.created_at) >= rest);
         let taken: Vec<WorkerName> = view.wanted_of(shard).map(|r| r.worker.clone()).collect();
         let mut placer = Placer::new(view.desired, view.observed);
         let Some(place) = placer.place(shard, false, &taken).filter(|_| rested) else { continue };

@@ -192,6 +192,7 @@ impl Book for MemoryBook {
         Ok(NodeSecrets {
             system_password: Secret::new(format!("system-{instance}")),
             default_password_sha256: Secret::new("0".repeat(64)),
+            agent_key: Secret::new(format!("agents-{instance}")),
         })
     }
 

@@ -105,6 +105,7 @@ impl Executor<'_> {
                     bootstrap: *bootstrap,
                     phase: NodePhase::Wanted,
                     created_at: self.now,
+                    overruled: false,
                 };
                 Ok(self.book.node_insert(instance, &record, generation).await?)
             }

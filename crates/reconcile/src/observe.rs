@@ -103,6 +103,7 @@ pub(crate) fn correct_places(desired: &mut Desired, observed: &Observed) {
             continue;
         }
         record.worker = place.clone();
+        record.overruled = true;
         let worker = observed.workers.iter().find(|worker| worker.name == *place);
         if let Some(worker) = worker {
             record.zone.clone_from(&worker.zone);

@@ -71,7 +71,7 @@ fn node_view(desired: &Desired, observed: &Observed, record: &NodeRecord) -> Nod
     let role = replication.filter(|_| is_up).map(|r| r.role);
     let replica_of = replication
         .filter(|r| is_up && r.role == Role::Replica)
-        .and_then(|r| node_at(desired, r.primary.as_ref()?));
+        .and_then(|r| node_at(&desired.nodes, r.primary.as_ref()?));
     NodeView {
         id: record.id.clone(),
         shard: record.shard,
@@ -97,9 +97,9 @@ fn node_view(desired: &Desired, observed: &Observed, record: &NodeRecord) -> Nod
     }
 }
 
-fn node_at(desired: &Desired, address: &larder_model::Address) -> Option<NodeId> {
-    let record = desired.nodes.iter().find(|n| n.address.as_ref() == Some(address));
-    record.map(|n| n.id.clone())
+/// The node whose server another server knows at `address`.
+fn node_at(records: &[NodeRecord], address: &Address) -> Option<NodeId> {
+    records.iter().find(|record| record.is_at(address)).map(|record| record.id.clone())
 }
 
 fn own_slots(status: &AgentStatus) -> Option<SlotSet> {
@@ -214,7 +214,39 @@ pub(crate) fn digest(observation: &InstanceObservation) -> String {
 
 #[cfg(test)]
 mod tests {
+    use larder_model::{OuterAddress, WorkerName};
+
     use super::*;
+
+    #[test]
+    fn a_replica_of_a_node_that_announces_a_node_port_is_shown_as_its_replica() {
+        let record = |id: &str, host: &str, outer| NodeRecord {
+            id: NodeId::new(id).unwrap(),
+            shard: 0,
+            worker: WorkerName::new("w1").unwrap(),
+            zone: None,
+            address: Some(Address::new(host, 6379)),
+            outer,
+            bootstrap: false,
+            phase: NodePhase::Wanted,
+            created_at: Timestamp(0),
+            overruled: false,
+        };
+        let outer = |port, bus_port| Some(OuterAddress { host: None, port, bus_port });
+        let records = [
+            record("n-1", "10.96.0.1", None),
+            record("n-2", "10.96.0.2", outer(30_002, None)),
+            // Redis 6.2: the worker's address with a port of all workers.
+            record("n-3", "10.96.0.3", outer(30_003, Some(30_103))),
+        ];
+        let at = |host: &str, port| {
+            node_at(&records, &Address::new(host, port)).map(|node| node.to_string())
+        };
+        assert_eq!(at("10.96.0.1", 6379).as_deref(), Some("n-1"));
+        assert_eq!(at("10.96.0.2", 30_002).as_deref(), Some("n-2"));
+        assert_eq!(at("192.168.0.7", 30_003).as_deref(), Some("n-3"));
+        assert_eq!(at("10.96.0.1", 30_002), None);
+    }
 
     #[test]
     fn records_of_idle_instances_stay_longer_than_those_of_busy_ones() {

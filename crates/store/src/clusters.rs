@@ -1,6 +1,6 @@
 //! Bound container clusters: what they are called, how they are used, how they are entered.
 
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use larder_model::{Code, InstanceSpec, Refusal, Secret, Timestamp};
 
@@ -19,6 +19,31 @@ pub struct ContainerClusterRow {
     /// The backend's own shape; kept sealed.
     pub credentials: Secret,
     pub bound_at: Timestamp,
+}
+
+/// # Errors
+/// Refusal `container-cluster-not-found` for one that is not bound.
+pub(crate) async fn check_bound(
+    conn: &mut SqliteConnection,
+    name: &str,
+    doing: &'static str,
+) -> Result<()> {
+    let bound = sqlx::query("SELECT 1 FROM container_clusters WHERE name = $1")
+        .bind(name)
+        .fetch_optional(conn)
+        .await
+        .doing(doing)?;
+    if bound.is_some() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::ContainerClusterNotFound,
+        format!(
+            "container cluster `{name}` is not bound: `larder container-cluster list` shows what is"
+        ),
+    )
+    .field("container_cluster")
+    .into())
 }
 
 /// What sealed credentials are bound to.

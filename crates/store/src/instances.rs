@@ -17,7 +17,8 @@ use crate::records::Record;
 use crate::tx::WriteTx;
 use crate::views::InstanceObservation;
 use crate::{
-    Result, Store, StoreError, clock, column, engines, events, nodes, operations, records, secrets,
+    Result, Store, StoreError, clock, clusters, column, engines, events, nodes, operations,
+    records, secrets,
 };
 
 /// An instance as the store keeps it.
@@ -63,7 +64,8 @@ impl Store {
     /// # Errors
     /// Refusals `name-taken` (field `name`), `engine-not-found` (field `engine`: it must be in
     /// the catalogue, which says what this machine has; what a bound container cluster has is the
-    /// caller's to check), `not-found` (field `project`).
+    /// caller's to check), `container-cluster-not-found` (field `container_cluster`), `not-found`
+    /// (field `project`).
     pub async fn instance_create(
         &self,
         spec: &InstanceSpec,
@@ -75,6 +77,9 @@ impl Store {
         let doing = tx.doing();
         if spec.container_cluster == LOCAL_CONTAINER_CLUSTER {
             engines::check_exists(tx.conn(), &spec.engine, doing).await?;
+        } else {
+            // Unbinding looks for instances in its own transaction: one of the two sees the other.
+            clusters::check_bound(tx.conn(), &spec.container_cluster, doing).await?;
         }
         check_project(tx.conn(), &spec.project, doing).await?;
         check_name(tx.conn(), &spec.project, &spec.name, None, doing).await?;

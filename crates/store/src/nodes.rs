@@ -228,5 +228,6 @@ fn node_of(row: &SqliteRow) -> Result<NodeRecord> {
         bootstrap: column::get(row, "bootstrap")?,
         phase: column::word(row, "phase")?,
         created_at: column::time(row, "created_at")?,
+        overruled: false,
     })
 }

@@ -14,6 +14,7 @@ use crate::{Result, Store, StoreError, column};
 const DATA_KEY: &str = "data-key";
 const SYSTEM_PASSWORD: &str = "system-password";
 const DEFAULT_PASSWORD_SHA256: &str = "default-password-sha256";
+const AGENT_KEY: &str = "agent-key";
 
 /// What a sealed value is bound to: its instance and field. Neither holds a slash.
 fn place(instance: &InstanceId, field: &str) -> String {
@@ -48,14 +49,26 @@ impl Store {
             self.inner.key.open(&place(instance, DATA_KEY), &wrapped).map_err(damaged(DATA_KEY))?;
         let data_key = Key::from_bytes(&opened).ok_or(DoesNotOpen).map_err(damaged(DATA_KEY))?;
         let mut open = async |field: &'static str| {
-            let sealed = sealed_field(&mut tx, instance, field, doing).await?;
+            let Some(sealed) = sealed_field(&mut tx, instance, field, doing).await? else {
+                return Ok::<_, StoreError>(None);
+            };
             let plain = data_key.open(&place(instance, field), &sealed).map_err(damaged(field))?;
             let text = str::from_utf8(&plain).map_err(|_| damaged(field)(DoesNotOpen))?;
-            Ok::<_, StoreError>(Secret::new(text))
+            Ok(Some(Secret::new(text)))
         };
+        let missing = |field: &'static str| {
+            move || StoreError::corrupt(format!("the {field} of instance {instance} is missing"))
+        };
+        let system_password = open(SYSTEM_PASSWORD).await?;
+        let default_password = open(DEFAULT_PASSWORD_SHA256).await?;
+        // An instance that is older than the field has none, and never gets one: its agents would
+        // have to take up another key all at once.
+        let agent_key = open(AGENT_KEY).await?.unwrap_or_else(|| Secret::new(""));
         Ok(NodeSecrets {
-            system_password: open(SYSTEM_PASSWORD).await?,
-            default_password_sha256: open(DEFAULT_PASSWORD_SHA256).await?,
+            system_password: system_password.ok_or_else(missing(SYSTEM_PASSWORD))?,
+            default_password_sha256: default_password
+                .ok_or_else(missing(DEFAULT_PASSWORD_SHA256))?,
+            agent_key,
         })
     }
 }
@@ -65,17 +78,14 @@ async fn sealed_field(
     instance: &InstanceId,
     field: &'static str,
     doing: &'static str,
-) -> Result<Vec<u8>> {
+) -> Result<Option<Vec<u8>>> {
     let row = sqlx::query("SELECT sealed FROM instance_secrets WHERE instance = $1 AND field = $2")
         .bind(instance.as_str())
         .bind(field)
         .fetch_optional(conn)
         .await
-        .doing(doing)?
-        .ok_or_else(|| {
-            StoreError::corrupt(format!("the {field} of instance {instance} is missing"))
-        })?;
-    column::get(&row, "sealed")
+        .doing(doing)?;
+    row.map(|row| column::get(&row, "sealed")).transpose()
 }
 
 /// Seals and writes the secrets of a new instance.
@@ -98,7 +108,11 @@ pub(crate) async fn insert(
     for (field, secret) in [
         (SYSTEM_PASSWORD, &secrets.system_password),
         (DEFAULT_PASSWORD_SHA256, &secrets.default_password_sha256),
+        (AGENT_KEY, &secrets.agent_key),
     ] {
+        if secret.expose().is_empty() {
+            continue;
+        }
         let sealed = data_key
             .seal(&place(instance, field), secret.expose().as_bytes())
             .map_err(no_random(doing))?;

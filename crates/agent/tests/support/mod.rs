@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ use larder_model::{
 use larder_node::Connection;
 
 pub(crate) const TENANT: &str = "Tenant-password-1";
+/// What the agents' key is made from.
+pub(crate) const AGENTS: &str = "agents-of-the-instance";
 
 /// One node: its folder and its agent's process.
 pub(crate) struct Node {
@@ -46,7 +48,7 @@ fn agent_binary() -> PathBuf {
 
 /// A port that is free together with its bus port. Tests run in several processes and threads:
 /// each begins somewhere else.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() as u16).wrapping_mul(37) % 9000;
     for _ in 0..9000 {
@@ -90,6 +92,7 @@ impl World {
             let secrets = NodeSecrets {
                 system_password: Secret::new("system-password"),
                 default_password_sha256: Secret::new(sha256(TENANT)),
+                agent_key: Secret::new(AGENTS),
             };
             write_json(&dir.join("secrets.json"), &secrets);
             world.nodes.push(Node {
@@ -137,6 +140,11 @@ impl World {
 
     /// Starts the agent of node `index`.
     pub(crate) fn start(&mut self, index: usize) {
+        self.start_with(index, &[]);
+    }
+
+    /// Likewise, with more arguments.
+    pub(crate) fn start_with(&mut self, index: usize, args: &[String]) {
         let node = &mut self.nodes[index];
         let log = OpenOptions::new()
             .append(true)
@@ -145,6 +153,7 @@ impl World {
             .expect("log");
         let child = Command::new(agent_binary())
             .arg(&node.dir)
+            .args(args)
             .env("RUST_LOG", "larder_agent=debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -163,10 +172,32 @@ impl World {
         AgentClient::new(run.agent_socket(&self.nodes[index].id))
     }
 
+    pub(crate) fn agent_socket(&self, index: usize) -> PathBuf {
+        RunDir(self.run.path().to_owned()).agent_socket(&self.nodes[index].id)
+    }
+
     pub(crate) fn kill_agent(&mut self, index: usize) {
         if let Some(mut agent) = self.nodes[index].agent.take() {
             agent.kill().expect("killed");
             agent.wait().expect("reaped");
+        }
+    }
+
+    /// Tells the agent of node `index` to end and waits until it has.
+    pub(crate) async fn end_agent(&mut self, index: usize, limit: Duration) -> ExitStatus {
+        let mut agent = self.nodes[index].agent.take().expect("its agent runs");
+        let told = Command::new("kill").arg("-TERM").arg(agent.id().to_string()).status();
+        assert!(told.expect("kill").success());
+        let began = Instant::now();
+        loop {
+            if let Some(status) = agent.try_wait().expect("own child") {
+                return status;
+            }
+            if began.elapsed() > limit {
+                self.nodes[index].agent = Some(agent);
+                panic!("not ended within {limit:?}\n{}", self.logs());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -80,8 +80,9 @@ pub(crate) async fn create(
     }
     let password = password.unwrap_or_else(|| Secret::new(""));
     let secrets = NodeSecrets {
-        system_password: system_password(),
+        system_password: random_secret(),
         default_password_sha256: Secret::new(hex(&Sha256::digest(password.expose()))),
+        agent_key: random_secret(),
     };
     let operation = caller.operation_on(&spec.id, spec.name.as_str(), OperationKind::Create);
     let record = caller.record(Action::InstanceCreate, &object, detail(&spec));
@@ -327,7 +328,7 @@ fn no_engine(name: &str) -> ApiError {
 }
 
 /// 256 random bits in hex: no character that any file format would mind.
-fn system_password() -> Secret {
+fn random_secret() -> Secret {
     let words: Vec<String> = (0..4).map(|_| format!("{:016x}", RandomIds.next_u64())).collect();
     Secret::new(words.concat())
 }
@@ -461,6 +462,6 @@ mod tests {
             hex(&Sha256::digest("p")),
             "148de9c5a7a44d19e56cd9ae1a554bf67847afb0c58f6e12fa29ac7ddfca9940"
         );
-        assert_eq!(system_password().expose().len(), 64);
+        assert_eq!(random_secret().expose().len(), 64);
     }
 }

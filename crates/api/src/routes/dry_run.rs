@@ -104,6 +104,7 @@ fn write_down(
                 bootstrap: *bootstrap,
                 phase: NodePhase::Wanted,
                 created_at: now,
+                overruled: false,
             });
             let absent = ObservedNode {
                 backend: Observation::Absent,

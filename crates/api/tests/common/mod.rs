@@ -321,6 +321,7 @@ impl World {
                 bootstrap: number % row.spec.replicas == 0,
                 phase: NodePhase::Wanted,
                 created_at: row.created_at,
+                overruled: false,
             };
             self.store.node_insert(id, &record, generation).await.unwrap();
             let primary = record.bootstrap;

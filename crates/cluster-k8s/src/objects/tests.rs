@@ -100,6 +100,7 @@ fn objects_are_of_the_kinds_that_they_say() {
     let secrets = NodeSecrets {
         system_password: Secret::new("system"),
         default_password_sha256: Secret::new("0".repeat(64)),
+        agent_key: Secret::new(""),
     };
     typed::<apps::v1::StatefulSet>(&stateful_set(&options, &wish));
     typed::<core::v1::Service>(&node_service(&options, &id, &one, None, Some(31_000)));
@@ -244,6 +245,7 @@ fn only_the_secret_holds_secrets() {
     let secrets = NodeSecrets {
         system_password: Secret::new("a-password-of-the-system"),
         default_password_sha256: Secret::new("ab".repeat(32)),
+        agent_key: Secret::new(""),
     };
     let text = secret(&options(), &wish, &secrets, &volume()).expect("secret").to_string();
     assert!(!text.contains("a-password-of-the-system"), "encoded, at least");

@@ -197,5 +197,6 @@ pub(crate) fn secrets() -> NodeSecrets {
     NodeSecrets {
         system_password: Secret::new("system"),
         default_password_sha256: Secret::new("0".repeat(64)),
+        agent_key: Secret::new("agents"),
     }
 }

@@ -60,6 +60,7 @@ pub(super) fn secrets() -> NodeSecrets {
     NodeSecrets {
         system_password: Secret::new("conformance-system-password"),
         default_password_sha256: Secret::new("0".repeat(64)),
+        agent_key: Secret::new("conformance-agents"),
     }
 }
 

@@ -9,14 +9,12 @@ use larder_election::{
 };
 use larder_model::agent::Fence;
 use larder_model::lease::LeaseRecord;
-use larder_model::{NodeId, Observation, Timestamp};
+use larder_model::{ElectionPolicy, Millis, NodeId, Observation, Timestamp};
 
 /// How long an agent waits for its peers, in its own milliseconds.
 pub(super) const PEER_DEADLINE: i64 = 300;
 /// How long it waits for the lease: at most half of the fence margin.
 pub(super) const LEASE_DEADLINE: i64 = 300;
-/// How often it reads the lease when nothing tells it of changes.
-pub(super) const READ_EVERY: i64 = 100;
 /// How often it samples its server when nothing happens.
 pub(super) const SAMPLE_EVERY: i64 = 250;
 /// The least time between a failed action and the next decision.
@@ -142,6 +140,30 @@ impl SimAgent {
             (Some(true), Some(known)) => LeaseView::Known(known.clone()),
             (Some(false) | None, known) => {
                 LeaseView::Unreachable { since: self.unreachable_since, last: known.clone() }
+            }
+        }
+    }
+
+    /// When `me` looks at the lease again after a look that was sent at `sent`, if nobody tells it of
+    /// a change: as seldom as real agents do.
+    pub(super) fn next_look(
+        &self,
+        me: &NodeId,
+        policy: &ElectionPolicy,
+        sent: Timestamp,
+    ) -> Timestamp {
+        let every = policy.renew_every;
+        match self.lease_view() {
+            LeaseView::Unreachable { .. } => sent + Millis(every.0 / 4),
+            LeaseView::Absent => sent + every,
+            LeaseView::Known(known) => {
+                let holder = known.record.holder.as_ref();
+                if holder.is_some_and(|holder| holder.node == *me) {
+                    return sent + every + every;
+                }
+                let runs_out = known.seen_at + policy.lease_ttl;
+                let next = sent + every;
+                if sent < runs_out { next.min(runs_out) } else { next }
             }
         }
     }

@@ -8,7 +8,7 @@ use larder_model::agent::{Member, ReplicaSeen, ReplicationView, Role, ServerStat
 use larder_model::lease::Route;
 use larder_model::{Millis, NodeId, NodeMode, Observation, Timestamp};
 
-use super::agent::{LEASE_DEADLINE, PEER_DEADLINE, READ_EVERY, SAMPLE_EVERY, Waiting};
+use super::agent::{LEASE_DEADLINE, PEER_DEADLINE, SAMPLE_EVERY, Waiting};
 use super::lease::{LeaseAnswer, LeaseCall, LeaseTrouble};
 use super::server::{Phase, nobody};
 use super::world::World;
@@ -174,8 +174,11 @@ impl World {
                 if changed && !renewal {
                     let text = format!("{:?}", shard.lease.value);
                     self.note(|| format!("{from} lease {text}"));
-                    // Change notice: everybody reads soon.
+                    // Change notice: everybody reads soon, but for whom the notice does not reach.
                     for node in self.nodes.values_mut() {
+                        if self.rng.chance(5) {
+                            continue;
+                        }
                         if node.config.instance == key.0 && node.config.shard == key.1 {
                             node.agent.read_at = Timestamp(0);
                         }
@@ -206,13 +209,17 @@ impl World {
             return;
         }
         let now = agent.clock(t);
-        if agent.reading.is_some_and(|(id, _)| id == call) {
+        if let Some((id, deadline)) = agent.reading
+            && id == call
+        {
+            let sent = deadline - Millis(LEASE_DEADLINE as u64);
             agent.reading = None;
             if let LeaseAnswer::Is(value) = answer {
                 if agent.readable != Some(true) {
                     agent.dirty = true;
                 }
                 agent.learn(value, now);
+                agent.read_at = agent.next_look(to, &found.config.election, sent);
             }
             return;
         }
@@ -227,6 +234,7 @@ impl World {
             LeaseAnswer::Is(value) => {
                 agent.learn(value, now);
                 agent.renewed_at = if release { None } else { Some(sent) };
+                agent.read_at = agent.next_look(to, &found.config.election, sent);
             }
             LeaseAnswer::Conflict => {
                 agent.lose_lease_view(now);
@@ -356,10 +364,9 @@ impl World {
         if agent.reading.is_some_and(|(_, deadline)| now >= deadline) {
             agent.reading = None;
             agent.lose_lease_view(now);
-            agent.read_at = now;
         }
         if agent.reading.is_none() && now >= agent.read_at {
-            agent.read_at = now + Millis(READ_EVERY as u64);
+            agent.read_at = agent.next_look(node, &found.config.election, now);
             let life = agent.life;
             let call = self.id();
             if let Some(found) = self.nodes.get_mut(node) {

@@ -30,7 +30,7 @@ fn an_endpoint_of_which_a_part_was_deleted_is_made_again() {
         planned.step == Step::EnsureEndpoint { endpoint: EndpointKind::Write }
     };
     assert!(plan.steps.len() == 1 && ensures(&plan.steps[0]), "{plan}");
-    world.round();
+    let _ = world.round();
     let plan = world.plan();
     assert!(plan.steps.is_empty(), "{plan}");
     assert_eq!(plan.report.state, InstanceState::Running);
@@ -297,6 +297,38 @@ fn nodes_that_share_a_worker_are_spread_again_by_create_before_destroy() {
         assert_eq!(world.primary(0), Some(primary), "the primary stays");
         assert!(!world.nodes.contains_key(&other), "the one that shared its worker is gone");
     }
+}
+
+/// The scheduler has its reasons; to copy the shard every ten minutes does not change them.
+#[test]
+fn a_move_that_the_scheduler_overrules_is_not_repeated_before_a_day_has_passed() {
+    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1", "w2"]);
+    let primary = world.primary(0).expect("it runs");
+    let here = world.nodes[&primary].worker.clone();
+    let overrule = |world: &mut World| {
+        for record in world.desired.nodes.iter_mut().filter(|record| record.worker != here) {
+            (record.worker, record.overruled) = (here.clone(), true);
+        }
+        world.nodes.values_mut().for_each(|node| node.worker = here.clone());
+    };
+    let copies = |plans: &[Plan]| {
+        let steps = plans.iter().flat_map(|plan| &plan.steps);
+        steps.filter(|planned| matches!(planned.step, Step::RecordNode { .. })).count()
+    };
+    // The first placement was the scheduler's as well, while there was only one worker.
+    overrule(&mut world);
+    world.desired.nodes.iter_mut().for_each(|record| record.overruled = false);
+    let mut made = 0;
+    for _ in 0..20 {
+        world.now = world.now + Millis::secs(600);
+        made += copies(&world.settle());
+        overrule(&mut world);
+        let plan = world.plan();
+        assert!(plan.report.conditions.iter().any(|c| c.kind == "drifted"), "{plan}");
+    }
+    assert_eq!(made, 1, "one try");
+    world.now = world.now + Millis::secs(86_400);
+    assert_eq!(copies(&world.settle()), 1, "and another one a day later");
 }
 
 #[test]

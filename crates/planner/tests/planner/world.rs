@@ -303,6 +303,7 @@ impl World {
                         bootstrap: *bootstrap,
                         phase: NodePhase::Wanted,
                         created_at: self.now,
+                        overruled: false,
                     });
                     self.desired.generation += 1;
                 }

@@ -7,7 +7,8 @@ use larder_model::{
     OperationState, PlannerPolicy, ProjectName,
 };
 use larder_store::{
-    EventFilter, InstanceChange, InstanceFilter, InstanceSort, OperationFilter, RecordFilter,
+    ContainerClusterRow, EventFilter, InstanceChange, InstanceFilter, InstanceSort,
+    OperationFilter, RecordFilter,
 };
 
 use crate::support::{
@@ -303,4 +304,29 @@ async fn a_thousand_instances_are_listed_filtered_searched_and_sorted() {
         };
         assert_eq!(names, expected, "{sort:?}");
     }
+}
+
+#[tokio::test]
+async fn an_instance_is_not_written_for_a_container_cluster_that_was_unbound_meanwhile() {
+    let folder = Folder::new();
+    let store = folder.store().await;
+    let bound = ContainerClusterRow {
+        name: "east".to_owned(),
+        owner: "o-1".to_owned(),
+        options: serde_json::json!({}),
+        credentials: larder_model::Secret::new("{}"),
+        bound_at: larder_model::Timestamp(1),
+    };
+    let mut wished = spec(1, "one");
+    wished.container_cluster = bound.name.clone();
+    let begun = operation(1, &wished, OperationKind::Create);
+    let (secrets, record) = (secrets(), record("instance.create", &wished));
+    let create = || store.instance_create(&wished, &secrets, &begun, &record);
+    let refused = refusal(create().await);
+    assert_eq!(refused.code, Code::ContainerClusterNotFound);
+    assert_eq!(refused.field.as_deref(), Some("container_cluster"));
+    store.container_cluster_bind(&bound).await.expect("bound");
+    create().await.expect("created");
+    let in_use = refusal(store.container_cluster_unbind("east").await);
+    assert_eq!(in_use.code, Code::ContainerClusterInUse);
 }

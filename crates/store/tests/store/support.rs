@@ -15,6 +15,7 @@ use larder_store::{
 };
 use tempfile::TempDir;
 
+pub(crate) const AGENT_KEY: &str = "agent-key-4712";
 pub(crate) const SYSTEM_PASSWORD: &str = "system-password-4711";
 pub(crate) const DEFAULT_SHA256: &str =
     "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8";
@@ -103,6 +104,7 @@ pub(crate) fn secrets() -> NodeSecrets {
     NodeSecrets {
         system_password: Secret::new(SYSTEM_PASSWORD),
         default_password_sha256: Secret::new(DEFAULT_SHA256),
+        agent_key: Secret::new(AGENT_KEY),
     }
 }
 
@@ -150,6 +152,7 @@ pub(crate) fn node(n: u32, shard: u32) -> NodeRecord {
         bootstrap: n == 1,
         phase: NodePhase::Wanted,
         created_at: Timestamp(5_000),
+        overruled: false,
     }
 }
 
