@@ -159,7 +159,12 @@ impl Cluster for KubeCluster {
         } else {
             Vec::new()
         };
-        Ok(seen.observed(&Outside { workers: &workers, address }))
+        let mut observed = seen.observed(&Outside { workers: &workers, address });
+        let settings = self.place.options.settings();
+        for (id, node) in &mut observed.nodes {
+            node.outdated = seen.settings(id).is_some_and(|rendered| rendered != settings);
+        }
+        Ok(observed)
     }
 
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {

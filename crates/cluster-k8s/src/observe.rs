@@ -10,7 +10,8 @@ use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use larder_cluster::{BackendObserved, ClusterError};
 use larder_model::kube::{
-    ANNOTATION_GENERATION, LABEL_ENDPOINT, LABEL_NODE, SERVER_PORT, UNSCHEDULED,
+    ANNOTATION_GENERATION, ANNOTATION_SETTINGS, LABEL_ENDPOINT, LABEL_NODE, SERVER_PORT,
+    UNSCHEDULED,
 };
 use larder_model::{
     Address, BackendNode, EndpointKind, EndpointStatus, Exposed, InstanceId, NodeId, WorkerName,
@@ -110,7 +111,15 @@ impl Seen {
             volume: claim.is_some_and(|o| stays(&o.metadata)),
             exposed: outer.map_or(Exposed::No, |service| exposed(service, outer_address)),
             generation: generation.and_then(|text| text.parse().ok()).unwrap_or(0),
+            // What the binding says is not in here.
+            outdated: false,
         }
+    }
+
+    /// What the node's StatefulSet says that it was rendered from; `None` where there is none.
+    pub(crate) fn settings(&self, id: &NodeId) -> Option<&str> {
+        let set = self.sets.iter().find(|o| node_of(&o.metadata).as_ref() == Some(id))?;
+        Some(set.annotations().get(ANNOTATION_SETTINGS).map_or("", String::as_str))
     }
 
     fn endpoint(

@@ -1,6 +1,6 @@
 //! Container clusters.
 
-use larder_api_types::{BindContainerCluster, SetContainerCluster};
+use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::{ByteSize, Secret};
 
 use crate::args::{BindArgs, ContainerClusterCommand};
@@ -16,14 +16,11 @@ pub(crate) async fn run(
 ) -> Result<(), CliError> {
     let client = context.client()?;
     match command {
-        ContainerClusterCommand::Bind(args) | ContainerClusterCommand::Rebind(args) => {
-            let cluster = client.container_cluster_bind(&asked(args)?).await?;
-            if console.is_json() {
-                console.json(&cluster)
-            } else {
-                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
-                console.data(&text)
-            }
+        ContainerClusterCommand::Bind(args) => {
+            one(console, &client.container_cluster_bind(&asked(args, false)?).await?)
+        }
+        ContainerClusterCommand::Rebind(args) => {
+            one(console, &client.container_cluster_bind(&asked(args, true)?).await?)
         }
         ContainerClusterCommand::List => {
             let clusters = client.container_cluster_list().await?;
@@ -35,13 +32,7 @@ pub(crate) async fn run(
             }
         }
         ContainerClusterCommand::Get { name } => {
-            let cluster = client.container_cluster_get(&name).await?;
-            if console.is_json() {
-                console.json(&cluster)
-            } else {
-                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
-                console.data(&text)
-            }
+            one(console, &client.container_cluster_get(&name).await?)
         }
         ContainerClusterCommand::Workers { name } => {
             let cluster = client.container_cluster_get(&name).await?;
@@ -54,13 +45,7 @@ pub(crate) async fn run(
         }
         ContainerClusterCommand::Set { name, spread } => {
             let asked = SetContainerCluster { spread: Some(spread) };
-            let cluster = client.container_cluster_set(&name, &asked).await?;
-            if console.is_json() {
-                console.json(&cluster)
-            } else {
-                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
-                console.data(&text)
-            }
+            one(console, &client.container_cluster_set(&name, &asked).await?)
         }
         ContainerClusterCommand::ConfirmLost { name, worker, yes } => {
             let question = format!(
@@ -79,7 +64,15 @@ pub(crate) async fn run(
     }
 }
 
-fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
+fn one(console: &mut Console, cluster: &ContainerCluster) -> Result<(), CliError> {
+    if console.is_json() {
+        return console.json(cluster);
+    }
+    let text = render::container_clusters(console, std::slice::from_ref(cluster));
+    console.data(&text)
+}
+
+fn asked(args: BindArgs, rebind: bool) -> Result<BindContainerCluster, CliError> {
     let kubeconfig = match &args.kubeconfig {
         None => None,
         Some(path) => {
@@ -91,6 +84,8 @@ fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
     };
     Ok(BindContainerCluster {
         name: args.name,
+        rebind,
+        in_cluster: args.in_cluster,
         kubeconfig,
         context: args.context,
         namespace: args.namespace,

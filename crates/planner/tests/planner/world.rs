@@ -57,6 +57,7 @@ pub(crate) struct SimNode {
     pub(crate) epoch: u64,
     pub(crate) follows: Option<String>,
     pub(crate) exposed: Exposed,
+    pub(crate) outdated: bool,
 }
 
 /// A server that is no more, as the others remember it.
@@ -455,6 +456,7 @@ impl World {
                 epoch: 0,
                 follows: None,
                 exposed: Exposed::No,
+                outdated: false,
             };
             self.nodes.insert(node.clone(), sim);
         }
@@ -498,6 +500,7 @@ impl World {
         }
         let sim = self.nodes.get_mut(node).expect("reserved above");
         sim.realised = true;
+        sim.outdated = false;
         sim.generation = config.generation;
         if sim.agent_generation == 0 {
             sim.agent_generation = config.generation;
@@ -732,6 +735,7 @@ impl World {
             Observation::Known {
                 value: BackendNode {
                     exposed: sim.exposed.clone(),
+                    outdated: sim.outdated,
                     worker: sim.worker.clone(),
                     address: Some(sim.address.clone()),
                     realised: sim.realised,
