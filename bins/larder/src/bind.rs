@@ -1,6 +1,6 @@
 //! Binding Kubernetes clusters: from what a person asks to a backend of the fleet, and back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -17,7 +17,7 @@ use crate::state::Binder;
 
 /// For everything up to the decision, the wait for other changes included. Who asks waits for 30 s
 /// and then asks again.
-const PREPARE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a container cluster is to be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +62,18 @@ pub struct Bindings {
     /// A binding is read, changed and kept by one at a time: two first ones of a name would draw
     /// two owners, and two changes would lose one of each other's.
     turn: Arc<Mutex<()>>,
+    patience: Duration,
 }
 
 impl Bindings {
     pub fn new(store: Store, binder: Arc<dyn Binder>) -> Self {
-        Self { store, binder, turn: Arc::default() }
+        Self { store, binder, turn: Arc::default(), patience: PATIENCE }
+    }
+
+    /// Waits for so long, and not 20 s, for a container cluster to say what it is.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     pub(crate) fn binder(&self) -> &dyn Binder {
@@ -110,8 +117,8 @@ impl Bindings {
             let row = self.binder.prepare(asked, known.as_ref(), how).await?;
             Ok((turn, known, row))
         };
-        let prepared = tokio::time::timeout(PREPARE, prepared).await;
-        let (turn, known, row) = prepared.map_err(|_| late(name))??;
+        let prepared = tokio::time::timeout(self.patience, prepared).await;
+        let (turn, known, row) = prepared.map_err(|_| self.late(name))??;
         let same = |old: &ContainerClusterRow| {
             old.options == row.options && old.credentials == row.credentials
         };
@@ -140,8 +147,8 @@ impl Bindings {
             let known = self.known(name).await?.ok_or_else(|| missing(name))?;
             Ok::<_, ApiError>((turn, self.binder.change(asked, &known).await?))
         };
-        let changed = tokio::time::timeout(PREPARE, changed).await;
-        let (turn, row) = changed.map_err(|_| late(name))??;
+        let changed = tokio::time::timeout(self.patience, changed).await;
+        let (turn, row) = changed.map_err(|_| self.late(name))??;
         self.keep(turn, row, Action::ContainerClusterSet, by).await
     }
 
@@ -151,7 +158,7 @@ impl Bindings {
     /// `not-found`; `container-cluster-in-use`; of the store.
     pub(crate) async fn unbind(&self, name: &str, by: &By) -> Result<(), ApiError> {
         let turn = self.turn.clone().lock_owned();
-        let turn = tokio::time::timeout(PREPARE, turn).await.map_err(|_| late(name))?;
+        let turn = tokio::time::timeout(self.patience, turn).await.map_err(|_| self.late(name))?;
         let record = by.record(Action::ContainerClusterUnbind, name, json!({}));
         let (all, name) = (self.clone(), name.to_owned());
         whole(async move {
@@ -192,6 +199,14 @@ impl Bindings {
         Ok(all.into_iter().find(|row| row.name == name))
     }
 
+    fn late(&self, name: &str) -> ApiError {
+        let detail = format!(
+            "container cluster `{name}` has not said within {} s what it is: nothing was changed",
+            self.patience.as_secs()
+        );
+        ApiError::new(Code::Timeout, detail)
+    }
+
     /// Keeps the binding, and uses it as it is kept.
     async fn keep(
         &self,
@@ -229,12 +244,4 @@ pub(crate) fn missing(name: &str) -> ApiError {
             "there is no container cluster `{name}`: `larder container-cluster list` shows all"
         ),
     )
-}
-
-fn late(name: &str) -> ApiError {
-    let detail = format!(
-        "container cluster `{name}` has not said within {} s what it is: nothing was changed",
-        PREPARE.as_secs()
-    );
-    ApiError::new(Code::Timeout, detail)
 }

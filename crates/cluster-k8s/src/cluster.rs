@@ -160,9 +160,8 @@ impl Cluster for KubeCluster {
             Vec::new()
         };
         let mut observed = seen.observed(&Outside { workers: &workers, address });
-        let settings = self.place.options.settings();
         for (id, node) in &mut observed.nodes {
-            node.outdated = seen.settings(id).is_some_and(|rendered| rendered != settings);
+            node.outdated = seen.is_outdated(id, &self.place.options);
         }
         Ok(observed)
     }

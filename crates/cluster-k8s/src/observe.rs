@@ -20,6 +20,7 @@ use larder_model::{
 use crate::apply;
 use crate::expose::{Outside, Place, endpoint_place, exposed, is_at_a_worker, is_outer};
 use crate::objects;
+use crate::options::KubeOptions;
 
 /// Where the scheduler puts a pod before it runs, and where its volume was bound.
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -116,10 +117,12 @@ impl Seen {
         }
     }
 
-    /// What the node's StatefulSet says that it was rendered from; `None` where there is none.
-    pub(crate) fn settings(&self, id: &NodeId) -> Option<&str> {
-        let set = self.sets.iter().find(|o| node_of(&o.metadata).as_ref() == Some(id))?;
-        Some(set.annotations().get(ANNOTATION_SETTINGS).map_or("", String::as_str))
+    /// The node's StatefulSet says that it was rendered from other settings of the binding.
+    pub(crate) fn is_outdated(&self, id: &NodeId, options: &KubeOptions) -> bool {
+        let set = self.sets.iter().find(|o| node_of(&o.metadata).as_ref() == Some(id));
+        set.is_some_and(|set| {
+            set.annotations().get(ANNOTATION_SETTINGS) != Some(&options.settings())
+        })
     }
 
     fn endpoint(

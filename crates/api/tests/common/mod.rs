@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -36,6 +37,8 @@ use tokio::sync::watch;
 use tower::ServiceExt as _;
 
 pub const ADMIN_PASSWORD: &str = "Hunter2-admin";
+/// For a container cluster to say what it is.
+pub const PATIENCE: Duration = Duration::from_secs(4);
 pub const TENANT_PASSWORD: &str = "Hunter2-tenant";
 
 pub struct World {
@@ -234,7 +237,7 @@ impl World {
             },
             capacity: capacity.clone(),
             engine_probe: Arc::new(FakeProbe),
-            bindings: Bindings::new(store.clone(), binder.clone()),
+            bindings: Bindings::new(store.clone(), binder.clone()).with_patience(PATIENCE),
             default_container_cluster: "local".into(),
             has_local: true,
             policy: PlannerPolicy::default(),

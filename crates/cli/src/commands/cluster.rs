@@ -2,6 +2,7 @@
 
 use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::{ByteSize, Secret};
+use serde::Serialize;
 
 use crate::args::{BindArgs, ContainerClusterCommand};
 use crate::config::Context;
@@ -24,24 +25,14 @@ pub(crate) async fn run(
         }
         ContainerClusterCommand::List => {
             let clusters = client.container_cluster_list().await?;
-            if console.is_json() {
-                console.json(&clusters)
-            } else {
-                let text = render::container_clusters(console, &clusters);
-                console.data(&text)
-            }
+            show(console, &clusters, |console| render::container_clusters(console, &clusters))
         }
         ContainerClusterCommand::Get { name } => {
             one(console, &client.container_cluster_get(&name).await?)
         }
         ContainerClusterCommand::Workers { name } => {
-            let cluster = client.container_cluster_get(&name).await?;
-            if console.is_json() {
-                console.json(&cluster.workers)
-            } else {
-                let text = render::workers(console, &cluster.workers);
-                console.data(&text)
-            }
+            let workers = client.container_cluster_get(&name).await?.workers;
+            show(console, &workers, |console| render::workers(console, &workers))
         }
         ContainerClusterCommand::Set { name, spread } => {
             let asked = SetContainerCluster { spread: Some(spread) };
@@ -65,10 +56,20 @@ pub(crate) async fn run(
 }
 
 fn one(console: &mut Console, cluster: &ContainerCluster) -> Result<(), CliError> {
+    let table =
+        |console: &Console| render::container_clusters(console, std::slice::from_ref(cluster));
+    show(console, cluster, table)
+}
+
+fn show<T: Serialize>(
+    console: &mut Console,
+    what: &T,
+    table: impl FnOnce(&Console) -> String,
+) -> Result<(), CliError> {
     if console.is_json() {
-        return console.json(cluster);
+        return console.json(what);
     }
-    let text = render::container_clusters(console, std::slice::from_ref(cluster));
+    let text = table(console);
     console.data(&text)
 }
 
