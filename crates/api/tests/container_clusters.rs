@@ -23,10 +23,11 @@ async fn kept(world: &World) -> Vec<ContainerClusterRow> {
     world.store.container_cluster_list().await.unwrap()
 }
 
+/// What was done, the newest first.
 async fn actions(world: &World) -> Vec<String> {
     let records = world.get("/api/v1/records").await;
     let accepted = records.as_array().unwrap().iter().filter(|row| row["outcome"] == "accepted");
-    accepted.map(|row| row["action"].as_str().unwrap().to_owned()).collect()
+    accepted.rev().map(|row| row["action"].as_str().unwrap().to_owned()).collect()
 }
 
 async fn until(what: &str, holds: impl AsyncFn() -> bool) {
@@ -90,10 +91,9 @@ async fn a_name_that_is_bound_is_bound_anew_on_purpose_alone() {
     assert!(kept(&world).await.is_empty());
     bind(&world, json!({ "name": "east", "kubeconfig": "old" })).await;
     let first = kept(&world).await;
-    let (code, problem) =
-        bind(&world, json!({ "name": "east", "kubeconfig": "another" })).await.problem();
-    assert_eq!(code, Code::NameTaken);
-    assert!(problem["detail"].as_str().unwrap().contains("rebind east"), "{problem}");
+    let answer = bind(&world, json!({ "name": "east", "kubeconfig": "another" })).await;
+    assert_eq!(answer.problem().0, Code::NameTaken);
+    assert!(answer.text.contains("rebind east"), "{}", answer.text);
     assert_eq!(kept(&world).await, first, "what is bound is as it was");
     let answer = bind(&world, rebind).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);

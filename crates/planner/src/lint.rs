@@ -143,7 +143,9 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
             let behind = match view.backend(node) {
                 larder_model::Observation::Absent => true,
                 larder_model::Observation::Known { value, .. } => {
-                    !value.realised || value.generation < render::config_generation(view.desired)
+                    !value.realised
+                        || value.outdated
+                        || value.generation < render::config_generation(view.desired)
                 }
                 _ => false,
             };
