@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds one image per engine, and the one of the control plane, with buildah, without any registry, and writes each as
 # an archive: target/images/larder-ENGINE.tar, to be loaded as localhost/larder-ENGINE:TAG, and larder.tar (localhost/larder:TAG).
-# LARDER_IMAGE_ENGINES, LARDER_IMAGE_TAG and LARDER_IMAGE_BINARY choose otherwise.
+# The tag is the version of the binary, as the chart and bindings look for it by themselves. LARDER_IMAGE_ENGINES,
+# LARDER_IMAGE_TAG and LARDER_IMAGE_BINARY choose otherwise.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$here/target/images}
 binary=${LARDER_IMAGE_BINARY:-$here/target/release/larder}
-tag=${LARDER_IMAGE_TAG:-latest}
 engines=${LARDER_IMAGE_ENGINES:-redis-6.2 redis-7.0 valkey-8.0 valkey-9.1}
 export LARDER_TEST_ENGINES=${LARDER_TEST_ENGINES:-$here/target/engines}
 
@@ -18,6 +18,7 @@ mkdir -p "$out"
 # A store of its own: nothing is left in the machine's.
 buildah=(buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs)
 version=$("$binary" --version | awk '{print $2}')
+tag=${LARDER_IMAGE_TAG:-$version}
 
 build() { # name containerfile build-args...
     local name=$1 file=$2 image=localhost/$1:$tag context=$work/$1 args=() arg

@@ -46,20 +46,25 @@ refused() { # what wanted-words command...
 # Everything of an instance's pods that a restart would change.
 pods() { k get pods -l larder.io/instance -o json | jq -c '[.items[] | [.metadata.name, .metadata.uid, .status.podIP, [.status.containerStatuses[].restartCount]]] | sort'; }
 endpoints() { larder instance get shop -o json | jq -c '[.endpoints, .state, ([.nodes[] | [.id, .role]] | sort)]'; }
-# A client in the cluster that writes for so many seconds; `written` waits for it, and for nothing lost.
+# A client in the cluster that writes until `written` ends it, however long what happens meanwhile takes; nothing of it may be lost.
 write() {
     [ -n "$bed" ] || return 0
     local at
     at=$(larder instance get shop -o json | jq -r '.endpoints.write | "\(.host) \(.port)"')
+    rm -f "$work/written" "$work/writing"
+    mkfifo "$work/writing"
     # shellcheck disable=SC2086
-    printf 'Pantry-2026\n' | $bed exec -- "$writer" $at "$1" >"$work/written" &
+    $bed exec -- "$writer" $at <"$work/writing" >"$work/written" &
     client=$!
-    until_true 20 'the client does not write' grep -q writing "$work/written"
+    exec {writing}>"$work/writing"
+    printf 'Pantry-2026\n' >&"$writing"
+    until_true 20 'the client does not write' grep -qs writing "$work/written"
 }
 # How long a gap may be leaves room for a busy machine: that nothing has moved is said by pods and roles.
 written() { # longest-gap-in-ms what
     [ -n "$bed" ] || { say "SKIP: a writing client needs LARDER_TEST_BED"; return 0; }
-    wait "$client"
+    exec {writing}>&-
+    wait "$client" || fail "the client ended with $?"
     tail -n 1 "$work/written" | jq -e --argjson gap "$1" '.lost == 0 and .acked > 100 and .worst_gap_ms <= $gap' >/dev/null ||
         fail "$2: $(tail -n 1 "$work/written")"
     say "$2: $(tail -n 1 "$work/written")"
@@ -166,7 +171,7 @@ printf 'Pantry-2026\n' | k exec -i larder-0 -- larder instance create shop --eng
     --read-only-nodes 2 --memory 128MiB --password-stdin --wait --timeout 120s >/dev/null
 say "an instance runs"
 before=$(pods) shown=$(endpoints)
-write 12
+write
 k delete pod larder-0 --grace-period=0 --force >/dev/null 2>&1
 until_true 60 'the control plane does not come back' k wait --for=condition=Ready pod/larder-0 --timeout=5s >/dev/null 2>&1
 written 2000 'the control plane was killed under a writing client'
@@ -186,7 +191,7 @@ if [ -n "$bed" ]; then
 else
     changed=()
 fi
-write 20
+write
 helm upgrade larder "$chart" --namespace "$namespace" "${settings[@]}" "${changed[@]}" --set logLevel=debug,containerCluster.volumeSize=2GiB \
     --set 'containerCluster.engines={redis-7.0,valkey-8.0}' --set-string 'config=[retention]
 events_days = 7' --wait --timeout 120s >/dev/null
@@ -205,6 +210,23 @@ until_true 20 'the refusal is not told' told
 [ "$(larder engine list -o json | jq 'length')" = 2 ] || fail "an engine that an instance runs on was taken away"
 [ "$(pods)" = "$before" ] || fail "that upgrade has touched pods: $before, now $(pods)"
 say "upgrades have moved nothing"
+# The next pod of a node is of the new image.
+if [ -n "$bed" ]; then
+    next=${engine_image//\{engine\}/redis-7.0} next=${next%:*}:next
+    wished() { [ "$(k get statefulsets -l larder.io/instance -o json | jq -r '[.items[].spec.template.spec.containers[0].image] | unique | join(" ")')" = "$next" ]; }
+    until_true 60 'the new image does not reach the nodes' wished
+    [ "$(pods)" = "$before" ] || fail "the new image has touched pods: $before, now $(pods)"
+    replica=$(larder instance get shop -o json | jq -r '[.nodes[] | select(.role == "replica") | .id][0]')
+    k delete pod -l "larder.io/node=$replica" >/dev/null
+    is_next() {
+        k get pods -l "larder.io/node=$replica" -o json | jq -e --arg image "$next" \
+            '.items[0] | .spec.containers[0].image == $image and any(.status.conditions[]?; .type == "Ready" and .status == "True")' >/dev/null
+    }
+    until_true 90 'a pod that was made again is not of the new image' is_next
+    runs() { [ "$(larder instance get shop -o json | jq -r .state)" = running ]; }
+    until_true 60 'the instance does not run with one pod of the new image' runs
+    say "a pod that was made again is of the new image"
+fi
 
 # --- rights ------------------------------------------------------------------------------------------------------
 k get roles -l larder.io/instance -o json | granted namespace >"$work/passed-on"

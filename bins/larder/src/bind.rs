@@ -1,11 +1,11 @@
 //! Binding Kubernetes clusters: from what a person asks to a backend of the fleet, and back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder_api::{Binder, rfc3339};
+use larder_api::{Binder, How, rfc3339};
 use larder_api_types::{
     BindContainerCluster, ContainerCluster, SetContainerCluster, StorageClass, Worker,
 };
@@ -21,14 +21,15 @@ use larder_reconcile::Clock;
 use larder_store::{ContainerClusterRow, InstanceFilter, InstanceRow};
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Fleet;
+use crate::entry;
+use crate::fleet::{Fleet, unusable_binding};
 
 const NAMESPACE: &str = "larder";
 /// For the first answer of a container cluster; a look is for a person who waits.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What the store keeps of a binding, besides name, owner and credentials.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Options {
     namespace: String,
     image: String,
@@ -58,6 +59,24 @@ enum Spread {
     Strict,
     /// As far as there are workers.
     Preferred,
+}
+
+impl Spread {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Preferred => "preferred",
+        }
+    }
+
+    fn asked(text: &str) -> Result<Self, Refusal> {
+        [Self::Strict, Self::Preferred].into_iter().find(|how| how.as_str() == text).ok_or_else(
+            || {
+                let text = format!("`{text}` is no way to spread: use strict or preferred");
+                Refusal::new(Code::InvalidRequest, text).field("spread")
+            },
+        )
+    }
 }
 
 /// Binds Kubernetes clusters into a fleet.
@@ -109,19 +128,14 @@ impl Binder for KubeBinder {
         &self,
         asked: &BindContainerCluster,
         known: Option<&ContainerClusterRow>,
+        how: How,
     ) -> Result<ContainerClusterRow, Refusal> {
-        let before = known.map(stored_options).transpose()?;
+        let former = known.map(stored_options).transpose()?;
+        // What is left out stays as it was, or has its default.
+        let before = former.clone().filter(|_| how == How::Again);
         let expose = match asked.expose.as_deref() {
             None => before.as_ref().map_or(Expose::default(), |old| old.expose),
-            Some(text) => serde_json::from_value(text.into()).map_err(|_| {
-                Refusal::new(
-                    Code::InvalidRequest,
-                    format!(
-                        "`{text}` is no way to expose: use load-balancer, node-port or cluster-ip"
-                    ),
-                )
-                .field("expose")
-            })?,
+            Some(text) => Expose::asked(text)?,
         };
         let owner =
             known.map_or_else(|| larder_api::RandomIds.id_text('b'), |row| row.owner.clone());
@@ -129,48 +143,51 @@ impl Binder for KubeBinder {
         let old = |pick: fn(&Options) -> String| before.as_ref().map(pick);
         let mut options = Options {
             namespace: (asked.namespace.clone())
-                .or_else(|| old(|old| old.namespace.clone()))
+                .or_else(|| former.as_ref().map(|old| old.namespace.clone()))
                 .unwrap_or(defaults.namespace),
             image: (asked.image.clone())
                 .or_else(|| old(|old| old.image.clone()))
                 .unwrap_or(defaults.image),
-            storage_class: (asked.storage_class.clone())
-                .or_else(|| before.as_ref().and_then(|old| old.storage_class.clone())),
+            storage_class: match asked.storage_class.as_deref() {
+                None => before.as_ref().and_then(|old| old.storage_class.clone()),
+                Some(name) => (!name.is_empty()).then(|| name.to_owned()),
+            },
             storage_classes: Vec::new(),
             volume_bytes: (asked.volume_bytes)
                 .or(before.as_ref().map(|old| old.volume_bytes))
                 .unwrap_or(defaults.volume_size.bytes()),
             expose,
             engines: engines(asked, before.as_ref())?,
-            spread: before.as_ref().map(|old| old.spread).unwrap_or_default(),
+            // It is changed by `set` alone.
+            spread: former.as_ref().map(|old| old.spread).unwrap_or_default(),
             outer_address: match asked.outer_address.as_deref() {
                 None => before.as_ref().and_then(|old| old.outer_address.clone()),
                 Some(text) => outer_address(text)?,
             },
         };
         self.refuse_engines_in_use(&asked.name, &options.engines).await?;
-        if let Some(before) = &before
-            && before.namespace != options.namespace
+        if let Some(former) = &former
+            && former.namespace != options.namespace
         {
             return Err(Refusal::new(
                 Code::InvalidRequest,
                 format!(
                     "container cluster `{}` uses namespace {}, and what is there cannot move",
-                    asked.name, before.namespace
+                    asked.name, former.namespace
                 ),
             )
             .field("namespace"));
         }
-        let credentials = match &asked.kubeconfig {
-            Some(text) => {
-                Credentials::Kubeconfig { text: text.clone(), context: asked.context.clone() }
-            }
-            None => Credentials::InCluster,
-        };
+        let credentials = entry::credentials(asked, known, how)?;
         let kube = kube_options(&asked.name, &owner, &options, &credentials);
         let client = connect(&credentials).await.map_err(|e| unusable(&e.to_string()))?;
         let seen = check(client.clone(), &kube).await.map_err(|e| unusable(&e.to_string()))?;
         refuse_useless(&kube, &seen)?;
+        if let Some(known) = known {
+            let store = self.fleet.store();
+            entry::refuse_another_cluster(store, known, &credentials, client.clone(), &kube)
+                .await?;
+        }
         options.storage_classes = classes(kube.storage_class.as_deref(), &seen);
         // Who may work in the namespace that it runs in needs no right to make one.
         if credentials != Credentials::InCluster {
@@ -191,12 +208,17 @@ impl Binder for KubeBinder {
             Ok(cluster) => self.fleet.insert(cluster.waking(self.wake.clone())),
             Err(error) => {
                 tracing::error!(cluster = row.name, %error, "container cluster cannot be entered");
+                self.fleet.shut(&row.name, error);
             }
         }
     }
 
     fn unbound(&self, name: &str) {
         self.fleet.remove(name);
+    }
+
+    fn is_in_use(&self, name: &str) -> bool {
+        self.fleet.bound(name).is_some()
     }
 
     fn engines(&self) -> Vec<(String, Vec<EngineName>)> {
@@ -212,25 +234,28 @@ impl Binder for KubeBinder {
                 name: name.to_owned(),
                 kind: "local".to_owned(),
                 reachable: workers.is_ok(),
-                since: None,
                 problem: workers.as_ref().err().map(ToString::to_string),
-                version: None,
-                namespace: None,
-                expose: None,
-                image: None,
                 engines: engines.into_iter().map(|engine| engine.name.to_string()).collect(),
-                spread: None,
                 workers_ready: ready(workers.as_deref().unwrap_or_default()),
-                outer_address: None,
                 workers: workers.unwrap_or_default().iter().map(worker).collect(),
                 storage_classes: vec![StorageClass {
                     name: STANDARD_STORAGE_CLASS.to_owned(),
                     default: true,
                 }],
-                requests: BTreeMap::new(),
+                ..ContainerCluster::default()
             });
         }
-        let cluster = self.fleet.bound(name)?;
+        let cluster = match self.fleet.binding(name)? {
+            Ok(cluster) => cluster,
+            Err(reason) => {
+                return Some(ContainerCluster {
+                    name: name.to_owned(),
+                    kind: "kubernetes".to_owned(),
+                    problem: Some(unusable_binding(name, &reason)),
+                    ..ContainerCluster::default()
+                });
+            }
+        };
         let options = cluster.options();
         let health = cluster.health(LOOK).await;
         let workers = match tokio::time::timeout(LOOK, cluster.workers()).await {
@@ -240,9 +265,7 @@ impl Binder for KubeBinder {
         };
         let useless = |check: &Check| refuse_useless(options, check).err();
         let lacks = health.check.as_ref().and_then(useless).map(|refusal| refusal.detail);
-        let expose = serde_json::to_value(options.expose).ok();
         let spread = if options.spread_strictly { Spread::Strict } else { Spread::Preferred };
-        let spread = serde_json::to_value(spread).ok();
         let (version, classes) = match health.check {
             Some(check) => (Some(check.version), check.storage_classes),
             None => (None, Vec::new()),
@@ -255,11 +278,11 @@ impl Binder for KubeBinder {
             problem: health.reason.or(lacks),
             version,
             namespace: Some(options.namespace.clone()),
-            expose: expose.and_then(|value| Some(value.as_str()?.to_owned())),
+            expose: Some(options.expose.to_string()),
             outer_address: options.outer_address.clone(),
             image: Some(options.image.clone()),
             engines: options.engines.iter().map(ToString::to_string).collect(),
-            spread: spread.and_then(|value| Some(value.as_str()?.to_owned())),
+            spread: Some(spread.as_str().to_owned()),
             workers_ready: if health.reachable { ready(&workers) } else { 0 },
             workers: workers.iter().map(worker).collect(),
             storage_classes: (classes.into_iter())
@@ -269,17 +292,14 @@ impl Binder for KubeBinder {
         })
     }
 
-    fn change(
+    async fn change(
         &self,
         asked: &SetContainerCluster,
         known: &ContainerClusterRow,
     ) -> Result<ContainerClusterRow, Refusal> {
         let mut options = stored_options(known)?;
         if let Some(text) = &asked.spread {
-            options.spread = serde_json::from_value(text.as_str().into()).map_err(|_| {
-                let text = format!("`{text}` is no way to spread: use strict or preferred");
-                Refusal::new(Code::InvalidRequest, text).field("spread")
-            })?;
+            options.spread = Spread::asked(text)?;
         }
         let options = serde_json::to_value(&options)
             .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
@@ -288,6 +308,9 @@ impl Binder for KubeBinder {
 
     async fn confirm_lost(&self, name: &str, worker: &str) -> Result<(), Refusal> {
         let Some(cluster) = self.fleet.bound(name) else {
+            if let Some(Err(reason)) = self.fleet.binding(name) {
+                return Err(unusable(&unusable_binding(name, &reason)));
+            }
             let text = if self.fleet.local(name).is_some() {
                 format!("`{name}` is this machine: its one worker is where this server runs")
             } else {
@@ -308,12 +331,11 @@ fn ready(workers: &[larder_model::Worker]) -> u32 {
 }
 
 fn worker(worker: &larder_model::Worker) -> Worker {
-    let state = serde_json::to_value(worker.state).ok();
     Worker {
         name: worker.name.to_string(),
         zone: worker.zone.as_ref().map(ToString::to_string),
         address: worker.address.clone(),
-        state: state.and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default(),
+        state: worker.state.as_str().to_owned(),
         memory_bytes: worker.allocatable.bytes(),
         requested_memory_bytes: worker.requested.bytes(),
     }
@@ -428,8 +450,7 @@ fn kube_options(
 
 async fn open(row: &ContainerClusterRow) -> Result<KubeCluster, String> {
     let options = stored_options(row).map_err(|refusal| refusal.detail)?;
-    let credentials: Credentials = serde_json::from_str(row.credentials.expose())
-        .map_err(|_| "its credentials cannot be read".to_owned())?;
+    let credentials = entry::stored(row).map_err(|refusal| refusal.detail)?;
     let client = connect(&credentials).await.map_err(|error| error.to_string())?;
     Ok(KubeCluster::new(client, kube_options(&row.name, &row.owner, &options, &credentials)))
 }
@@ -442,15 +463,8 @@ mod tests {
     fn a_binding_keeps_its_engines_until_others_are_named() {
         let asked = |names: Option<&[&str]>| BindContainerCluster {
             name: "east".to_owned(),
-            kubeconfig: None,
-            context: None,
-            namespace: None,
-            expose: None,
-            outer_address: None,
-            image: None,
             engines: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
-            storage_class: None,
-            volume_bytes: None,
+            ..BindContainerCluster::default()
         };
         let of =
             |names: &[&str]| names.iter().map(|name| EngineName::new(*name).unwrap()).collect();

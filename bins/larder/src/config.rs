@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use larder_model::{
-    ByteSize, ElectionPolicy, InstanceName, LOCAL_CONTAINER_CLUSTER, Millis, PlannerPolicy,
+    ByteSize, ElectionPolicy, LOCAL_CONTAINER_CLUSTER, Millis, PlannerPolicy,
+    check_container_cluster_name,
 };
 use larder_store::Retention;
 use serde::{Deserialize, Deserializer};
@@ -67,7 +68,8 @@ pub(crate) struct Kubernetes {
     /// The container cluster's name.
     #[serde(default = "kubernetes_name")]
     pub(crate) name: String,
-    /// As in `larder container-cluster bind`; what is left out has its default there.
+    /// As in `larder container-cluster bind`; what is left out has its default there, also where it
+    /// was something else before. A namespace that is left out stays.
     pub(crate) namespace: Option<String>,
     pub(crate) image: Option<String>,
     pub(crate) engines: Option<Vec<String>>,
@@ -168,11 +170,8 @@ pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Config> {
         "nothing can be created with local.enabled = false: add [kubernetes], or say with default_container_cluster where to"
     );
     if let Some(own) = &config.kubernetes {
-        anyhow::ensure!(
-            own.name != LOCAL_CONTAINER_CLUSTER && InstanceName::new(own.name.as_str()).is_ok(),
-            "kubernetes.name: `{}` cannot be a container cluster's name: use lower-case letters, digits and inner hyphens, and not `{LOCAL_CONTAINER_CLUSTER}`",
-            own.name
-        );
+        check_container_cluster_name(&own.name)
+            .map_err(|refusal| anyhow::anyhow!("kubernetes.name: {}", refusal.detail))?;
     }
     let history = &config.retention;
     anyhow::ensure!(

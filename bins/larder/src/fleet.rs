@@ -32,7 +32,8 @@ const LOOK: Duration = Duration::from_secs(3);
 pub(crate) struct Fleet {
     /// `None`: this machine runs the control plane alone.
     local: Option<Arc<LocalCluster>>,
-    bound: RwLock<BTreeMap<String, KubeCluster>>,
+    /// Of those that cannot be entered, why.
+    bound: RwLock<BTreeMap<String, Result<KubeCluster, String>>>,
     store: Store,
     /// Where instances are, once it was asked for.
     places: RwLock<HashMap<InstanceId, String>>,
@@ -46,20 +47,34 @@ impl Fleet {
     /// Uses a container cluster from now on, instead of the one that had its name.
     pub(crate) fn insert(&self, cluster: KubeCluster) {
         let name = cluster.name().to_owned();
-        self.bound.write().unwrap_or_else(PoisonError::into_inner).insert(name, cluster);
+        self.bound.write().unwrap_or_else(PoisonError::into_inner).insert(name, Ok(cluster));
+    }
+
+    /// The store has this binding, and it cannot be entered: everything there is unknown from now
+    /// on.
+    pub(crate) fn shut(&self, name: &str, reason: String) {
+        let mut bound = self.bound.write().unwrap_or_else(PoisonError::into_inner);
+        bound.insert(name.to_owned(), Err(reason));
     }
 
     pub(crate) fn remove(&self, name: &str) {
         self.bound.write().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    pub(crate) fn bound(&self, name: &str) -> Option<KubeCluster> {
+    /// The bound container cluster of this name; of one that cannot be entered, why.
+    pub(crate) fn binding(&self, name: &str) -> Option<Result<KubeCluster, String>> {
         self.bound.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// What each bound container cluster is bound by.
+    /// The bound container cluster of this name, if it can be entered.
+    pub(crate) fn bound(&self, name: &str) -> Option<KubeCluster> {
+        self.binding(name)?.ok()
+    }
+
+    /// Those that can be entered.
     pub(crate) fn bindings(&self) -> Vec<KubeCluster> {
-        self.bound.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
+        bound.values().flatten().cloned().collect()
     }
 
     /// This machine, where `name` is its name and it is used.
@@ -71,12 +86,9 @@ impl Fleet {
         &self.store
     }
 
-    /// What volumes can be made of; the default first.
-    fn storage_classes(&self, cluster: &str) -> Vec<String> {
-        if self.local(cluster).is_some() {
-            return vec![STANDARD_STORAGE_CLASS.to_owned()];
-        }
-        self.bound(cluster).map(|bound| bound.options().storage_classes.clone()).unwrap_or_default()
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.places.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Who speaks to the agents of an instance.
@@ -106,8 +118,11 @@ impl Fleet {
         if let Some(local) = self.local(&name) {
             return Ok(local.clone());
         }
-        match self.bound(&name) {
-            Some(cluster) => Ok(Arc::new(cluster)),
+        match self.binding(&name) {
+            Some(Ok(cluster)) => Ok(Arc::new(cluster)),
+            Some(Err(reason)) => {
+                Err(silent(format!("container cluster `{name}` cannot be entered: {reason}")))
+            }
             None => Err(silent(format!("container cluster `{name}` is not bound"))),
         }
     }
@@ -118,9 +133,10 @@ impl Clusters for Fleet {
         if let Some(local) = self.local(name) {
             return local.clone();
         }
-        match self.bound(name) {
-            Some(cluster) => Arc::new(cluster),
-            None => Arc::new(Unbound(name.to_owned())),
+        match self.binding(name) {
+            Some(Ok(cluster)) => Arc::new(cluster),
+            Some(Err(reason)) => Arc::new(Unbound { name: name.to_owned(), reason: Some(reason) }),
+            None => Arc::new(Unbound { name: name.to_owned(), reason: None }),
         }
     }
 
@@ -128,8 +144,17 @@ impl Clusters for Fleet {
         let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<Arc<dyn Cluster>> = Vec::new();
         all.extend(self.local.clone().map(|local| local as Arc<dyn Cluster>));
-        all.extend(bound.values().map(|cluster| Arc::new(cluster.clone()) as Arc<dyn Cluster>));
+        all.extend(bound.iter().map(|(name, bound)| match bound {
+            Ok(cluster) => Arc::new(cluster.clone()) as Arc<dyn Cluster>,
+            Err(reason) => {
+                Arc::new(Unbound { name: name.clone(), reason: Some(reason.clone()) }) as _
+            }
+        }));
         all
+    }
+
+    fn forget(&self, instance: &InstanceId) {
+        self.places.write().unwrap_or_else(PoisonError::into_inner).remove(instance);
     }
 }
 
@@ -182,17 +207,20 @@ impl Capacity for FleetCapacity {
     async fn container_clusters(&self) -> Vec<ContainerClusterInfo> {
         let looks = self.fleet.all().into_iter().map(|cluster| async move {
             let workers = tokio::time::timeout(LOOK, cluster.workers()).await;
+            let name = cluster.name().to_owned();
+            let bound = self.fleet.bound(&name);
+            let options = bound.as_ref().map(KubeCluster::options);
+            let local = self.fleet.local(&name).map(|_| vec![STANDARD_STORAGE_CLASS.to_owned()]);
             ContainerClusterInfo {
-                name: cluster.name().to_owned(),
                 reachable: matches!(workers, Ok(Ok(_))),
                 workers: workers.map(Result::unwrap_or_default).unwrap_or_default(),
-                storage_classes: self.fleet.storage_classes(cluster.name()),
-                engines: self
-                    .fleet
-                    .bound(cluster.name())
-                    .map(|bound| bound.options().engines.clone()),
+                storage_classes: (options.map(|options| options.storage_classes.clone()))
+                    .or(local)
+                    .unwrap_or_default(),
+                engines: options.map(|options| options.engines.clone()),
                 spreads_strictly: cluster.spreads_strictly(),
-                expose: self.fleet.bound(cluster.name()).map(|bound| bound.options().expose),
+                expose: options.map(|options| options.expose),
+                name,
             }
         });
         join_all(looks).await
@@ -214,23 +242,34 @@ impl Capacity for FleetCapacity {
     }
 }
 
-/// A name that nobody has bound: it never answers.
-struct Unbound(String);
+/// A name that nobody has bound, or that cannot be entered: it never answers.
+struct Unbound {
+    name: String,
+    /// Why it cannot be entered, where somebody has bound it.
+    reason: Option<String>,
+}
 
 impl Unbound {
     fn silence<T>(&self) -> Result<T, ClusterError> {
-        Err(ClusterError::Unreachable {
-            cluster: self.0.clone(),
-            reason: "it is not bound: bind it again with `larder container-cluster bind`"
-                .to_owned(),
-        })
+        let reason = match &self.reason {
+            Some(reason) => unusable_binding(&self.name, reason),
+            None => {
+                "it is not bound: bind it again with `larder container-cluster bind`".to_owned()
+            }
+        };
+        Err(ClusterError::Unreachable { cluster: self.name.clone(), reason })
     }
+}
+
+/// What is shown of a binding that cannot be entered.
+pub(crate) fn unusable_binding(name: &str, reason: &str) -> String {
+    format!("{reason}: bind it anew with `larder container-cluster rebind {name}`")
 }
 
 #[async_trait]
 impl Cluster for Unbound {
     fn name(&self) -> &str {
-        &self.0
+        &self.name
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, ClusterError> {

@@ -4,14 +4,10 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use larder_api::Binder as _;
+use larder_api::{Bindings, By, How};
 use larder_api_types::BindContainerCluster;
-use larder_reconcile::{Clock as _, SystemClock};
-use larder_store::{Record, RecordOutcome, Store};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::bind::KubeBinder;
 use crate::config::{Kubernetes, OwnBinding};
 
 /// The next try after one that failed: soon, for a pod that starts before its network does, and
@@ -32,21 +28,16 @@ impl Home {
         Self { missing: Arc::default() }
     }
 
-    /// Starts to bind, and tries again until it is done. An older binding is used meanwhile, and
-    /// goes on where the new one is refused: instances live on it.
-    pub(crate) async fn bind(
-        own: Kubernetes,
-        binder: Arc<KubeBinder>,
-        store: Store,
-        stop: CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let known = store.container_cluster_list().await?.iter().any(|row| row.name == own.name);
+    /// Starts to bind, and tries again until it is done. An older binding that can be entered is
+    /// used meanwhile, and goes on where the new one is refused: instances live on it.
+    pub(crate) fn bind(own: Kubernetes, bindings: Bindings, stop: CancellationToken) -> Self {
+        let known = bindings.is_in_use(&own.name);
         let reason = format!("container cluster `{}` is not bound yet", own.name);
         let home = Self { missing: Arc::new(RwLock::new((!known).then_some(reason))) };
         let told = home.clone();
         tokio::spawn(async move {
             let mut pause = FIRST_PAUSE;
-            while let Err(reason) = bind_once(&own, &binder, &store).await {
+            while let Err(reason) = bind_once(&own, &bindings).await {
                 tracing::warn!(
                     cluster = own.name,
                     reason,
@@ -66,7 +57,7 @@ impl Home {
             }
             told.set(None);
         });
-        Ok(home)
+        home
     }
 
     fn set(&self, missing: Option<String>) {
@@ -84,31 +75,11 @@ impl Home {
 }
 
 /// Binds, and keeps it where something of it is new.
-async fn bind_once(own: &Kubernetes, binder: &KubeBinder, store: &Store) -> Result<(), String> {
-    let failed = |error: larder_store::StoreError| error.to_string();
-    let bound = store.container_cluster_list().await.map_err(failed)?;
-    let known = bound.iter().find(|row| row.name == own.name);
-    let row = binder.prepare(&asked(own), known).await.map_err(|refusal| refusal.detail)?;
-    let same =
-        known.is_some_and(|old| old.options == row.options && old.credentials == row.credentials);
-    if same {
-        tracing::info!(cluster = own.name, "container cluster is bound as before");
-        return Ok(());
-    }
-    store.container_cluster_bind(&row).await.map_err(failed)?;
-    binder.bound(&row).await;
-    let record = Record {
-        at: SystemClock.now(),
-        user: "larder".to_owned(),
-        from: "configuration".to_owned(),
-        action: "container-cluster-bind".to_owned(),
-        object: format!("container cluster {}", row.name),
-        instance: None,
-        detail: json!({ "options": row.options }),
-        outcome: RecordOutcome::Accepted,
-    };
-    store.record_append(&record).await.map_err(failed)?;
-    tracing::info!(cluster = own.name, "container cluster is bound");
+async fn bind_once(own: &Kubernetes, bindings: &Bindings) -> Result<(), String> {
+    let by = By { user: "larder".to_owned(), from: "configuration".to_owned() };
+    let bound = bindings.bind(&asked(own), How::AsConfigured, &by).await;
+    let is_new = bound.map_err(|error| error.refusal.detail)?;
+    tracing::info!(cluster = own.name, is_new, "container cluster is bound");
     Ok(())
 }
 
@@ -116,8 +87,7 @@ fn asked(own: &Kubernetes) -> BindContainerCluster {
     let OwnBinding::InCluster = own.bind;
     BindContainerCluster {
         name: own.name.clone(),
-        kubeconfig: None,
-        context: None,
+        in_cluster: true,
         namespace: own.namespace.clone(),
         expose: own.expose.clone(),
         outer_address: own.outer_address.clone(),
@@ -125,6 +95,7 @@ fn asked(own: &Kubernetes) -> BindContainerCluster {
         engines: own.engines.clone(),
         storage_class: own.storage_class.clone(),
         volume_bytes: own.volume_size.map(|size| size.bytes()),
+        ..BindContainerCluster::default()
     }
 }
 

@@ -1,8 +1,11 @@
 //! The one binary: the command line, and every role of the product as a subcommand.
 
 mod bind;
+#[cfg(test)]
+mod bind_tests;
 mod config;
 mod engines;
+mod entry;
 mod fleet;
 mod home;
 mod keeper_watch;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use larder_api::{ADMIN, ApiParts, ApiState, InitialAdmin};
+use larder_api::{ADMIN, ApiParts, ApiState, Bindings, InitialAdmin};
 use larder_cluster_local::{LocalCluster, LocalOptions};
 use larder_model::local::DataDir;
 use larder_model::{LOCAL_CONTAINER_CLUSTER, Secret};
@@ -152,8 +152,9 @@ async fn serve(
         let (data, store) = (data.to_owned(), store.clone());
         tokio::spawn(keeper_watch::watch_keeper(data, larder_binary, store, stop.clone()))
     });
+    let bindings = Bindings::new(store.clone(), binder);
     let own = match config.kubernetes.clone() {
-        Some(own) => Home::bind(own, binder.clone(), store.clone(), stop.clone()).await?,
+        Some(own) => Home::bind(own, bindings.clone(), stop.clone()),
         None => Home::none(),
     };
 
@@ -167,14 +168,14 @@ async fn serve(
             cluster.map(|cluster| LocalCapacity::new(cluster, engines.clone())),
         )),
         engine_probe: Arc::new(Prober::new(engines, store.clone(), clock.clone())),
-        binder,
+        bindings,
         default_container_cluster: config.home().unwrap_or(LOCAL_CONTAINER_CLUSTER).to_owned(),
         has_local: config.local.enabled,
         policy,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: clock.now(),
         password_changed: Arc::new(move |user| {
-            if user == "admin" {
+            if user == ADMIN {
                 // Gone already: it was removed by hand.
                 let _ = std::fs::remove_file(&initial_password);
             }

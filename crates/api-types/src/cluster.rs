@@ -7,13 +7,20 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Bind a container cluster, or bind it anew.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BindContainerCluster {
     /// Lower-case letters, digits and inner hyphens. Not `local`.
     pub name: String,
-    /// The text of a kubeconfig with the credentials in it. Left out: Larder runs in that cluster
-    /// itself and uses its pod's service account.
+    /// It is bound already and to be bound anew: what is left out stays as it was. Without, the
+    /// name has to be free.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rebind: bool,
+    /// Larder runs in that cluster itself and uses its pod's service account, not a kubeconfig.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_cluster: bool,
+    /// The text of a kubeconfig with the credentials in it. Left out with `rebind`: the credentials
+    /// of the former binding.
     #[serde(
         default,
         with = "crate::secret_in_body::option",
@@ -21,7 +28,7 @@ pub struct BindContainerCluster {
     )]
     #[schema(value_type = Option<String>)]
     pub kubeconfig: Option<Secret>,
-    /// The kubeconfig's current one unless named.
+    /// Context of the kubeconfig; its current one unless named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
     /// Where everything is made; `larder` unless named. Made when it is missing.
@@ -42,7 +49,7 @@ pub struct BindContainerCluster {
     /// of, or, bound anew, those of the former binding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<Vec<String>>,
-    /// The cluster's default class unless named.
+    /// Class of the volumes; the cluster's default class unless named. Empty: that one again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
     /// Size of each node's volume; 64 GiB unless given.
@@ -61,7 +68,7 @@ pub struct SetContainerCluster {
 }
 
 /// A container cluster as it was seen last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ContainerCluster {
     pub name: String,
     /// `local` or `kubernetes`.

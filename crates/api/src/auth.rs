@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, header};
 use larder_model::{Code, OperationKind, OperationState, Secret};
 use larder_store::{InstanceRow, Record, RecordOutcome, TokenRow};
 
+use crate::bindings::By;
 use crate::clock::now;
 use crate::error::ApiError;
 use crate::ids::RandomIds;
@@ -71,6 +72,10 @@ impl Caller {
 
     pub(crate) fn own_account(&self) -> Object {
         Object::User(self.principal.user.clone())
+    }
+
+    pub(crate) fn by(&self) -> By {
+        By { user: self.principal.user.clone(), from: self.from.clone() }
     }
 
     /// The record of an accepted change.

@@ -8,6 +8,7 @@
 
 mod admin;
 mod auth;
+mod bindings;
 mod body;
 mod clock;
 mod error;
@@ -22,6 +23,7 @@ mod throttle;
 
 pub use admin::{ADMIN, AdminError, InitialAdmin, ensure_admin};
 pub use auth::Principal;
+pub use bindings::{Bindings, By, How};
 pub use clock::rfc3339;
 pub use error::ApiError;
 pub use ids::RandomIds;

@@ -13,6 +13,7 @@ use larder_model::{
 use larder_store::{ContainerClusterRow, EngineRow, Store, StoreError};
 use tokio::sync::watch;
 
+use crate::bindings::{Bindings, How};
 use crate::password_hash::Hasher;
 use crate::throttle::Throttle;
 
@@ -24,7 +25,7 @@ pub type PasswordChanged = Arc<dyn Fn(&str) + Send + Sync>;
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// A container cluster, as far as creation needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerClusterInfo {
     /// `local` is this machine.
     pub name: String,
@@ -90,7 +91,8 @@ pub trait EngineProbe: Send + Sync {
 #[async_trait]
 pub trait Binder: Send + Sync {
     /// Enters the container cluster, checks that it can be used and makes ready what instances
-    /// need there. Answers the binding to be kept; `known` is the one that is replaced.
+    /// need there. Answers the binding to be kept; `known` is the one that is replaced. [`How`]
+    /// says what becomes of what is left out. Cancel-safe.
     ///
     /// # Errors
     /// `container-cluster-unusable` with what is wrong or missing, `invalid-request`.
@@ -98,6 +100,7 @@ pub trait Binder: Send + Sync {
         &self,
         asked: &BindContainerCluster,
         known: Option<&ContainerClusterRow>,
+        how: How,
     ) -> Result<ContainerClusterRow, Refusal>;
 
     /// The store has the binding now.
@@ -106,18 +109,23 @@ pub trait Binder: Send + Sync {
     /// The store has the binding no longer.
     fn unbound(&self, name: &str);
 
+    /// Whether the binding that the store has of this name is used: one that could not be entered
+    /// is not.
+    fn is_in_use(&self, name: &str) -> bool;
+
     /// The engines of each bound container cluster, by its name. Asks nobody.
     fn engines(&self) -> Vec<(String, Vec<EngineName>)>;
 
-    /// What is known of the container cluster; `None` when there is no such. Asks nobody; waits a
-    /// few seconds for one of which nothing was heard yet.
+    /// What is known of the container cluster; `None` when there is no such. One that cannot be
+    /// entered is shown as out of reach, with the reason. Asks nobody; waits a few seconds for one
+    /// of which nothing was heard yet.
     async fn look(&self, name: &str) -> Option<ContainerCluster>;
 
-    /// Answers the binding with other options, to be kept. Asks nobody.
+    /// Answers the binding with other options, to be kept. Cancel-safe.
     ///
     /// # Errors
     /// `invalid-request`.
-    fn change(
+    async fn change(
         &self,
         asked: &SetContainerCluster,
         known: &ContainerClusterRow,
@@ -137,7 +145,7 @@ pub struct ApiParts {
     pub activate: Activate,
     pub capacity: Arc<dyn Capacity>,
     pub engine_probe: Arc<dyn EngineProbe>,
-    pub binder: Arc<dyn Binder>,
+    pub bindings: Bindings,
     /// Where instances are created that name no container cluster.
     pub default_container_cluster: String,
     /// Whether instances can live on this machine, as the container cluster `local`.
@@ -185,6 +193,10 @@ impl ApiState {
 
     pub(crate) fn parts(&self) -> &ApiParts {
         &self.inner.parts
+    }
+
+    pub(crate) fn bindings(&self) -> &Bindings {
+        &self.inner.parts.bindings
     }
 
     /// Whether instances can live on this machine.

@@ -370,8 +370,12 @@ pub enum RecordCommand {
 #[derive(Subcommand, Debug)]
 pub enum ContainerClusterCommand {
     /// Bind a Kubernetes cluster: check it, and let instances run there
+    #[command(group(
+        clap::ArgGroup::new("credentials").args(["kubeconfig", "in_cluster"]).required(true)
+    ))]
     Bind(BindArgs),
-    /// Bind a cluster anew, with other credentials or options
+    /// Bind a cluster anew, with other credentials or options; what is not said stays, defaults
+    /// are those of the first binding
     Rebind(BindArgs),
     /// List the container clusters
     List,
@@ -416,7 +420,7 @@ pub struct BindArgs {
     /// What it is to be called
     pub name: String,
     /// File with the credentials; they are kept encrypted
-    #[arg(long, value_name = "FILE", required_unless_present = "in_cluster")]
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Larder runs in that cluster itself and uses its pod's service account
     #[arg(long, conflicts_with = "kubeconfig")]
@@ -442,7 +446,7 @@ pub struct BindArgs {
     /// Larder makes images of]
     #[arg(long, value_name = "E")]
     pub engine: Vec<String>,
-    /// Class of the volumes [default: the cluster's]
+    /// Class of the volumes; empty takes it back [default: the cluster's]
     #[arg(long, value_name = "C")]
     pub storage_class: Option<String>,
     /// Size of each node's volume [default: 64GiB]

@@ -533,3 +533,25 @@ fn help_of_create_is_as_committed() {
     let create = instance.find_subcommand_mut("create").unwrap();
     insta::assert_snapshot!("help_instance_create", create.render_long_help());
 }
+
+#[tokio::test]
+async fn a_rebind_needs_no_credentials_and_a_binding_does() {
+    let world = World::new().await;
+    let ran = world.run("container-cluster bind east", "").await;
+    assert_eq!(ran.exit, Exit::Usage);
+    assert!(ran.err.contains("--kubeconfig <FILE>|--in-cluster"), "{}", ran.err);
+    let ran = world.run("container-cluster bind east --in-cluster --kubeconfig x", "").await;
+    assert_eq!(ran.exit, Exit::Usage);
+    let sent = async |line: &str| {
+        world.run(line, "").await;
+        world.last("POST /api/v1/container-clusters").1
+    };
+    assert_eq!(
+        sent("container-cluster bind east --in-cluster").await,
+        json!({ "name": "east", "in_cluster": true })
+    );
+    assert_eq!(
+        sent("container-cluster rebind east --engine redis-7.0").await,
+        json!({ "name": "east", "rebind": true, "engines": ["redis-7.0"] })
+    );
+}

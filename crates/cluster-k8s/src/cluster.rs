@@ -229,6 +229,7 @@ impl Cluster for KubeCluster {
         for (id, node) in &mut observed.nodes {
             // It is made anew, with the image that the binding names by now.
             node.realised &= seen.waits_for_other_image(id, &images).is_none();
+            node.outdated = seen.is_outdated(id, &self.place.options);
         }
         Ok(observed)
     }

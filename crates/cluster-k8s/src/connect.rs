@@ -1,6 +1,6 @@
 //! Binding: credentials, a client made of them, and what can be known before anything is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config, ResourceExt};
 use larder_cluster::ClusterError;
-use larder_model::{Secret, secret_in_file};
+use larder_model::{InstanceId, Secret, secret_in_file};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::Place;
@@ -65,21 +65,7 @@ pub enum ConnectError {
 /// # Errors
 /// When the credentials are no credentials.
 pub async fn connect(credentials: &Credentials) -> Result<Client, ConnectError> {
-    let mut config = match credentials {
-        Credentials::InCluster => {
-            Config::incluster().map_err(|error| ConnectError::NotInside(chain(&error)))?
-        }
-        Credentials::Kubeconfig { text, context } => {
-            let parsed = Kubeconfig::from_yaml(text.expose())
-                .map_err(|error| ConnectError::Kubeconfig(unreadable(&error)))?;
-            refuse_foreign(&parsed)?;
-            let options =
-                KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
-            Config::from_custom_kubeconfig(parsed, &options)
-                .await
-                .map_err(|error| ConnectError::Kubeconfig(unreadable(&error)))?
-        }
-    };
+    let mut config = config(credentials).await?;
     config.connect_timeout = Some(CONNECT);
     // Watches and forwarded ports are silent for long; short calls have their own deadlines.
     config.read_timeout = None;
@@ -94,6 +80,39 @@ pub async fn connect(credentials: &Credentials) -> Result<Client, ConnectError> 
             other => chain(&other),
         })
     })
+}
+
+/// Whether both lead to the same API server for sure: the same address, and the same authority
+/// that vouches for it. Pods of two clusters have the same words for their own, so that of one's
+/// own cluster nothing is sure.
+pub async fn lead_to_the_same(one: &Credentials, other: &Credentials) -> bool {
+    if [one, other].contains(&&Credentials::InCluster) {
+        return false;
+    }
+    match (config(one).await, config(other).await) {
+        (Ok(one), Ok(other)) => {
+            one.cluster_url == other.cluster_url && one.root_cert == other.root_cert
+        }
+        _ => false,
+    }
+}
+
+async fn config(credentials: &Credentials) -> Result<Config, ConnectError> {
+    match credentials {
+        Credentials::InCluster => {
+            Config::incluster().map_err(|error| ConnectError::NotInside(chain(&error)))
+        }
+        Credentials::Kubeconfig { text, context } => {
+            let parsed = Kubeconfig::from_yaml(text.expose())
+                .map_err(|error| ConnectError::Kubeconfig(unreadable(&error)))?;
+            refuse_foreign(&parsed)?;
+            let options =
+                KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+            Config::from_custom_kubeconfig(parsed, &options)
+                .await
+                .map_err(|error| ConnectError::Kubeconfig(unreadable(&error)))
+        }
+    }
 }
 
 /// Why a kubeconfig cannot be used. Where it cannot be parsed, the parser's own words quote the lines
@@ -185,6 +204,17 @@ pub(crate) async fn check_place(place: &Place) -> Result<Check, ClusterError> {
     let storage_classes =
         if lacks("list storageclasses") { Vec::new() } else { place.storage_classes().await? };
     Ok(Check { version, storage_classes, missing_rights })
+}
+
+/// Every instance of this binding of which anything is there.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn instances(
+    client: Client,
+    options: &KubeOptions,
+) -> Result<BTreeSet<InstanceId>, ClusterError> {
+    Place::new(client, options.clone()).instances().await
 }
 
 /// Makes the namespace when it is missing, with Kubernetes' strictest rules for pods. Who may
@@ -352,6 +382,29 @@ mod tests {
                 assert!(said.contains("not a kubeconfig") && said.contains(line), "{said}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn only_the_same_address_with_the_same_authority_is_the_same_cluster_for_sure() {
+        let at = |server: &str, ca: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+                 clusters: [{{name: a, cluster: {{server: '{server}', certificate-authority-data: '{ca}'}}}}]\n\
+                 contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n\
+                 users: [{{name: a, user: {{token: t}}}}]\n"
+            );
+            Credentials::Kubeconfig { text: Secret::new(text), context: None }
+        };
+        let pem = |body: &str| {
+            let text = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text)
+        };
+        let one = at("https://127.0.0.1:1", &pem("AAAA"));
+        assert!(lead_to_the_same(&one, &at("https://127.0.0.1:1", &pem("AAAA"))).await);
+        assert!(!lead_to_the_same(&one, &at("https://127.0.0.1:2", &pem("AAAA"))).await);
+        assert!(!lead_to_the_same(&one, &at("https://127.0.0.1:1", &pem("AAAB"))).await);
+        let own = Credentials::InCluster;
+        assert!(!lead_to_the_same(&own, &own).await, "two clusters' pods say the same");
     }
 
     #[tokio::test]

@@ -29,7 +29,10 @@ mod workers;
 mod writes;
 
 pub use cluster::KubeCluster;
-pub use connect::{Check, ConnectError, Credentials, check, connect, ensure_namespace};
+pub use connect::{
+    Check, ConnectError, Credentials, check, connect, ensure_namespace, instances, lead_to_the_same,
+};
+pub use kube::Client as KubeClient;
 pub use mirror::Wake;
 pub use options::{Expose, KubeOptions, Reach, known_engines};
 pub use pulse::Health;

@@ -10,7 +10,8 @@ use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use larder_cluster::{BackendObserved, ClusterError};
 use larder_model::kube::{
-    ANNOTATION_GENERATION, LABEL_ENDPOINT, LABEL_NODE, SERVER_PORT, UNSCHEDULED,
+    ANNOTATION_GENERATION, ANNOTATION_SETTINGS, LABEL_ENDPOINT, LABEL_NODE, SERVER_PORT,
+    UNSCHEDULED,
 };
 use larder_model::{
     Address, BackendNode, EndpointKind, EndpointStatus, Exposed, InstanceId, NodeId, WorkerName,
@@ -20,6 +21,7 @@ use crate::apply;
 use crate::expose::{Outside, Place, endpoint_place, exposed, is_at_a_worker, is_outer};
 use crate::hindrance::Told;
 use crate::objects;
+use crate::options::KubeOptions;
 use crate::shared::{Parts, is_whole};
 
 /// Where the scheduler puts a pod before it runs, and where its volume was bound.
@@ -117,7 +119,17 @@ impl Seen {
             volume: claim.is_some_and(|o| stays(&o.metadata)),
             exposed: outer.map_or(Exposed::No, |service| exposed(service, outer_address)),
             generation: set.map_or(0, |set| generation(&set.metadata)),
+            // What the binding says is not in here.
+            outdated: false,
         }
+    }
+
+    /// The node's StatefulSet says that it was rendered from other settings of the binding.
+    pub(crate) fn is_outdated(&self, id: &NodeId, options: &KubeOptions) -> bool {
+        let set = self.sets.iter().find(|o| node_of(&o.metadata).as_ref() == Some(id));
+        set.is_some_and(|set| {
+            set.annotations().get(ANNOTATION_SETTINGS) != Some(&options.settings())
+        })
     }
 
     fn endpoint(

@@ -52,7 +52,7 @@ impl KubeOptions {
             name: name.into(),
             namespace: namespace.into(),
             owner: owner.into(),
-            image: "localhost/larder-{engine}:latest".to_owned(),
+            image: concat!("localhost/larder-{engine}:", env!("CARGO_PKG_VERSION")).to_owned(),
             engines: known_engines(),
             storage_class: None,
             storage_classes: Vec::new(),
@@ -62,6 +62,13 @@ impl KubeOptions {
             reach: Reach::PortForward,
             spread_strictly: true,
         }
+    }
+
+    /// What of this is in every StatefulSet, in words: one that has other words was rendered
+    /// before this was changed.
+    pub(crate) fn settings(&self) -> String {
+        let spread = if self.spread_strictly { "strict" } else { "preferred" };
+        format!("image={} spread={spread}", self.image)
     }
 
     pub(crate) fn image_of(&self, engine: &EngineName) -> String {

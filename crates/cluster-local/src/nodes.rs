@@ -263,6 +263,7 @@ impl Place {
                 && self.wish(&Self::agent_name(&node))?.is_some_and(|wish| !wish.removed);
             let shown = BackendNode {
                 exposed: larder_model::Exposed::No,
+                outdated: false,
                 worker: self.worker.clone(),
                 generation: boot.as_ref().map_or(0, |boot| boot.config.generation),
                 address,
@@ -283,6 +284,7 @@ impl Place {
         let mut add = |node: NodeId, address| {
             let shown = BackendNode {
                 exposed: larder_model::Exposed::No,
+                outdated: false,
                 worker: self.worker.clone(),
                 address,
                 realised: false,

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
+use crate::error::{Code, Refusal};
 
 /// How clients outside of the container cluster reach an instance.
 #[derive(
@@ -34,6 +35,18 @@ impl Expose {
 
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|way| way.as_str() == text)
+    }
+
+    /// What a person has asked for.
+    ///
+    /// # Errors
+    /// `invalid-request`, of the field `expose`.
+    pub fn asked(text: &str) -> Result<Self, Refusal> {
+        Self::parse(text).ok_or_else(|| {
+            let detail =
+                format!("`{text}` is no way to expose: use load-balancer, node-port or cluster-ip");
+            Refusal::new(Code::InvalidRequest, detail).field("expose")
+        })
     }
 
     /// Clients outside are meant to reach it.

@@ -50,6 +50,8 @@ pub const LABEL_OUTER: &str = "larder.io/outer";
 
 /// On a StatefulSet: the generation of the node's configuration.
 pub const ANNOTATION_GENERATION: &str = "larder.io/generation";
+/// On a StatefulSet: what of the container cluster's own settings it was rendered from.
+pub const ANNOTATION_SETTINGS: &str = "larder.io/settings";
 /// On a Lease: the `LeaseRecord` as JSON.
 pub const ANNOTATION_RECORD: &str = "larder.io/record";
 /// On a Lease: a number that rises by one with each write of an agent.

@@ -48,7 +48,8 @@ pub use secret::{Secret, secret_in_file};
 pub use size::{ByteSize, InvalidSize};
 pub use slots::{SLOT_COUNT, SlotRange, SlotSet, even_slots};
 pub use spec::{
-    DeletePolicy, Desired, InstanceSpec, LOCAL_CONTAINER_CLUSTER, STANDARD_STORAGE_CLASS, limits,
+    DeletePolicy, Desired, InstanceSpec, LOCAL_CONTAINER_CLUSTER, STANDARD_STORAGE_CLASS,
+    check_container_cluster_name, limits,
 };
 pub use state::{Condition, InstanceState};
 pub use time::{Millis, Timestamp};

@@ -94,6 +94,17 @@ pub enum WorkerState {
     Lost,
 }
 
+impl WorkerState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Cordoned => "cordoned",
+            Self::Unreachable => "unreachable",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// One node as backend and agent show it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ObservedNode {
@@ -120,6 +131,10 @@ pub struct BackendNode {
     /// The way to it from outside of the container cluster.
     #[serde(default)]
     pub exposed: Exposed,
+    /// It is held as the container cluster's own settings (an image, how it is spread) once were,
+    /// and would be rendered otherwise now. To be held as they are: nothing restarts by that.
+    #[serde(default)]
+    pub outdated: bool,
 }
 
 /// An endpoint as it was last seen.

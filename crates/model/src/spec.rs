@@ -60,6 +60,22 @@ pub struct InstanceSpec {
 /// The container cluster that is the machine itself. All others are bound.
 pub const LOCAL_CONTAINER_CLUSTER: &str = "local";
 
+/// Whether a bound container cluster may have this name: it follows the rules of instances' names,
+/// and is not this machine's.
+///
+/// # Errors
+/// `invalid-name`, of the field `name`.
+pub fn check_container_cluster_name(name: &str) -> Result<(), Refusal> {
+    if name != LOCAL_CONTAINER_CLUSTER && InstanceName::new(name).is_ok() {
+        return Ok(());
+    }
+    let detail = format!(
+        "`{name}` cannot be a container cluster's name: use lower-case letters, digits and inner \
+         hyphens, and not `{LOCAL_CONTAINER_CLUSTER}`, which is this machine"
+    );
+    Err(Refusal::new(Code::InvalidName, detail).field("name"))
+}
+
 /// The one storage class of this machine, and the class of specs that name none.
 pub const STANDARD_STORAGE_CLASS: &str = "standard";
 
@@ -204,6 +220,15 @@ pub struct Desired {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_clusters_name_is_a_slug_and_not_this_machines() {
+        assert_eq!(check_container_cluster_name("east-1"), Ok(()));
+        for wrong in ["local", "", "East", "a_b", "-a"] {
+            let refusal = check_container_cluster_name(wrong).expect_err(wrong);
+            assert_eq!((refusal.code, refusal.field.as_deref()), (Code::InvalidName, Some("name")));
+        }
+    }
 
     pub(crate) fn spec(architecture: Architecture, shards: u32, replicas: u32) -> InstanceSpec {
         InstanceSpec {

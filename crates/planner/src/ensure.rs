@@ -220,6 +220,11 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
         if held.generation < generation {
             draft
                 .step(Step::EnsureNode { node: node.clone() }, behind(held.generation, generation));
+        } else if held.outdated {
+            draft.step(
+                Step::EnsureNode { node: node.clone() },
+                "the container cluster's settings have changed since it was made",
+            );
         }
         if let Some(status) = view.agent(&record.id)
             && status.generation < generation

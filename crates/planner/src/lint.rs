@@ -145,6 +145,7 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 larder_model::Observation::Absent => true,
                 larder_model::Observation::Known { value, .. } => {
                     !value.realised
+                        || value.outdated
                         || value.generation < render::config_generation(view.desired)
                         || record.is_some_and(|record| ensure::misses_its_lease(view, record))
                 }

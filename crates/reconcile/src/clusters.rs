@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use larder_cluster::Cluster;
+use larder_model::InstanceId;
 
 /// Which container clusters there are. One that cannot be reached is there all the same.
 pub trait Clusters: Send + Sync {
@@ -12,6 +13,9 @@ pub trait Clusters: Send + Sync {
 
     /// All of them.
     fn all(&self) -> Vec<Arc<dyn Cluster>>;
+
+    /// There is no such instance any more: what is remembered of it is of no use.
+    fn forget(&self, _instance: &InstanceId) {}
 }
 
 /// The one container cluster that there is, whatever it is called.

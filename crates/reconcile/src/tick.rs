@@ -123,6 +123,7 @@ impl Reconciler {
     pub async fn tick(&self, instance: &InstanceId) -> Result<TickOutcome, BookError> {
         let Some(mut desired) = self.book.desired(instance).await? else {
             self.statuses.retain(instance, &[]);
+            self.clusters.forget(instance);
             self.with_memory(|all| all.remove(instance));
             return Ok(TickOutcome::Gone);
         };
@@ -283,6 +284,7 @@ impl Reconciler {
                 );
                 if step.step == Step::PurgeInstance {
                     self.statuses.retain(instance, &[]);
+                    self.clusters.forget(instance);
                     self.with_memory(|all| all.remove(instance));
                     return Ok(TickOutcome::Gone);
                 }

@@ -5,8 +5,9 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use larder_model::{Code, InstanceSpec, Refusal, Secret, Timestamp};
 
 use crate::error::Doing;
+use crate::records::Record;
 use crate::seal::DoesNotOpen;
-use crate::{Result, Store, StoreError, column};
+use crate::{Result, Store, StoreError, column, records};
 
 /// One bound container cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,8 +54,13 @@ fn place(name: &str) -> String {
 
 impl Store {
     /// Keeps a binding, or replaces the options and credentials of one that is there: its owner
-    /// and the time of its first binding stay.
-    pub async fn container_cluster_bind(&self, row: &ContainerClusterRow) -> Result<()> {
+    /// and the time of its first binding stay. Answers the binding as it is kept, which has to be
+    /// used from then on; that it was asked for is recorded in the same transaction.
+    pub async fn container_cluster_bind(
+        &self,
+        row: &ContainerClusterRow,
+        record: &Record,
+    ) -> Result<ContainerClusterRow> {
         let doing = "binding a container cluster";
         let sealed =
             self.inner.key.seal(&place(&row.name), row.credentials.expose().as_bytes()).map_err(
@@ -64,21 +70,25 @@ impl Store {
                 },
             )?;
         let mut tx = self.write(doing).await?;
-        sqlx::query(
+        let kept = sqlx::query(
             "INSERT INTO container_clusters (name, owner, options, credentials, bound_at)
              VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (name) DO UPDATE SET
-                 options = excluded.options, credentials = excluded.credentials",
+                 options = excluded.options, credentials = excluded.credentials
+             RETURNING *",
         )
         .bind(&row.name)
         .bind(&row.owner)
         .bind(column::to_json("a container cluster's options", &row.options)?)
         .bind(sealed)
         .bind(row.bound_at.0)
-        .execute(tx.conn())
+        .fetch_one(tx.conn())
         .await
         .doing(doing)?;
-        tx.commit().await
+        let kept = self.container_cluster_of(&kept)?;
+        records::append(&mut tx, record).await?;
+        tx.commit().await?;
+        Ok(kept)
     }
 
     /// All bindings, sorted by name.
@@ -95,11 +105,12 @@ impl Store {
         rows.iter().map(|row| self.container_cluster_of(row)).collect()
     }
 
-    /// Forgets a binding that no instance needs, in the same transaction as that is looked at.
+    /// Forgets a binding that no instance needs, in the same transaction as that is looked at and
+    /// recorded.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]; `container-cluster-in-use` with the instances.
-    pub async fn container_cluster_unbind(&self, name: &str) -> Result<()> {
+    pub async fn container_cluster_unbind(&self, name: &str, record: &Record) -> Result<()> {
         let doing = "unbinding a container cluster";
         let mut tx = self.write(doing).await?;
         let rows = sqlx::query("SELECT spec FROM instances ORDER BY name")
@@ -128,6 +139,7 @@ impl Store {
         if gone.rows_affected() == 0 {
             return Err(StoreError::not_found("container cluster", name));
         }
+        records::append(&mut tx, record).await?;
         tx.commit().await
     }
 

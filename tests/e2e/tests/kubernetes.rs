@@ -147,37 +147,57 @@ async fn while_it_is_silent(larder: &Larder) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
+async fn only_a_worker_that_is_gone_can_be_confirmed_lost_and_its_node_is_replaced() -> Result<()> {
     let larder = bound("story-lost").await?;
-    let confirm = ["container-cluster", "confirm-lost", "east", "worker-3", "--yes"];
+    larder.create("shop", &["--architecture", "read-write", "--container-cluster", "east"]).await?;
+    let nodes = async || {
+        let shop = larder.json(&["instance", "get", "shop"]).await?;
+        shop["nodes"].as_array().cloned().context("no nodes")
+    };
+    let text = |node: &Value, key: &str| node[key].as_str().unwrap_or_default().to_owned();
+    let before = nodes().await?;
+    let primary = before.iter().find(|node| node["role"] == "primary").context("no primary")?;
+    let (lost, worker) = (text(primary, "id"), text(primary, "worker"));
+    let confirm = ["container-cluster", "confirm-lost", "east", &worker, "--yes"];
     let refused = larder.run(&confirm).await?;
     ensure!(refused.code == 1 && refused.stderr.contains("worker-not-lost"), "{refused:?}");
     let state_is = async |state: &str| {
         let all = larder.json(&["container-cluster", "workers", "east"]).await?;
         let all = all.as_array().context("no array")?.clone();
-        let worker = all.into_iter().find(|worker| worker["name"] == "worker-3");
-        let worker = worker.context("no worker-3")?;
-        Ok::<_, anyhow::Error>((worker["state"] == state).then_some(()))
+        let found = all.into_iter().find(|one| one["name"] == worker.as_str());
+        Ok::<_, anyhow::Error>((found.context("no such worker")?["state"] == state).then_some(()))
     };
     let minute = Duration::from_secs(60);
-    bed_does(&["worker", "off", "worker-3"]).await?;
+    bed_does(&["worker", "off", &worker]).await?;
     let confirmed = async {
-        eventually("worker-3 is unreachable", minute, async || state_is("unreachable").await)
+        eventually("the worker is unreachable", minute, async || state_is("unreachable").await)
             .await?;
         larder.cli(&confirm).await?;
-        eventually("worker-3 is lost", minute, async || state_is("lost").await).await?;
+        eventually("the worker is lost", minute, async || state_is("lost").await).await?;
         // Once more is no harm.
         larder.cli(&confirm).await?;
         let records = larder.json(&["record", "list"]).await?.to_string();
         ensure!(records.contains("container-cluster-confirm-lost"), "{records}");
-        anyhow::Ok(())
+        // Long before anything is given up without a person's word, and where there is a worker.
+        eventually("its node is replaced", Duration::from_secs(120), async || {
+            let now = nodes().await?;
+            let is_well = |node: &Value| {
+                node["state"] == "serving"
+                    && text(node, "id") != lost
+                    && text(node, "worker") != worker
+            };
+            ensure!(now.len() == before.len() && now.iter().all(is_well), "{now:?}");
+            Ok(Some(()))
+        })
+        .await
     }
     .await;
-    bed_does(&["worker", "on", "worker-3"]).await?;
+    bed_does(&["worker", "on", &worker]).await?;
     let taint = "node.kubernetes.io/out-of-service:NoExecute-";
-    kubectl(&["taint", "node", "worker-3", taint]).await?;
+    kubectl(&["taint", "node", &worker, taint]).await?;
     confirmed?;
-    eventually("worker-3 is ready", minute, async || state_is("ready").await).await?;
+    eventually("the worker is ready", minute, async || state_is("ready").await).await?;
+    larder.cli(&["instance", "delete", "shop", "--permanent", "--yes", "--wait"]).await?;
 
     let six = ["--architecture", "cluster", "--container-cluster", "east", "--engine", "redis-7.0"];
     let create: Vec<&str> =

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use larder_testkit::kubernetes::{self, bed, bed_does};
-use larder_testkit::{Larder, PASSWORD};
+use larder_testkit::{Larder, PASSWORD, eventually};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
@@ -75,30 +75,20 @@ async fn until(
     is_good: impl Fn(&Value) -> bool,
 ) -> Result<(Value, Duration)> {
     let began = Instant::now();
-    loop {
-        let told = reached(larder, name, what).await;
-        match told {
-            Ok(told) if is_good(&told) => return Ok((told, began.elapsed())),
-            told if began.elapsed() > within => {
-                let nodes = larder.json(&["instance", "get", name]).await;
-                anyhow::bail!("{name} after {within:?}: {told:?}; {nodes:?}");
-            }
-            _ => tokio::time::sleep(Duration::from_millis(300)).await,
-        }
-    }
+    let told = eventually(&format!("`{what}` reaches {name}"), within, async || {
+        let told = reached(larder, name, what).await?;
+        ensure!(is_good(&told), "the client says {told}");
+        Ok(Some(told))
+    })
+    .await?;
+    Ok((told, began.elapsed()))
 }
 
-/// The workers. They are a live look with a deadline, which a busy machine may miss.
+/// The workers, as they are in the binding's memory: never none.
 async fn workers(larder: &Larder) -> Result<Value> {
-    let began = Instant::now();
-    loop {
-        let workers = larder.json(&["container-cluster", "workers", "east"]).await?;
-        if workers.as_array().is_some_and(|all| !all.is_empty()) {
-            return Ok(workers);
-        }
-        ensure!(began.elapsed() < Duration::from_secs(60), "no workers are shown");
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
+    let workers = larder.json(&["container-cluster", "workers", "east"]).await?;
+    ensure!(workers.as_array().is_some_and(|all| !all.is_empty()), "no workers are shown");
+    Ok(workers)
 }
 
 /// The name of a cluster instance of an engine: `redis-6-2`.
@@ -244,17 +234,14 @@ async fn endpoints_are_shown_where_clients_outside_reach_them() -> Result<()> {
         if architecture == "read-write" {
             bed_does(&["worker", "off", worker]).await?;
             let began = Instant::now();
-            let moved = loop {
+            let moved = eventually("writes arrive elsewhere", AFTER_LOSS, async || {
                 let instance = larder.json(&["instance", "get", name]).await?;
-                let now = place(&instance, "write");
-                if now.as_ref().is_ok_and(|(now, _)| *now != host)
-                    && writes_arrive(&instance).await.is_ok()
-                {
-                    break now?;
-                }
-                ensure!(began.elapsed() < AFTER_LOSS, "still there: {instance}");
-                tokio::time::sleep(Duration::from_millis(300)).await;
-            };
+                let now = place(&instance, "write")?;
+                ensure!(now.0 != host, "still there: {instance}");
+                writes_arrive(&instance).await?;
+                Ok(Some(now))
+            })
+            .await?;
             eprintln!("{name}: writes arrive elsewhere after {:?}", began.elapsed());
             ensure!(moved.1 == port, "the port has changed from {port}: {moved:?}");
             bed_does(&["worker", "on", worker]).await?;

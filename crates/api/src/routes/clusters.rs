@@ -5,10 +5,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use futures::future::join_all;
 use larder_api_types::{BindContainerCluster, ContainerCluster, Problem, SetContainerCluster};
-use larder_model::{Code, InstanceName, LOCAL_CONTAINER_CLUSTER};
-use serde_json::json;
+use larder_model::LOCAL_CONTAINER_CLUSTER;
 
 use crate::auth::Caller;
+use crate::bindings::{How, missing};
 use crate::body::{Body, PathText, PathTexts};
 use crate::error::ApiError;
 use crate::permission::{Action, Object};
@@ -27,7 +27,7 @@ pub(crate) async fn list(
     let bound = state.store().container_cluster_list().await?;
     let local = state.has_local().then(|| LOCAL_CONTAINER_CLUSTER.to_owned());
     let names = local.into_iter().chain(bound.into_iter().map(|row| row.name));
-    let binder = &state.parts().binder;
+    let binder = state.bindings().binder();
     let seen = join_all(names.map(|name| async move { binder.look(&name).await })).await;
     Ok(Json(seen.into_iter().flatten().collect()))
 }
@@ -44,13 +44,14 @@ pub(crate) async fn get(
     PathText(name): PathText,
 ) -> Result<Json<ContainerCluster>, ApiError> {
     caller.ask(Action::ContainerClusterList, &Object::ContainerCluster(name.clone()))?;
-    state.parts().binder.look(&name).await.map(Json).ok_or_else(|| missing(&name))
+    look(&state, &name).await.map(Json)
 }
 
-/// Bind a container cluster, or bind one anew with other credentials or options.
+/// Bind a container cluster, or, with `rebind`, one anew with other credentials or options.
 #[utoipa::path(post, path = "/api/v1/container-clusters", tag = "catalogue", request_body = BindContainerCluster,
     responses(
         (status = 201, description = "Bound", body = ContainerCluster),
+        (status = 200, description = "Bound anew", body = ContainerCluster),
         (status = "default", description = "A refusal", body = Problem, content_type = "application/problem+json")))]
 pub(crate) async fn bind(
     State(state): State<ApiState>,
@@ -59,27 +60,10 @@ pub(crate) async fn bind(
 ) -> Result<(StatusCode, Json<ContainerCluster>), ApiError> {
     let object = Object::ContainerCluster(asked.name.clone());
     caller.ask(Action::ContainerClusterBind, &object)?;
-    if asked.name == LOCAL_CONTAINER_CLUSTER || InstanceName::new(asked.name.as_str()).is_err() {
-        return Err(ApiError::new(
-            Code::InvalidName,
-            format!(
-                "`{}` cannot be a container cluster's name: use lower-case letters, digits and \
-                 inner hyphens, and not `{LOCAL_CONTAINER_CLUSTER}`, which is this machine",
-                asked.name
-            ),
-        )
-        .field("name"));
-    }
-    let bound = state.store().container_cluster_list().await?;
-    let known = bound.iter().find(|row| row.name == asked.name);
-    let row = state.parts().binder.prepare(&asked, known).await?;
-    state.store().container_cluster_bind(&row).await?;
-    state.parts().binder.bound(&row).await;
-    let detail = json!({ "options": row.options });
-    let record = caller.record(Action::ContainerClusterBind, &object, detail);
-    state.store().record_append(&record).await?;
-    let seen = state.parts().binder.look(&row.name).await.ok_or_else(|| missing(&row.name))?;
-    Ok((StatusCode::CREATED, Json(seen)))
+    let how = if asked.rebind { How::Again } else { How::First };
+    state.bindings().bind(&asked, how, &caller.by()).await?;
+    let seen = look(&state, &asked.name).await?;
+    Ok((if asked.rebind { StatusCode::OK } else { StatusCode::CREATED }, Json(seen)))
 }
 
 /// Unbind a container cluster that no instance lives on. Nothing is removed there.
@@ -95,13 +79,7 @@ pub(crate) async fn unbind(
 ) -> Result<StatusCode, ApiError> {
     let object = Object::ContainerCluster(name.clone());
     caller.ask(Action::ContainerClusterUnbind, &object)?;
-    match state.store().container_cluster_unbind(&name).await {
-        Err(error) if error.is_not_found() => return Err(missing(&name)),
-        other => other?,
-    }
-    state.parts().binder.unbound(&name);
-    let record = caller.record(Action::ContainerClusterUnbind, &object, json!({}));
-    state.store().record_append(&record).await?;
+    state.bindings().unbind(&name, &caller.by()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -120,15 +98,8 @@ pub(crate) async fn set(
 ) -> Result<Json<ContainerCluster>, ApiError> {
     let object = Object::ContainerCluster(name.clone());
     caller.ask(Action::ContainerClusterSet, &object)?;
-    let bound = state.store().container_cluster_list().await?;
-    let known = bound.iter().find(|row| row.name == name).ok_or_else(|| missing(&name))?;
-    let row = state.parts().binder.change(&asked, known)?;
-    state.store().container_cluster_bind(&row).await?;
-    state.parts().binder.bound(&row).await;
-    let detail = json!({ "options": row.options });
-    let record = caller.record(Action::ContainerClusterSet, &object, detail);
-    state.store().record_append(&record).await?;
-    state.parts().binder.look(&name).await.map(Json).ok_or_else(|| missing(&name))
+    state.bindings().set(&name, &asked, &caller.by()).await?;
+    look(&state, &name).await.map(Json)
 }
 
 /// Say that a worker is lost for good: Kubernetes gives up its pods and volumes.
@@ -147,18 +118,10 @@ pub(crate) async fn confirm_lost(
 ) -> Result<StatusCode, ApiError> {
     let object = Object::ContainerCluster(name.clone());
     caller.ask(Action::ContainerClusterConfirmLost, &object)?;
-    state.parts().binder.confirm_lost(&name, &worker).await?;
-    let detail = json!({ "worker": worker });
-    let record = caller.record(Action::ContainerClusterConfirmLost, &object, detail);
-    state.store().record_append(&record).await?;
+    state.bindings().confirm_lost(&name, &worker, &caller.by()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn missing(name: &str) -> ApiError {
-    ApiError::new(
-        Code::NotFound,
-        format!(
-            "there is no container cluster `{name}`: `larder container-cluster list` shows all"
-        ),
-    )
+async fn look(state: &ApiState, name: &str) -> Result<ContainerCluster, ApiError> {
+    state.bindings().binder().look(name).await.ok_or_else(|| missing(name))
 }

@@ -276,8 +276,9 @@ fn storage_class(cluster: &ContainerClusterInfo, asked: Option<String>) -> Resul
         ))),
         None => all.first().cloned().ok_or_else(|| {
             refuse(format!(
-                "no storage class of container cluster `{name}` is known: bind it again with \
-                 `larder container-cluster rebind`"
+                "no storage class of container cluster `{name}` is known: `larder \
+                 container-cluster get {name}` says why, `larder container-cluster rebind {name}` \
+                 reads them again"
             ))
         }),
     }
@@ -304,7 +305,7 @@ fn check_engine(cluster: &ContainerClusterInfo, engine: &EngineName) -> Result<(
 fn expose(cluster: &ContainerClusterInfo, asked: Option<&str>) -> Result<Option<Expose>, Refusal> {
     let refuse = |detail| Refusal::new(Code::InvalidRequest, detail).field("expose");
     let Some(asked) = asked else { return Ok(cluster.expose) };
-    let way = Expose::parse(asked).ok_or_else(|| refuse(no_way(asked)))?;
+    let way = Expose::asked(asked)?;
     if cluster.expose.is_none() {
         return Err(refuse(format!(
             "instances on `{}` are reached at the addresses of this machine: leave `expose` out, or \
@@ -313,10 +314,6 @@ fn expose(cluster: &ContainerClusterInfo, asked: Option<&str>) -> Result<Option<
         )));
     }
     Ok(Some(way))
-}
-
-fn no_way(asked: &str) -> String {
-    format!("`{asked}` is no way to expose: use load-balancer, node-port or cluster-ip")
 }
 
 fn no_engine(name: &str) -> ApiError {
@@ -369,11 +366,8 @@ mod tests {
         let mut east = ContainerClusterInfo {
             name: "east".into(),
             reachable: true,
-            workers: Vec::new(),
-            storage_classes: Vec::new(),
             engines: Some(vec![valkey.clone()]),
-            spreads_strictly: None,
-            expose: None,
+            ..ContainerClusterInfo::default()
         };
         assert_eq!(check_engine(&east, &valkey), Ok(()));
         let refusal = check_engine(&east, &redis).unwrap_err();
@@ -389,11 +383,9 @@ mod tests {
         let east = |classes: &[&str]| ContainerClusterInfo {
             name: "east".into(),
             reachable: true,
-            workers: Vec::new(),
             storage_classes: classes.iter().map(|class| (*class).to_owned()).collect(),
-            engines: None,
-            spreads_strictly: None,
             expose: Some(Expose::NodePort),
+            ..ContainerClusterInfo::default()
         };
         let two = east(&["fast", "slow"]);
         assert_eq!(storage_class(&two, None).unwrap(), "fast");
@@ -410,11 +402,8 @@ mod tests {
         let cluster = |name: &str, expose| ContainerClusterInfo {
             name: name.into(),
             reachable: true,
-            workers: Vec::new(),
-            storage_classes: Vec::new(),
-            engines: None,
-            spreads_strictly: None,
             expose,
+            ..ContainerClusterInfo::default()
         };
         let (east, local) = (cluster("east", Some(Expose::NodePort)), cluster("local", None));
         assert_eq!(expose(&east, None), Ok(Some(Expose::NodePort)));

@@ -33,7 +33,7 @@ pub(crate) async fn list(
     };
     let mut engines: BTreeMap<String, Engine> =
         rows.iter().map(|row| (row.name.to_string(), render::engine(row))).collect();
-    for (cluster, names) in state.parts().binder.engines() {
+    for (cluster, names) in state.bindings().binder().engines() {
         for name in names {
             let engine = engines
                 .entry(name.to_string())
@@ -59,7 +59,7 @@ pub(crate) async fn add(
         return Err(ApiError::new(
             Code::EngineUnusable,
             "this Larder runs no servers on its own machine: name engines at \
-             `larder container-cluster rebind --engine`",
+             `larder container-cluster rebind NAME --engine E`",
         )
         .field("path"));
     }

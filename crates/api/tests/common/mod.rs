@@ -3,8 +3,11 @@
 // Each test file uses its own part of this.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -12,8 +15,8 @@ use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use larder_api::{
-    ApiParts, ApiState, Asked, Binder, Capacity, ContainerClusterInfo, EngineProbe, ensure_admin,
-    router,
+    ApiParts, ApiState, Asked, Binder, Bindings, Capacity, ContainerClusterInfo, EngineProbe, How,
+    ensure_admin, router,
 };
 use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::agent::Role;
@@ -34,6 +37,8 @@ use tokio::sync::watch;
 use tower::ServiceExt as _;
 
 pub const ADMIN_PASSWORD: &str = "Hunter2-admin";
+/// For a container cluster to say what it is.
+pub const PATIENCE: Duration = Duration::from_secs(4);
 pub const TENANT_PASSWORD: &str = "Hunter2-tenant";
 
 pub struct World {
@@ -42,6 +47,7 @@ pub struct World {
     pub router: Router,
     pub token: String,
     pub capacity: Arc<FakeCapacity>,
+    pub binder: Arc<FakeBinder>,
     pub activated: Arc<Mutex<Vec<InstanceId>>>,
     pub changed: Arc<Mutex<Vec<String>>>,
     pub stop: watch::Sender<bool>,
@@ -74,9 +80,7 @@ impl Capacity for FakeCapacity {
                 .unwrap()
                 .clone()
                 .unwrap_or_else(|| vec!["standard".into()]),
-            engines: None,
-            spreads_strictly: None,
-            expose: None,
+            ..ContainerClusterInfo::default()
         }]
     }
 
@@ -85,8 +89,29 @@ impl Capacity for FakeCapacity {
     }
 }
 
-/// Binds whatever is not called `broken`.
-struct FakeBinder;
+/// Binds whatever is not called `broken`, with an owner that nobody else gets; shows what was bound,
+/// and `local`.
+#[derive(Default)]
+pub struct FakeBinder {
+    /// What is used, by its name.
+    pub used: Mutex<BTreeMap<String, ContainerClusterRow>>,
+    prepared: AtomicU32,
+    /// What comes of preparing and of taking up is waited for as long as somebody holds these.
+    pub preparing: tokio::sync::Mutex<()>,
+    pub binding: tokio::sync::Mutex<()>,
+}
+
+impl FakeBinder {
+    /// How often somebody has asked for a binding.
+    pub fn prepared(&self) -> u32 {
+        self.prepared.load(Ordering::SeqCst)
+    }
+
+    /// The owner by which the container cluster is used.
+    pub fn owner(&self, name: &str) -> Option<String> {
+        self.used.lock().unwrap().get(name).map(|row| row.owner.clone())
+    }
+}
 
 #[async_trait]
 impl Binder for FakeBinder {
@@ -94,22 +119,38 @@ impl Binder for FakeBinder {
         &self,
         asked: &BindContainerCluster,
         known: Option<&ContainerClusterRow>,
+        _: How,
     ) -> Result<ContainerClusterRow, Refusal> {
+        let count = self.prepared.fetch_add(1, Ordering::SeqCst) + 1;
+        let _held = self.preparing.lock().await;
         if asked.name == "broken" {
             return Err(Refusal::new(Code::ContainerClusterUnusable, "it does not answer"));
         }
+        let mut options = known.map_or_else(|| serde_json::json!({}), |row| row.options.clone());
+        if let Some(image) = &asked.image {
+            options["image"] = image.as_str().into();
+        }
         Ok(ContainerClusterRow {
             name: asked.name.clone(),
-            owner: known.map_or_else(|| "b-1".to_owned(), |row| row.owner.clone()),
-            options: serde_json::json!({}),
+            owner: known.map_or_else(|| format!("b-{count}"), |row| row.owner.clone()),
+            options,
             credentials: asked.kubeconfig.clone().unwrap_or_else(|| Secret::new("")),
             bound_at: Timestamp(1_000),
         })
     }
 
-    async fn bound(&self, _: &ContainerClusterRow) {}
+    async fn bound(&self, row: &ContainerClusterRow) {
+        let _held = self.binding.lock().await;
+        self.used.lock().unwrap().insert(row.name.clone(), row.clone());
+    }
 
-    fn unbound(&self, _: &str) {}
+    fn unbound(&self, name: &str) {
+        self.used.lock().unwrap().remove(name);
+    }
+
+    fn is_in_use(&self, name: &str) -> bool {
+        self.used.lock().unwrap().contains_key(name)
+    }
 
     fn engines(&self) -> Vec<(String, Vec<EngineName>)> {
         let names = ["redis-7.0", "valkey-8.0"].map(|name| EngineName::new(name).unwrap());
@@ -117,33 +158,23 @@ impl Binder for FakeBinder {
     }
 
     async fn look(&self, name: &str) -> Option<ContainerCluster> {
-        Some(ContainerCluster {
+        let kind = if name == "local" { "local" } else { "kubernetes" };
+        (name == "local" || self.is_in_use(name)).then(|| ContainerCluster {
             name: name.to_owned(),
-            kind: if name == "local" { "local" } else { "kubernetes" }.to_owned(),
+            kind: kind.to_owned(),
             reachable: true,
-            problem: None,
-            version: None,
-            namespace: None,
-            expose: None,
-            image: None,
-            engines: Vec::new(),
-            since: None,
-            spread: None,
-            workers_ready: 0,
-            outer_address: None,
-            workers: Vec::new(),
-            storage_classes: Vec::new(),
-            requests: std::collections::BTreeMap::new(),
+            ..ContainerCluster::default()
         })
     }
 
-    fn change(
+    async fn change(
         &self,
         asked: &SetContainerCluster,
         known: &ContainerClusterRow,
     ) -> Result<ContainerClusterRow, Refusal> {
-        let options = serde_json::json!({ "spread": asked.spread });
-        Ok(ContainerClusterRow { options, ..known.clone() })
+        let mut row = known.clone();
+        row.options["spread"] = serde_json::json!(asked.spread);
+        Ok(row)
     }
 
     async fn confirm_lost(&self, _: &str, worker: &str) -> Result<(), Refusal> {
@@ -196,6 +227,7 @@ impl World {
         let activated: Arc<Mutex<Vec<InstanceId>>> = Arc::default();
         let changed: Arc<Mutex<Vec<String>>> = Arc::default();
         let capacity = Arc::new(FakeCapacity::default());
+        let binder = Arc::new(FakeBinder::default());
         let (stop, stopping) = watch::channel(false);
         let router = router(ApiState::new(ApiParts {
             store: store.clone(),
@@ -205,7 +237,7 @@ impl World {
             },
             capacity: capacity.clone(),
             engine_probe: Arc::new(FakeProbe),
-            binder: Arc::new(FakeBinder),
+            bindings: Bindings::new(store.clone(), binder.clone()).with_patience(PATIENCE),
             default_container_cluster: "local".into(),
             has_local: true,
             policy: PlannerPolicy::default(),
@@ -225,6 +257,7 @@ impl World {
             router,
             token: String::new(),
             capacity,
+            binder,
             activated,
             changed,
             stop,

@@ -1,7 +1,8 @@
 //! Container clusters.
 
-use larder_api_types::{BindContainerCluster, SetContainerCluster};
+use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::{ByteSize, Secret};
+use serde::Serialize;
 
 use crate::args::{BindArgs, ContainerClusterCommand};
 use crate::config::Context;
@@ -16,51 +17,26 @@ pub(crate) async fn run(
 ) -> Result<(), CliError> {
     let client = context.client()?;
     match command {
-        ContainerClusterCommand::Bind(args) | ContainerClusterCommand::Rebind(args) => {
-            let cluster = client.container_cluster_bind(&asked(args)?).await?;
-            if console.is_json() {
-                console.json(&cluster)
-            } else {
-                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
-                console.data(&text)
-            }
+        ContainerClusterCommand::Bind(args) => {
+            one(console, &client.container_cluster_bind(&asked(args, false)?).await?)
+        }
+        ContainerClusterCommand::Rebind(args) => {
+            one(console, &client.container_cluster_bind(&asked(args, true)?).await?)
         }
         ContainerClusterCommand::List => {
             let clusters = client.container_cluster_list().await?;
-            if console.is_json() {
-                console.json(&clusters)
-            } else {
-                let text = render::container_clusters(console, &clusters);
-                console.data(&text)
-            }
+            show(console, &clusters, |console| render::container_clusters(console, &clusters))
         }
         ContainerClusterCommand::Get { name } => {
-            let cluster = client.container_cluster_get(&name).await?;
-            if console.is_json() {
-                console.json(&cluster)
-            } else {
-                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
-                console.data(&text)
-            }
+            one(console, &client.container_cluster_get(&name).await?)
         }
         ContainerClusterCommand::Workers { name } => {
-            let cluster = client.container_cluster_get(&name).await?;
-            if console.is_json() {
-                console.json(&cluster.workers)
-            } else {
-                let text = render::workers(console, &cluster.workers);
-                console.data(&text)
-            }
+            let workers = client.container_cluster_get(&name).await?.workers;
+            show(console, &workers, |console| render::workers(console, &workers))
         }
         ContainerClusterCommand::Set { name, spread } => {
             let asked = SetContainerCluster { spread: Some(spread) };
-            let cluster = client.container_cluster_set(&name, &asked).await?;
-            if console.is_json() {
-                console.json(&cluster)
-            } else {
-                let text = render::container_clusters(console, std::slice::from_ref(&cluster));
-                console.data(&text)
-            }
+            one(console, &client.container_cluster_set(&name, &asked).await?)
         }
         ContainerClusterCommand::ConfirmLost { name, worker, yes } => {
             let question = format!(
@@ -79,7 +55,25 @@ pub(crate) async fn run(
     }
 }
 
-fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
+fn one(console: &mut Console, cluster: &ContainerCluster) -> Result<(), CliError> {
+    let table =
+        |console: &Console| render::container_clusters(console, std::slice::from_ref(cluster));
+    show(console, cluster, table)
+}
+
+fn show<T: Serialize>(
+    console: &mut Console,
+    what: &T,
+    table: impl FnOnce(&Console) -> String,
+) -> Result<(), CliError> {
+    if console.is_json() {
+        return console.json(what);
+    }
+    let text = table(console);
+    console.data(&text)
+}
+
+fn asked(args: BindArgs, rebind: bool) -> Result<BindContainerCluster, CliError> {
     let kubeconfig = match &args.kubeconfig {
         None => None,
         Some(path) => {
@@ -91,6 +85,8 @@ fn asked(args: BindArgs) -> Result<BindContainerCluster, CliError> {
     };
     Ok(BindContainerCluster {
         name: args.name,
+        rebind,
+        in_cluster: args.in_cluster,
         kubeconfig,
         context: args.context,
         namespace: args.namespace,

@@ -6,9 +6,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use larder_model::agent::NodeConfig;
 use larder_model::kube::VolumeIds;
 use larder_model::kube::{
-    AGENT_PORT, ANNOTATION_GENERATION, BUS_PORT, CONFIG_DIR, DATA_DIR, ENV_POD_IP, ENV_WORKER_IP,
-    LABEL_INSTANCE, LABEL_NODE, LABEL_SHARD, LARDER_BINARY, PROBE_PORT, SERVER_BINARY, SERVER_DIR,
-    SERVER_PORT, STATE_DIR, instance_name, node_name,
+    AGENT_PORT, ANNOTATION_GENERATION, ANNOTATION_SETTINGS, BUS_PORT, CONFIG_DIR, DATA_DIR,
+    ENV_POD_IP, ENV_WORKER_IP, LABEL_INSTANCE, LABEL_NODE, LABEL_SHARD, LARDER_BINARY, PROBE_PORT,
+    SERVER_BINARY, SERVER_DIR, SERVER_PORT, STATE_DIR, instance_name, node_name,
 };
 use larder_model::local::{AgentBoot, NodeSecrets};
 use larder_model::{ByteSize, InstanceId, NodeId, NodeMode, OuterAddress, WorkerName};
@@ -145,6 +145,7 @@ pub(crate) fn stateful_set(options: &KubeOptions, config: &NodeConfig) -> Value 
             "labels": labels,
             "annotations": {
                 ANNOTATION_GENERATION: config.generation.to_string(),
+                ANNOTATION_SETTINGS: options.settings(),
                 "larder.io/renderer": config.renderer.to_string(),
             },
         },

@@ -30,6 +30,33 @@ fn options() -> KubeOptions {
     options
 }
 
+#[test]
+fn a_node_is_outdated_once_the_binding_says_otherwise_what_is_in_its_pod() {
+    let config = config(NodeMode::Leased, members());
+    let rendered = |options: &KubeOptions| {
+        let set = serde_json::from_value(stateful_set(options, &config)).expect("one");
+        crate::observe::Seen { sets: vec![std::sync::Arc::new(set)], ..Default::default() }
+    };
+    let seen = rendered(&options());
+    let mut later = options();
+    assert!(!seen.is_outdated(&config.node, &later));
+    assert!(!seen.is_outdated(&node("n-other"), &later));
+    later.volume_size = ByteSize::gib(1);
+    later.engines.clear();
+    assert!(!seen.is_outdated(&config.node, &later), "none of it is in the pod");
+    let image = KubeOptions { image: "registry.example/larder-{engine}:0.2".to_owned(), ..later };
+    let spread = KubeOptions { spread_strictly: false, ..options() };
+    for later in [image, spread] {
+        assert!(seen.is_outdated(&config.node, &later), "{later:?}");
+        assert!(!rendered(&later).is_outdated(&config.node, &later));
+    }
+    let mut made_before = stateful_set(&options(), &config);
+    made_before["metadata"]["annotations"] = serde_json::json!({});
+    let set = serde_json::from_value(made_before).expect("one");
+    let seen = crate::observe::Seen { sets: vec![std::sync::Arc::new(set)], ..Default::default() };
+    assert!(seen.is_outdated(&config.node, &options()), "of a Larder that did not say");
+}
+
 fn members() -> Vec<Member> {
     ["n-1", "n-2"]
         .into_iter()

@@ -115,6 +115,7 @@ impl World {
             replication_cut_until: 0,
             start_not_before: 0,
             reported: None,
+            settings: self.settings,
             config,
         };
         self.nodes.insert(node.config.node.clone(), node);
@@ -381,6 +382,7 @@ impl Cluster for SimCluster {
                 let Some((worker, _)) = first else { continue };
                 let bare = BackendNode {
                     exposed: world.exposure_of(node),
+                    outdated: false,
                     worker: world.placed.get(node).unwrap_or(worker).clone(),
                     address: Some(address.clone()),
                     realised: false,
@@ -394,6 +396,7 @@ impl Cluster for SimCluster {
             if node.config.instance == *instance && world.in_cluster(node, &self.name) {
                 let there = BackendNode {
                     exposed: world.exposure_of(id),
+                    outdated: node.settings != world.settings,
                     worker: node.worker.clone(),
                     address: Some(node.config.address.clone()),
                     realised: node.removing_at.is_none() && node.whole,
@@ -475,6 +478,7 @@ impl Cluster for SimCluster {
     ) -> Result<(), ClusterError> {
         let mut world = self.sim.world();
         world.check_fence(&self.name, &config.instance, fence)?;
+        let settings = world.settings;
         match world.nodes.get_mut(&config.node) {
             Some(node) if node.removing_at.is_some() => {
                 let reason = format!("node {} is being removed", config.node);
@@ -485,6 +489,7 @@ impl Cluster for SimCluster {
                 node.whole = true;
                 if config.generation >= node.config.generation {
                     node.config = config.clone();
+                    node.settings = settings;
                     node.agent.dirty = true;
                 }
             }

@@ -139,6 +139,17 @@ impl Sim {
         self.world().rules = rules;
     }
 
+    /// Changes the container clusters' own settings: what they hold was rendered by others.
+    pub fn change_settings(&self) {
+        self.world().settings += 1;
+    }
+
+    /// How many nodes are held as former settings were.
+    pub fn outdated(&self) -> usize {
+        let world = self.world();
+        world.nodes.values().filter(|node| node.settings != world.settings).count()
+    }
+
     /// On which worker a node shall be made; without a word the least loaded one of its zone.
     pub fn place(&self, node: &NodeId, worker: &WorkerName) {
         self.world().placed.insert(node.clone(), worker.clone());

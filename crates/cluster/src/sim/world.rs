@@ -40,6 +40,8 @@ pub(super) struct SimWorker {
 #[derive(Clone, Debug)]
 pub(super) struct SimNode {
     pub(super) config: NodeConfig,
+    /// Which of the container clusters' settings it is held by.
+    pub(super) settings: u64,
     pub(super) worker: WorkerName,
     pub(super) agent: SimAgent,
     pub(super) process: Option<Process>,
@@ -94,6 +96,8 @@ pub(super) struct World {
     pub(super) shards: BTreeMap<ShardKey, SimShard>,
     /// Where tests want nodes to be made.
     pub(super) placed: BTreeMap<NodeId, WorkerName>,
+    /// Counts the changes of the container clusters' own settings.
+    pub(super) settings: u64,
     pub(super) endpoints: BTreeMap<(InstanceId, EndpointKind), super::backend::SimEndpoint>,
     pub(super) fences: BTreeMap<(String, InstanceId), larder_model::agent::Fence>,
     pub(super) messages: BTreeMap<(i64, u64), Message>,
@@ -134,6 +138,7 @@ impl World {
             next_port: 20_000,
             shards: BTreeMap::new(),
             placed: BTreeMap::new(),
+            settings: 0,
             endpoints: BTreeMap::new(),
             fences: BTreeMap::new(),
             messages: BTreeMap::new(),

@@ -181,6 +181,7 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
                 match name {
                     "kill" => sim.state = ServerState::Dead,
                     "start" => sim.state = ServerState::Absent,
+                    "outdate" => sim.outdated = true,
                     "silence" => sim.silent = Some(now),
                     "hear" => sim.silent = None,
                     "unlink" => sim.link_up = false,

@@ -60,6 +60,7 @@ pub(crate) struct SimNode {
     pub(crate) hindered: Option<Hindered>,
     /// What the agent says is wrong.
     pub(crate) problem: Option<Problem>,
+    pub(crate) outdated: bool,
 }
 
 /// A server that is no more, as the others remember it.
@@ -468,6 +469,7 @@ impl World {
                 problem: None,
                 exposed: Exposed::No,
                 hindered: None,
+                outdated: false,
             };
             self.nodes.insert(node.clone(), sim);
         }
@@ -511,6 +513,7 @@ impl World {
         }
         let sim = self.nodes.get_mut(node).expect("reserved above");
         sim.realised = true;
+        sim.outdated = false;
         sim.generation = config.generation;
         if sim.agent_generation == 0 {
             sim.agent_generation = config.generation;
@@ -755,6 +758,7 @@ impl World {
             Observation::Known {
                 value: BackendNode {
                     exposed: sim.exposed.clone(),
+                    outdated: sim.outdated,
                     worker: sim.worker.clone(),
                     address: Some(sim.address.clone()),
                     realised: sim.realised,
