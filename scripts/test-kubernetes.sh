@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What needs a Kubernetes: the conformance suite, the chart and the stories, on a test bed of its own (docs/testbed.md), or on
-# the cluster of LARDER_TEST_KUBECONFIG. The images there are those of LARDER_TEST_IMAGE and LARDER_TEST_SERVE_IMAGE; a story
-# that switches workers off needs LARDER_TEST_BED, the command of the cluster's test bed. Full output is in target/test-logs/.
+# the cluster of LARDER_TEST_KUBECONFIG. Where that is the kubeconfig of a test bed that runs, it is used with everything
+# and the images are loaded into it. Elsewhere the images are those of LARDER_TEST_IMAGE and LARDER_TEST_SERVE_IMAGE, and
+# what needs LARDER_TEST_BED, the command of a test bed, is skipped. Full output is in target/test-logs/.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -11,23 +12,28 @@ failed=0
 
 cargo build --locked --package larder --package larder-e2e
 
+bed=
 if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     # Short: sockets of the test bed are in it, and their paths must fit.
     work=$(mktemp -d /tmp/l-XXXXXX)
     bed=$work/bed
     trap 'scripts/testbed.sh --dir "$bed" down >/dev/null || true; cp -r "$bed/logs" "$logs/testbed" 2>/dev/null || true; rm -rf "$work"' EXIT
     rm -rf "$logs/testbed"
+    scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
+    export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
+elif [ -z "${LARDER_TEST_BED:-}" ] && [ -S "$(dirname "$LARDER_TEST_KUBECONFIG")/control.sock" ]; then
+    bed=$(cd "$(dirname "$LARDER_TEST_KUBECONFIG")" && pwd)
+    export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
+    scripts/testbed.sh --dir "$bed" ready
+fi
+if [ -n "$bed" ]; then
     # What the tests use: the suite and the stories are about pods, not about engines; what servers announce to
     # clients outside differs between these three.
-    LARDER_IMAGE_ENGINES="redis-6.2 redis-7.0 valkey-8.0" LARDER_IMAGE_TAG=testbed \
-        LARDER_IMAGE_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder scripts/images.sh "$work/images"
-    scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
-    for image in "$work"/images/*.tar; do scripts/testbed.sh --dir "$bed" image load "$image"; done
-    export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
+    LARDER_TESTBED_DIR=$bed scripts/testbed-images.sh "$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder" redis-6.2 redis-7.0 valkey-8.0
     export LARDER_TEST_BED="$root/scripts/testbed.sh --dir $bed"
     export LARDER_TEST_IMAGE="localhost/larder-{engine}:testbed"
     export LARDER_TEST_SERVE_IMAGE=localhost/larder:testbed
-    export LARDER_TEST_AUDIT=$bed/logs/audit.log
+    if [ -e "$bed/logs/audit.log" ]; then export LARDER_TEST_AUDIT=$bed/logs/audit.log; fi
 fi
 
 check() { # name command...
