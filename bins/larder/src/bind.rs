@@ -22,6 +22,7 @@ use larder_store::{ContainerClusterRow, InstanceFilter, InstanceRow};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::Fleet;
+use crate::pull;
 
 const NAMESPACE: &str = "larder";
 /// For the first answer of a container cluster; a look is for a person who waits.
@@ -43,6 +44,8 @@ struct Options {
     /// That there are images of.
     #[serde(default = "known_engines")]
     engines: Vec<EngineName>,
+    #[serde(default)]
+    pull_secrets: Vec<String>,
     #[serde(default)]
     spread: Spread,
     #[serde(default)]
@@ -142,6 +145,10 @@ impl Binder for KubeBinder {
                 .unwrap_or(defaults.volume_size.bytes()),
             expose,
             engines: engines(asked, before.as_ref())?,
+            pull_secrets: pull::names(
+                asked.pull_secrets.as_deref(),
+                before.as_ref().map(|old| old.pull_secrets.as_slice()),
+            )?,
             spread: before.as_ref().map(|old| old.spread).unwrap_or_default(),
             outer_address: match asked.outer_address.as_deref() {
                 None => before.as_ref().and_then(|old| old.outer_address.clone()),
@@ -219,6 +226,7 @@ impl Binder for KubeBinder {
                 expose: None,
                 image: None,
                 engines: engines.into_iter().map(|engine| engine.name.to_string()).collect(),
+                pull_secrets: Vec::new(),
                 spread: None,
                 workers_ready: ready(workers.as_deref().unwrap_or_default()),
                 outer_address: None,
@@ -259,6 +267,7 @@ impl Binder for KubeBinder {
             outer_address: options.outer_address.clone(),
             image: Some(options.image.clone()),
             engines: options.engines.iter().map(ToString::to_string).collect(),
+            pull_secrets: options.pull_secrets.clone(),
             spread: spread.and_then(|value| Some(value.as_str()?.to_owned())),
             workers_ready: if health.reachable { ready(&workers) } else { 0 },
             workers: workers.iter().map(worker).collect(),
@@ -269,7 +278,7 @@ impl Binder for KubeBinder {
         })
     }
 
-    fn change(
+    async fn change(
         &self,
         asked: &SetContainerCluster,
         known: &ContainerClusterRow,
@@ -280,6 +289,12 @@ impl Binder for KubeBinder {
                 let text = format!("`{text}` is no way to spread: use strict or preferred");
                 Refusal::new(Code::InvalidRequest, text).field("spread")
             })?;
+        }
+        if let Some(names) = &asked.pull_secrets {
+            options.pull_secrets = pull::names(Some(names), None)?;
+            let cluster = enter(known, &options).await.map_err(|e| unusable(&e))?;
+            let found = cluster.pull_secrets().await.map_err(|e| unusable(&e.to_string()))?;
+            pull::refuse_unfit(&options.namespace, &found)?;
         }
         let options = serde_json::to_value(&options)
             .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
@@ -360,7 +375,7 @@ fn refuse_useless(options: &KubeOptions, seen: &Check) -> Result<(), Refusal> {
     {
         return Err(unusable("it has no default storage class: name one").field("storage_class"));
     }
-    Ok(())
+    pull::refuse_unfit(&options.namespace, &seen.pull_secrets)
 }
 
 /// What volumes can be made of: first what is used where an instance does not say.
@@ -416,6 +431,7 @@ fn kube_options(
         volume_size: ByteSize(options.volume_bytes),
         expose: options.expose,
         engines: options.engines.clone(),
+        pull_secrets: options.pull_secrets.clone(),
         spread_strictly: options.spread == Spread::Strict,
         outer_address: options.outer_address.clone(),
         reach: match credentials {
@@ -428,10 +444,15 @@ fn kube_options(
 
 async fn open(row: &ContainerClusterRow) -> Result<KubeCluster, String> {
     let options = stored_options(row).map_err(|refusal| refusal.detail)?;
+    enter(row, &options).await
+}
+
+/// The binding with these options, by its credentials. Asks nothing yet.
+async fn enter(row: &ContainerClusterRow, options: &Options) -> Result<KubeCluster, String> {
     let credentials: Credentials = serde_json::from_str(row.credentials.expose())
         .map_err(|_| "its credentials cannot be read".to_owned())?;
     let client = connect(&credentials).await.map_err(|error| error.to_string())?;
-    Ok(KubeCluster::new(client, kube_options(&row.name, &row.owner, &options, &credentials)))
+    Ok(KubeCluster::new(client, kube_options(&row.name, &row.owner, options, &credentials)))
 }
 
 #[cfg(test)]
@@ -448,6 +469,7 @@ mod tests {
             expose: None,
             outer_address: None,
             image: None,
+            pull_secrets: None,
             engines: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
             storage_class: None,
             volume_bytes: None,
@@ -487,6 +509,7 @@ mod tests {
             workers: Vec::new(),
             storage_classes: found.map(|(name, default)| (name.to_owned(), default)).to_vec(),
             missing_rights: Vec::new(),
+            pull_secrets: Vec::new(),
         };
         assert_eq!(classes(None, &seen), ["plain", "fast", "tape"]);
         assert_eq!(classes(Some("tape"), &seen), ["tape", "fast", "plain"]);

@@ -42,6 +42,11 @@ pub struct BindContainerCluster {
     /// of, or, bound anew, those of the former binding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<Vec<String>>,
+    /// Secrets of type `kubernetes.io/dockerconfigjson`, kept by others in the namespace, by which
+    /// the pods of instances pull their images. Left out: none, or, bound anew, those of the former
+    /// binding; an empty list takes them back. Pods have them from when they are next written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secrets: Option<Vec<String>>,
     /// The cluster's default class unless named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
@@ -58,6 +63,9 @@ pub struct SetContainerCluster {
     /// instance; `preferred`: as far as there are workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<String>,
+    /// As at the binding, which looks whether they are there; an empty list takes them back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secrets: Option<Vec<String>>,
 }
 
 /// A container cluster as it was seen last.
@@ -80,6 +88,9 @@ pub struct ContainerCluster {
     pub image: Option<String>,
     /// Engines that instances can run on there.
     pub engines: Vec<String>,
+    /// Secrets by which the pods of instances pull their images.
+    #[serde(default)]
+    pub pull_secrets: Vec<String>,
     /// `strict` or `preferred`.
     pub spread: Option<String>,
     /// Workers that take nodes.

@@ -114,11 +114,12 @@ pub trait Binder: Send + Sync {
     /// few seconds for one of which nothing was heard yet.
     async fn look(&self, name: &str) -> Option<ContainerCluster>;
 
-    /// Answers the binding with other options, to be kept. Asks nobody.
+    /// Answers the binding with other options, to be kept. Asks the container cluster for what
+    /// they name there.
     ///
     /// # Errors
-    /// `invalid-request`.
-    fn change(
+    /// `invalid-request`; `container-cluster-unusable` with what is not there.
+    async fn change(
         &self,
         asked: &SetContainerCluster,
         known: &ContainerClusterRow,

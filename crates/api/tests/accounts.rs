@@ -278,6 +278,10 @@ async fn a_container_cluster_is_bound_shown_used_and_unbound() {
     assert_eq!(set.status, StatusCode::OK, "{}", set.text);
     let kept = world.store.container_cluster_list().await.unwrap();
     assert_eq!(kept[0].options, json!({ "spread": "preferred" }));
+    let pull = json!({ "pull_secrets": ["registry"] });
+    let set = world.call(Method::PATCH, east, Some(pull.clone())).await;
+    assert_eq!(set.status, StatusCode::OK, "{}", set.text);
+    assert_eq!(world.store.container_cluster_list().await.unwrap()[0].options, pull);
     let lost = |worker: &str| format!("{east}/workers/{worker}/confirm-lost");
     let refused = world.refusal(Method::POST, &lost("alive"), None).await;
     assert_eq!(refused.0, Code::WorkerNotLost);

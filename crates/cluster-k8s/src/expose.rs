@@ -14,7 +14,9 @@ use larder_model::{
     WorkerState,
 };
 
+use crate::apply;
 use crate::cluster::KubeCluster;
+use crate::connect::COUNT_NODE_PORTS;
 use crate::error::refused;
 use crate::objects;
 
@@ -45,7 +47,8 @@ impl KubeCluster {
         let (place, options) = (&*self.place, &self.place.options);
         self.refuse_when_leaving(&wish.instance, &wish.node).await?;
         place.fence(&wish.instance, fence, true).await?;
-        let service: Service = place.apply(&objects::outer_service(options, wish)).await?;
+        let service = place.apply(&objects::outer_service(options, wish)).await;
+        let service: Service = place.foreseen(service).await?;
         let Exposed::Yes(outer) = exposed(&service, options.outer_address.as_deref()) else {
             return Ok(None);
         };
@@ -77,35 +80,59 @@ impl KubeCluster {
         if needed == 0 {
             return Ok(());
         }
-        let everywhere: Api<Service> = Api::all(self.place.client.clone());
-        let all = ListParams::default();
-        let listed = self.place.ask("counting node ports", everywhere.list(&all)).await;
-        let services = match listed {
-            Ok(list) => list.items,
-            // Without the right to look at all namespaces our own has to do.
-            Err(error) => match self.place.api::<Service>().list(&all).await {
-                Ok(list) => list.items,
-                Err(_) => {
-                    tracing::warn!(%error, "node ports not counted");
-                    return Ok(());
-                }
-            },
+        let counted = async {
+            let everywhere = self.place.may_also(&COUNT_NODE_PORTS).await?;
+            let api: Api<Service> = match everywhere {
+                true => Api::all(self.place.client.clone()),
+                // Our own are better than nothing.
+                false => self.place.api(),
+            };
+            let all = ListParams::default();
+            let list = self.place.ask("counting node ports", api.list(&all)).await?;
+            Ok::<_, ClusterError>((everywhere, list.items))
+        };
+        let (everywhere, services) = match counted.await {
+            Ok(counted) => counted,
+            Err(error) => {
+                tracing::warn!(%error, "node ports not counted");
+                return Ok(());
+            }
         };
         let range = NODE_PORTS.count();
         let free = range.saturating_sub(services.iter().map(taken).sum());
         if needed <= free {
             return Ok(());
         }
-        Err(Refusal::new(
-            Code::NoFreePort,
-            format!(
-                "the instance needs {needed} node ports, and {free} of the {range} of container \
-                 cluster `{}` are free: create it with `--expose cluster-ip`, or remove what is \
-                 not used any more",
-                self.place.options.name
-            ),
-        )
-        .field("expose"))
+        let mut detail = format!(
+            "the instance needs {needed} node ports, and {free} of the {range} of container \
+             cluster `{}` are free: create it with `--expose cluster-ip`, or remove what is not \
+             used any more",
+            self.place.options.name
+        );
+        if !everywhere {
+            let why = COUNT_NODE_PORTS.missing(self.place.options.reach);
+            detail.push_str(&format!(" (others' were not counted: {why})"));
+        }
+        Err(Refusal::new(Code::NoFreePort, detail).field("expose"))
+    }
+}
+
+impl apply::Place {
+    /// A refusal for want of node ports says why nobody saw it coming.
+    pub(crate) async fn foreseen<T>(
+        &self,
+        result: Result<T, ClusterError>,
+    ) -> Result<T, ClusterError> {
+        match result {
+            Err(ClusterError::Refused(mut refusal)) if refusal.code == Code::NoFreePort => {
+                if let Ok(false) = self.may_also(&COUNT_NODE_PORTS).await {
+                    let why = COUNT_NODE_PORTS.missing(self.options.reach);
+                    refusal.detail.push_str(&format!(" (they were not counted before: {why})"));
+                }
+                Err(ClusterError::Refused(refusal))
+            }
+            other => other,
+        }
     }
 }
 

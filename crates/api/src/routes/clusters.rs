@@ -122,7 +122,7 @@ pub(crate) async fn set(
     caller.ask(Action::ContainerClusterSet, &object)?;
     let bound = state.store().container_cluster_list().await?;
     let known = bound.iter().find(|row| row.name == name).ok_or_else(|| missing(&name))?;
-    let row = state.parts().binder.change(&asked, known)?;
+    let row = state.parts().binder.change(&asked, known).await?;
     state.store().container_cluster_bind(&row).await?;
     state.parts().binder.bound(&row).await;
     let detail = json!({ "options": row.options });

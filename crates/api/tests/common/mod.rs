@@ -127,6 +127,7 @@ impl Binder for FakeBinder {
             expose: None,
             image: None,
             engines: Vec::new(),
+            pull_secrets: Vec::new(),
             since: None,
             spread: None,
             workers_ready: 0,
@@ -137,12 +138,12 @@ impl Binder for FakeBinder {
         })
     }
 
-    fn change(
+    async fn change(
         &self,
         asked: &SetContainerCluster,
         known: &ContainerClusterRow,
     ) -> Result<ContainerClusterRow, Refusal> {
-        let options = serde_json::json!({ "spread": asked.spread });
+        let options = serde_json::to_value(asked).unwrap();
         Ok(ContainerClusterRow { options, ..known.clone() })
     }
 

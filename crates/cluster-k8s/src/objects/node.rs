@@ -170,7 +170,7 @@ fn pod(options: &KubeOptions, config: &NodeConfig) -> Value {
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": { "type": "RuntimeDefault" },
     });
-    json!({
+    let mut pod = json!({
         "serviceAccountName": instance_name(&config.instance),
         // Cluster mode decides over the cluster bus and needs no API server.
         "automountServiceAccountToken": config.mode == NodeMode::Leased,
@@ -186,7 +186,13 @@ fn pod(options: &KubeOptions, config: &NodeConfig) -> Value {
             { "name": "data", "persistentVolumeClaim": { "claimName": node_name(&config.node) } },
             { "name": "tmp", "emptyDir": { "sizeLimit": "16Mi" } },
         ],
-    })
+    });
+    if !options.pull_secrets.is_empty() {
+        let named: Vec<_> =
+            options.pull_secrets.iter().map(|name| json!({ "name": name })).collect();
+        pod["imagePullSecrets"] = json!(named);
+    }
+    pod
 }
 
 /// The nodes of a shard on different workers while there are enough, and in different zones as
