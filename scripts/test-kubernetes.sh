@@ -21,10 +21,10 @@ if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     rm -rf "$logs/testbed"
     scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
     export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
-elif [ -z "${LARDER_TEST_BED:-}" ] && [ -S "$(dirname "$LARDER_TEST_KUBECONFIG")/control.sock" ]; then
-    bed=$(cd "$(dirname "$LARDER_TEST_KUBECONFIG")" && pwd)
-    export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
-    scripts/testbed.sh --dir "$bed" ready
+else
+    LARDER_TEST_KUBECONFIG=$(realpath "$LARDER_TEST_KUBECONFIG")
+    bed=$(dirname "$LARDER_TEST_KUBECONFIG")
+    if [ -z "${LARDER_TEST_BED:-}" ] && [ -S "$bed/control.sock" ]; then scripts/testbed.sh --dir "$bed" ready; else bed=; fi
 fi
 if [ -n "$bed" ]; then
     # What the tests use: the suite and the stories are about pods, not about engines; what servers announce to
