@@ -37,7 +37,8 @@ helm upgrade --install larder packaging/helm/larder --namespace "$namespace" --w
     exit 1
 }
 
-shown=$(realpath --relative-base="$root" "$KUBECONFIG")
+shown=$(realpath --relative-base="$root" "$KUBECONFIG") bed=scripts/testbed.sh
+[ "$shown" = target/testbed/kubeconfig ] || bed="scripts/testbed.sh --dir $LARDER_TESTBED_DIR"
 cat <<END
 Larder runs on the test bed, in namespace $namespace, and makes instances there. To reach it from this machine, in one terminal:
 
@@ -50,5 +51,5 @@ and in another:
     -o go-template='{{.data.password | base64decode}}' | larder login --server http://127.0.0.1:7300 --user admin --password-stdin
   larder instance create shop --engine redis-7.0 --architecture cluster --generate-password --wait
 
-Clients run in the test bed's network: scripts/testbed.sh exec -- redis-cli -h HOST -p PORT
+Clients run in the test bed's network: $bed exec -- redis-cli -h HOST -p PORT
 END
