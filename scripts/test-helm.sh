@@ -274,7 +274,7 @@ bind >/dev/null
 printf 'Pantry-2026\n' | "$outside" instance create shop --engine redis-7.0 --architecture read-write --memory 128MiB --password-stdin --wait --timeout 120s >/dev/null
 k get roles -l larder.io/instance -o json | granted namespace >"$work/passed-on"
 # By what pods pull changes when the next ones are made, and makes none.
-pulling() { k get "$1" -l larder.io/instance -o json | jq -c "[.items[] | .spec$2.imagePullSecrets // [] | map(.name)] | unique"; }
+pulling() { k get "$1" -l larder.io/instance -o json | jq -c "[.items[] | .spec${2:-}.imagePullSecrets // [] | map(.name)] | unique"; }
 [ "$(pulling pods)" = '[["registry"]]' ] || fail "pods do not pull as the binding says: $(pulling pods)"
 before=$(pods)
 "$outside" container-cluster set east --pull-secret '' >/dev/null
