@@ -31,7 +31,7 @@ run() { # part name command...
 
 clippy() {
     cargo clippy --locked --workspace --all-targets -- -D warnings &&
-        cargo clippy --locked --workspace --test kubernetes --test kubernetes_exposure -- -D warnings
+        cargo clippy --locked --workspace --test kubernetes --test kubernetes_exposure --test kubernetes_pods -- -D warnings
 }
 # The end-to-end stories and some component tests run the binary itself.
 binary() { cargo build --locked --package larder; }

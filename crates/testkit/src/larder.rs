@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 
 use crate::instance::Instance;
+use crate::kubernetes::{self, Namespace};
 use crate::ports::PortBlock;
 use crate::process;
 use crate::{engines, http, logs, wait};
@@ -60,6 +61,8 @@ pub struct Larder {
     admin_password: Option<String>,
     ports: PortBlock,
     serve: Option<Child>,
+    /// Where instances are made that say nothing else; on this machine when `None`.
+    namespace: Option<Namespace>,
     expected: Mutex<Vec<String>>,
     finished: bool,
 }
@@ -108,11 +111,17 @@ impl Larder {
             home: Some(home),
             ports,
             serve: None,
+            namespace: None,
             expected: Mutex::default(),
             finished: false,
         };
         larder.start_serve().await?;
         larder.login().await?;
+        if let Some(namespace) = Namespace::wanted() {
+            let bound = namespace.bind(&larder).await;
+            larder.namespace = Some(namespace);
+            bound?;
+        }
         Ok(larder)
     }
 
@@ -134,6 +143,11 @@ impl Larder {
 
     pub fn binary(&self) -> &Path {
         &self.binary
+    }
+
+    /// Where instances are when they are not on this machine.
+    pub fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
     }
 
     /// Where `serve` listens.
@@ -326,6 +340,12 @@ impl Larder {
         if !args.contains(&"--engine") {
             all.extend(["--engine", "redis-7.0"]);
         }
+        if self.namespace.is_some() {
+            all.extend(["--container-cluster", kubernetes::BOUND]);
+            if !args.contains(&"--memory") {
+                all.extend(["--memory", kubernetes::MEMORY]);
+            }
+        }
         all.extend(["--password-stdin", "--wait", "--timeout", "90s", "-o", "json"]);
         let output = self.cli_with_input(&all, &format!("{PASSWORD}\n")).await?;
         ensure!(output.code == 0, "larder {all:?}: {output:?}");
@@ -422,6 +442,10 @@ impl Larder {
     /// # Errors
     /// Log lines that nobody announced, or processes that do not go.
     pub async fn finish(mut self) -> Result<()> {
+        if let Some(namespace) = &self.namespace {
+            namespace.leave(&self, &self.home().join("pods")).await?;
+            self.namespace = None;
+        }
         if let Some(mut serve) = self.serve.take() {
             // Killed before the others, so that it does not complain of their death.
             let _ = serve.kill().await;
@@ -462,6 +486,9 @@ impl Drop for Larder {
         if let Some(serve) = &mut self.serve {
             // It may have ended.
             let _ = serve.start_kill();
+        }
+        if let Some(Err(error)) = self.namespace.as_ref().map(Namespace::abandon) {
+            eprintln!("cleaning up after a test: {error:#}");
         }
         if let Err(error) = self.kill_everything() {
             eprintln!("cleaning up after a test: {error:#}");

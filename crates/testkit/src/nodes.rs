@@ -8,12 +8,26 @@ use anyhow::{Result, bail};
 use crate::instance::{Instance, Node};
 use crate::larder::Larder;
 use crate::process::{self, Kind, Process};
-use crate::wait;
+use crate::{kubernetes, wait};
+
+fn only(kind: Kind, node: &str, mut found: Vec<Process>) -> Result<u32> {
+    found.retain(|p| p.kind == kind);
+    match found.as_slice() {
+        [one] => Ok(one.pid),
+        [] => bail!("no {kind:?} of {node} runs"),
+        more => bail!("{} times {kind:?} of {node}: {more:?}", more.len()),
+    }
+}
 
 impl Larder {
     /// Every living process of this Larder.
     pub fn processes(&self) -> Vec<Process> {
         process::all_of(self.data())
+    }
+
+    /// Every living process of a node's pod, when instances are not on this machine.
+    fn in_pod(&self, node: &str) -> Option<Vec<Process>> {
+        self.namespace().map(|_| process::all_of_pod(&kubernetes::pod_of(node)))
     }
 
     fn one(&self, kind: Kind, part: &str) -> Result<u32> {
@@ -41,6 +55,9 @@ impl Larder {
     /// # Errors
     /// There is none, or more than one.
     pub fn agent_pid(&self, node: &str) -> Result<u32> {
+        if let Some(pod) = self.in_pod(node) {
+            return only(Kind::Agent, node, pod);
+        }
         self.one(Kind::Agent, &format!("nodes/{node}"))
     }
 
@@ -50,38 +67,27 @@ impl Larder {
         self.one(Kind::Relay, &format!("instances/{}/relay", instance.id))
     }
 
-    /// The server of a node, by its working folder.
+    /// The server of a node, by its working folder or its pod.
     ///
     /// # Errors
     /// There is none, or more than one.
     pub fn server_pid(&self, instance: &Instance, node: &str) -> Result<u32> {
-        let folder = self.node_folder(instance, node);
-        let found: Vec<Process> = self
-            .processes()
-            .into_iter()
-            .filter(|p| p.kind == Kind::Server)
-            .filter(|p| p.cwd.as_ref().is_some_and(|cwd| cwd.starts_with(&folder)))
-            .collect();
-        match found.as_slice() {
-            [one] => Ok(one.pid),
-            [] => bail!("no server of {node} runs"),
-            more => bail!("{} servers of {node}: {more:?}", more.len()),
-        }
+        let found = self.in_pod(node).unwrap_or_else(|| {
+            let folder = self.node_folder(instance, node);
+            let is_there = |p: &Process| p.cwd.as_ref().is_some_and(|cwd| cwd.starts_with(&folder));
+            self.processes().into_iter().filter(is_there).collect()
+        });
+        only(Kind::Server, node, found)
     }
 
     /// Pids of all processes of an instance of the given kinds.
     pub fn pids_of(&self, instance: &Instance, kinds: &[Kind]) -> Vec<u32> {
-        let folder = self.instance_folder(instance);
-        let text = folder.to_string_lossy().into_owned();
-        self.processes()
-            .into_iter()
-            .filter(|p| kinds.contains(&p.kind))
-            .filter(|p| {
-                p.argv.iter().any(|arg| arg.contains(&text))
-                    || p.cwd.as_ref().is_some_and(|cwd| cwd.starts_with(&folder))
-            })
-            .map(|p| p.pid)
-            .collect()
+        let found: Vec<Process> = if self.namespace().is_some() {
+            instance.nodes.iter().filter_map(|node| self.in_pod(&node.id)).flatten().collect()
+        } else {
+            process::all_of(&self.instance_folder(instance))
+        };
+        found.into_iter().filter(|p| kinds.contains(&p.kind)).map(|p| p.pid).collect()
     }
 
     pub fn instance_folder(&self, instance: &Instance) -> PathBuf {

@@ -34,22 +34,40 @@ pub struct Process {
 /// (servers rewrite their arguments, but work in their volume).
 pub fn all_of(data: &Path) -> Vec<Process> {
     let text = data.to_string_lossy().into_owned();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let own = std::process::id();
-    entries
-        .filter_map(Result::ok)
-        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| *pid != own)
-        .filter_map(|pid| read(pid, &text))
-        .collect()
+    let is_there = |p: &Process| {
+        p.argv.iter().any(|arg| arg.contains(&text))
+            || p.cwd.as_ref().is_some_and(|cwd| cwd.starts_with(&text))
+    };
+    pids().into_iter().filter(|pid| *pid != own).filter_map(read).filter(is_there).collect()
 }
 
-fn read(pid: u32, data: &str) -> Option<Process> {
+/// Every living process in the container of a pod of this name, on a test bed of this machine: the
+/// one that was started with the name, and those in its process namespace.
+pub fn all_of_pod(pod: &str) -> Vec<Process> {
+    let named = format!("HOSTNAME={pod}");
+    let began = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|entry| entry == named.as_bytes())
+    };
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let all = pids();
+    let of_pod: Vec<PathBuf> =
+        all.iter().filter(|p| began(p)).filter_map(|p| namespace(*p)).collect();
+    let is_in = |pid: &u32| namespace(*pid).is_some_and(|own| of_pod.contains(&own));
+    all.iter().copied().filter(is_in).filter_map(read).collect()
+}
+
+fn pids() -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    entries.filter_map(Result::ok).filter_map(number).collect()
+}
+
+fn read(pid: u32) -> Option<Process> {
     let argv = argv(pid)?;
     let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
-    let in_argv = argv.iter().any(|arg| arg.contains(data));
-    let in_cwd = cwd.as_ref().is_some_and(|cwd| cwd.starts_with(data));
-    if !(in_argv || in_cwd) || state(pid).is_none_or(|state| state == 'Z' || state == 'X') {
+    if !is_alive(pid) {
         return None;
     }
     let program = program_of(&argv);
@@ -77,11 +95,14 @@ fn argv(pid: u32) -> Option<Vec<String>> {
 }
 
 fn program_of(argv: &[String]) -> &str {
-    argv.first().map(|p| p.rsplit('/').next().unwrap_or(p)).unwrap_or_default()
+    // A server's title is one argument: `/opt/redis-server 127.0.0.1:6379 [cluster]`.
+    let path = argv.first().and_then(|title| title.split(' ').next()).unwrap_or_default();
+    path.rsplit('/').next().unwrap_or(path)
 }
 
+/// In images every server has the same name.
 fn is_server(program: &str) -> bool {
-    program.starts_with("redis") || program.starts_with("valkey")
+    program.starts_with("redis") || program.starts_with("valkey") || program == "server"
 }
 
 /// A saver has a title of its own (`redis-aof-rewrite`, `valkey-rdb-bgsave`, `redis-rdb-to-slaves`),
@@ -144,6 +165,21 @@ fn send(pid: u32, signal: Signal) -> Result<()> {
 /// There is no such process.
 pub fn kill9(pid: u32) -> Result<()> {
     send(pid, Signal::KILL)
+}
+
+/// `kill -9` of several: one may die of another's death.
+///
+/// # Errors
+/// One is not killed.
+pub fn kill9_each(pids: &[u32]) -> Result<()> {
+    for pid in pids {
+        if let Err(error) = kill9(*pid)
+            && is_alive(*pid)
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// # Errors

@@ -3,8 +3,28 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use larder_testkit::process::{self, Kind, kill9, sigstop};
-use larder_testkit::{Instance, Larder, eventually};
+use larder_testkit::kubernetes::{Namespace, bed_does, pod_of};
+use larder_testkit::process::{self, Kind, kill9, kill9_each, sigstop};
+use larder_testkit::{Instance, Larder, Node, eventually};
+
+fn on(larder: &Larder) -> Result<&Namespace> {
+    larder.namespace().context("a fault that only Kubernetes knows")
+}
+
+/// Has pods deleted at once with no grace, and waits for the end of what runs in them, which comes
+/// later.
+async fn gone(larder: &Larder, nodes: &[Node]) -> Result<()> {
+    let agents: Vec<u32> =
+        nodes.iter().map(|node| larder.agent_pid(&node.id)).collect::<Result<_>>()?;
+    let pods: Vec<String> = nodes.iter().map(|node| pod_of(&node.id)).collect();
+    let mut args = vec!["delete", "pod", "--grace-period=0", "--force", "--wait=false"];
+    args.extend(pods.iter().map(String::as_str));
+    on(larder)?.kubectl(&args).await?;
+    eventually("the deleted pods' agents have ended", Duration::from_secs(20), async || {
+        Ok((!agents.iter().any(|agent| process::is_alive(*agent))).then_some(()))
+    })
+    .await
+}
 
 /// One fault of a shard's primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +42,14 @@ pub enum Fault {
     AllNodesKilled,
     /// Agent and server killed, and the volume gone before the agent is back.
     VolumeLost,
+    /// Of an instance on Kubernetes: as a drained worker does it, with the grace of the pod.
+    PodDeleted,
+    /// With no grace: the pod is gone for Kubernetes before its processes are.
+    PodGone,
+    /// All of the instance, with no grace.
+    AllPodsGone,
+    /// Its worker has no power. Somebody has to give it back.
+    WorkerLost,
 }
 
 impl Fault {
@@ -41,8 +69,7 @@ impl Fault {
             Self::ServerAndAgentKilled => {
                 let (agent, server) =
                     (larder.agent_pid(&primary.id)?, larder.server_pid(instance, &primary.id)?);
-                kill9(agent)?;
-                kill9(server)
+                kill9_each(&[agent, server])
             }
             Self::ServerStopped => sigstop(larder.server_pid(instance, &primary.id)?),
             Self::AgentStopped => {
@@ -55,11 +82,17 @@ impl Fault {
                 .await
             }
             Self::AllNodesKilled => {
-                let pids = larder.pids_of(instance, &[Kind::Agent, Kind::Server]);
-                for pid in pids {
-                    kill9(pid)?;
-                }
-                Ok(())
+                kill9_each(&larder.pids_of(instance, &[Kind::Agent, Kind::Server]))
+            }
+            Self::PodDeleted => {
+                // Until it has gone: what it says to its peers in that time is part of the story.
+                on(larder)?.kubectl(&["delete", "pod", &pod_of(&primary.id)]).await.map(drop)
+            }
+            Self::PodGone => gone(larder, std::slice::from_ref(primary)).await,
+            Self::AllPodsGone => gone(larder, &instance.nodes).await,
+            Self::WorkerLost => {
+                let worker = on(larder)?.worker_of(&primary.id).await?;
+                bed_does(&["worker", "off", &worker]).await
             }
             Self::VolumeLost => {
                 let volume = larder.volume(instance, &primary.id);
@@ -72,6 +105,19 @@ impl Fault {
         }
     }
 
+    /// Takes back what would stay: gives the worker of the former primary its power.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub async fn mend(self, larder: &Larder, instance: &Instance, primary: &str) -> Result<()> {
+        if self != Self::WorkerLost {
+            return Ok(());
+        }
+        // The pod of a worker that is gone stays where it was.
+        let worker = on(larder)?.worker_of(&instance.node(primary)?.id).await?;
+        bed_does(&["worker", "on", &worker]).await
+    }
+
     /// Another node must lead afterwards.
     pub fn moves_the_primary(self) -> bool {
         match self {
@@ -79,22 +125,25 @@ impl Fault {
             | Self::ServerKilled
             | Self::ServerAndAgentKilled
             | Self::ServerStopped
-            | Self::VolumeLost => true,
-            Self::AgentStopped | Self::AllNodesKilled => false,
+            | Self::VolumeLost
+            | Self::PodDeleted
+            | Self::WorkerLost => true,
+            Self::AgentStopped | Self::AllNodesKilled | Self::PodGone | Self::AllPodsGone => false,
         }
     }
 
     /// Reasons that a read-write instance's events must hold afterwards.
     pub fn told_as(self) -> &'static [&'static str] {
         match self {
-            Self::Planned => &["handed-over"],
+            Self::Planned | Self::PodDeleted => &["handed-over"],
             Self::ServerKilled => &["server-exited", "failover"],
             Self::ServerAndAgentKilled => &["failover"],
             Self::ServerStopped => &["server-hung", "failover"],
             Self::VolumeLost => &["volume-lost", "failover"],
-            Self::AllNodesKilled => &["server-started"],
+            Self::AllNodesKilled | Self::AllPodsGone => &["server-started"],
+            Self::WorkerLost => &["failover"],
             // Replaced in time, it changes nothing that a person had to know.
-            Self::AgentStopped => &[],
+            Self::AgentStopped | Self::PodGone => &[],
         }
     }
 
@@ -102,12 +151,14 @@ impl Fault {
     /// measured on a quiet machine with a release binary: here several debug builds share it.
     pub fn allowed_gap(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Planned => 2,
+            Self::Planned | Self::PodDeleted => 2,
             Self::ServerKilled => 6,
             Self::ServerAndAgentKilled => 12,
             Self::ServerStopped | Self::AgentStopped => 15,
             Self::VolumeLost => 15,
+            Self::PodGone | Self::WorkerLost => 15,
             Self::AllNodesKilled => 25,
+            Self::AllPodsGone => 60,
         })
     }
 }

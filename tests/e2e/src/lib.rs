@@ -2,7 +2,7 @@
 //! what may be left of a deleted one.
 
 pub mod faults;
-pub mod kubernetes;
+pub mod stories;
 pub mod tidy;
 pub mod world;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use larder_testkit::kubernetes::{Namespace, pod_of};
 use larder_testkit::process::Kind;
 use larder_testkit::{Instance, Larder};
 use serde_json::Value;
@@ -43,6 +44,9 @@ pub async fn listed(larder: &Larder) -> Result<Vec<Instance>> {
 /// Something is left over, doubled or missing.
 pub async fn check_tidy(larder: &Larder) -> Result<()> {
     let instances = listed(larder).await?;
+    if let Some(namespace) = larder.namespace() {
+        return check_tidy_pods(larder, namespace, &instances).await;
+    }
     let nodes: usize = instances.iter().map(|i| i.nodes.len()).sum();
     let processes = larder.processes();
     let count = |kind: Kind| processes.iter().filter(|p| p.kind == kind).count();
@@ -86,5 +90,37 @@ pub async fn check_tidy(larder: &Larder) -> Result<()> {
     }
     let in_use = ports_in_use(larder);
     ensure!(in_use == ports, "ports {in_use:?} are taken, {ports:?} are used");
+    Ok(())
+}
+
+/// One StatefulSet, one claim and one pod for each node that is listed, and none for others; in each
+/// pod one agent and one server.
+async fn check_tidy_pods(
+    larder: &Larder,
+    namespace: &Namespace,
+    instances: &[Instance],
+) -> Result<()> {
+    let nodes: BTreeSet<String> =
+        instances.iter().flat_map(|i| &i.nodes).map(|node| node.id.clone()).collect();
+    for (kind, prefix) in [
+        ("statefulsets", "statefulset.apps/"),
+        ("persistentvolumeclaims", "persistentvolumeclaim/"),
+    ] {
+        let found: BTreeSet<String> = (namespace.names(kind).await?.iter())
+            .map(|name| name.trim_start_matches(prefix).to_owned())
+            .collect();
+        ensure!(found == nodes, "{kind} {found:?} for nodes {nodes:?}");
+    }
+    let pods: BTreeSet<String> = (namespace.names("pods").await?.iter())
+        .map(|name| name.trim_start_matches("pod/").to_owned())
+        .collect();
+    let wanted: BTreeSet<String> = nodes.iter().map(|node| pod_of(node)).collect();
+    ensure!(pods == wanted, "pods {pods:?}, not {wanted:?}");
+    for instance in instances {
+        for node in &instance.nodes {
+            larder.agent_pid(&node.id)?;
+            larder.server_pid(instance, &node.id)?;
+        }
+    }
     Ok(())
 }

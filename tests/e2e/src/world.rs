@@ -10,9 +10,6 @@ use larder_testkit::{
     WriterOptions, eventually,
 };
 
-use crate::Fault;
-
-const SOON: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Opens a connection as the tenant.
@@ -223,72 +220,4 @@ impl Tested {
 async fn control(larder: &Larder) -> Result<Writer> {
     let instance = larder.create("control", &["--architecture", "standalone"]).await?;
     Writer::started(WriterOptions::new(instance.endpoint("write")?, PASSWORD, "k")).await
-}
-
-/// The whole story of one fault of a read-write instance's primary.
-///
-/// # Errors
-/// What went wrong.
-pub async fn read_write_fault(fault: Fault, serve_down: bool) -> Result<()> {
-    let larder = Larder::started().await?;
-    larder.expect_faults();
-    let mut tested = Tested::read_write(larder, 1, "redis-7.0").await?;
-    let before = tested.instance.primary(0)?.id.clone();
-    if serve_down {
-        tested.larder.kill_serve().await?;
-    }
-    let at = tested.writers[0].now();
-    fault.strike(&tested.larder, &tested.instance, 0).await?;
-    tested.writes_again(fault.allowed_gap()).await.context("writes after the fault")?;
-    let primary = replication_is_whole(&tested.instance, Duration::from_secs(40)).await?;
-    if fault.moves_the_primary() {
-        ensure!(primary != before, "{before} still leads after {fault:?}");
-    }
-    if serve_down {
-        tested.larder.start_serve().await?;
-    }
-    let name = tested.instance.name.clone();
-    let shown =
-        tested.larder.wait_for(&name, "running, with that primary", Duration::from_secs(30), |i| {
-            i.state == "running" && i.primary(0).is_ok_and(|p| p.id == primary)
-        });
-    let shown = shown.await?;
-    ensure!(shown.nodes.len() == 2, "not the configured count: {:?}", shown.nodes);
-    ensure!(shown.endpoints == tested.instance.endpoints, "an endpoint moved");
-    let told = fault.told_as();
-    eventually(&format!("events tell of {fault:?} as {told:?}"), SOON, async || {
-        let reasons = tested.larder.event_reasons(&name).await?;
-        ensure!(told.iter().all(|word| reasons.iter().any(|r| r == word)), "they say {reasons:?}");
-        Ok(Some(()))
-    })
-    .await?;
-    let (larder, instance, seen) = tested.stop().await?;
-    check_history(&seen.histories[0], &seen.control, instance.endpoint("write")?, fault, at)
-        .await?;
-    larder.finish().await
-}
-
-/// Gap and losses of one history.
-///
-/// # Errors
-/// Too long, or too much.
-pub async fn check_history(
-    history: &History,
-    control: &History,
-    endpoint: &Endpoint,
-    fault: Fault,
-    at: Duration,
-) -> Result<()> {
-    let (_, gap_began) = history.worst_gap();
-    match fault {
-        Fault::Planned => history.check_nothing_lost(endpoint).await?,
-        // The server's last moment is the begin of the gap: a stopped agent's comes later.
-        _ => {
-            let faults = [at, gap_began + Duration::from_millis(100)];
-            history.check_lost_only_before(endpoint, &faults, Duration::from_secs(2)).await?;
-        }
-    }
-    let gap = history.gap(control);
-    ensure!(gap <= fault.allowed_gap(), "{fault:?} kept writes away for {gap:?}");
-    Ok(())
 }

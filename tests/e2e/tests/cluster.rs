@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::world::{Tested, check_history, connect};
+use larder_e2e::stories::{check_history, cluster_fault};
+use larder_e2e::world::{Tested, connect};
 use larder_e2e::{Fault, check_tidy, cluster_is_whole};
 use larder_testkit::process::kill9;
 use larder_testkit::{Larder, LarderOptions, PASSWORD};
@@ -48,54 +49,6 @@ async fn cluster_clients_use_it_through_discovery() -> Result<()> {
     ensure!(sizes == 300);
     larder.cli(&["instance", "delete", "shards", "--permanent", "--yes", "--wait"]).await?;
     check_tidy(&larder).await?;
-    larder.finish().await
-}
-
-/// The whole story of one fault of shard 0's primary.
-async fn cluster_fault(fault: Fault, serve_down: bool) -> Result<()> {
-    let larder = Larder::started().await?;
-    larder.expect_faults();
-    let mut tested = Tested::cluster(larder, 2, "redis-7.0").await?;
-    let before = tested.instance.primary(0)?.clone();
-    if serve_down {
-        tested.larder.kill_serve().await?;
-    }
-    let at = tested.writers[0].now();
-    fault.strike(&tested.larder, &tested.instance, 0).await?;
-    tested.writes_again(SOON).await.context("writes after the fault")?;
-    // A node with a new volume joins under a new id, and its old entry is forgotten, by the
-    // reconciler: everything else gets along without `serve`.
-    if fault == Fault::VolumeLost && serve_down {
-        tested.larder.start_serve().await?;
-    }
-    cluster_is_whole(&tested.instance, SOON).await?;
-    if serve_down && fault != Fault::VolumeLost {
-        tested.larder.start_serve().await?;
-    }
-    let moved = fault.moves_the_primary();
-    let shown = tested
-        .larder
-        .wait_for("shards", "running, as configured", SOON, |i| {
-            i.state == "running"
-                && i.nodes.len() == 6
-                && (0..3).all(|s| i.primary(s).is_ok() && i.replicas(s).len() == 1)
-                // What a `serve` that was just started shows first is what it has seen before.
-                && !(moved && i.primary(0).is_ok_and(|p| p.id == before.id))
-        })
-        .await?;
-    ensure!(shown.endpoints == tested.instance.endpoints, "the endpoint moved");
-    check_tidy(&tested.larder).await?;
-    let (larder, instance, seen) = tested.stop().await?;
-    let discovery = instance.endpoint("discovery")?;
-    // Without its agent's help a shard waits for the cluster's own node timeout.
-    check_history(&seen.histories[0], &seen.control, discovery, fault, at).await?;
-    if moved {
-        for other in &seen.histories[1..] {
-            let gap = other.gap(&seen.control);
-            ensure!(gap < Duration::from_secs(6), "another shard's writes stood for {gap:?}");
-            other.check_nothing_lost(discovery).await?;
-        }
-    }
     larder.finish().await
 }
 

@@ -6,25 +6,15 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::kubernetes::{bed, bed_does, bound, variable};
+use larder_testkit::kubernetes::{bed, bed_does, bound, kubectl};
 use larder_testkit::{Larder, PASSWORD, eventually};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// Design: a lost worker costs a lease (4 s), an election and a change of the route; kube-proxy
 /// may rest for a second, and the machine may be busy.
 const LOST_WORKER: u64 = 8_000;
-
-/// The kubectl in the test bed's program.
-async fn kubectl(kubeconfig: &str, args: &[&str]) -> Result<()> {
-    let bed = variable("LARDER_TEST_BED")?;
-    let program = bed.split_whitespace().next().context("LARDER_TEST_BED is empty")?;
-    let mut command = Command::new(program);
-    let output = command.args(["kubectl", "--kubeconfig", kubeconfig]).args(args).output().await?;
-    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
 
 /// A client in the cluster's network that has begun to write.
 async fn write_to(
@@ -158,7 +148,6 @@ async fn while_it_is_silent(larder: &Larder) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
-    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
     let larder = bound("story-lost").await?;
     let confirm = ["container-cluster", "confirm-lost", "east", "worker-3", "--yes"];
     let refused = larder.run(&confirm).await?;
@@ -186,7 +175,7 @@ async fn only_a_worker_that_is_gone_can_be_confirmed_lost() -> Result<()> {
     .await;
     bed_does(&["worker", "on", "worker-3"]).await?;
     let taint = "node.kubernetes.io/out-of-service:NoExecute-";
-    kubectl(&kubeconfig, &["taint", "node", "worker-3", taint]).await?;
+    kubectl(&["taint", "node", "worker-3", taint]).await?;
     confirmed?;
     eventually("worker-3 is ready", minute, async || state_is("ready").await).await?;
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::kubernetes::{self, bed, bed_does};
+use larder_testkit::kubernetes::{self, bed, bed_does};
 use larder_testkit::{Larder, PASSWORD};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -20,12 +20,9 @@ const NODES: usize = 6;
 /// says so; the machine may be busy.
 const AFTER_LOSS: Duration = Duration::from_secs(45);
 
-/// Cluster instances are spread strictly where there are workers enough for that; three do.
 async fn bound(namespace: &str) -> Result<Larder> {
     let larder = kubernetes::bound(namespace).await?;
-    if workers(&larder).await?.as_array().is_none_or(|all| all.len() < NODES) {
-        larder.cli(&["container-cluster", "set", "east", "--spread", "preferred"]).await?;
-    }
+    kubernetes::spread_over_few(&larder).await?;
     Ok(larder)
 }
 

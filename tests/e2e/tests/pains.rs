@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::world::{Tested, connect, read_write_fault, roles, settled};
+use larder_e2e::stories::read_write_fault;
+use larder_e2e::world::{Tested, connect, roles, settled};
 use larder_e2e::{Fault, check_tidy, cluster_is_whole, replication_is_whole, tidy};
 use larder_testkit::process::{self, Kind, kill9, sigcont, sigstop};
 use larder_testkit::{Connection, Larder, PASSWORD, Reply, eventually};

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::world::{Tested, connect, read_write_fault, roles, settled};
+use larder_e2e::stories::read_write_fault;
+use larder_e2e::world::{Tested, connect, roles, settled};
 use larder_e2e::{Fault, check_tidy, replication_is_whole};
 use larder_testkit::process::{kill9, sigcont, sigstop};
 use larder_testkit::{Larder, eventually};

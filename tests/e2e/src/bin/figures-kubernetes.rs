@@ -8,16 +8,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use larder_testkit::kubernetes::{self, kubectl};
 use larder_testkit::{Larder, LarderOptions, PASSWORD, process};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 const NAMESPACE: &str = "figures";
-const IMAGE: &str = "localhost/larder-{engine}:testbed";
 /// A class that nobody makes volumes of: pods with it are never scheduled.
 const NEVER: &str = r#"
 apiVersion: storage.k8s.io/v1
@@ -61,25 +58,6 @@ fn options() -> Result<Options> {
         "usage: figures-kubernetes BINARY [--instances N] [--seconds S] [--running]"
     );
     Ok(options)
-}
-
-fn variable(name: &str) -> Result<String> {
-    std::env::var(name).with_context(|| format!("{name} is not set: docs/testbed.md says how"))
-}
-
-/// The kubectl in the test bed's program, with standard input.
-async fn kubectl(args: &[&str], input: &str) -> Result<()> {
-    let (bed, kubeconfig) = (variable("LARDER_TEST_BED")?, variable("LARDER_TEST_KUBECONFIG")?);
-    let program = bed.split_whitespace().next().context("LARDER_TEST_BED is empty")?;
-    let mut command = Command::new(program);
-    command.args(["kubectl", "--kubeconfig", &kubeconfig]).args(args);
-    command.stdin(Stdio::piped()).stdout(Stdio::null());
-    let mut child = command.spawn()?;
-    let mut stdin = child.stdin.take().context("no standard input")?;
-    stdin.write_all(input.as_bytes()).await?;
-    drop(stdin);
-    ensure!(child.wait().await?.success(), "kubectl {args:?} failed");
-    Ok(())
 }
 
 type Requests = BTreeMap<String, u64>;
@@ -153,31 +131,19 @@ async fn create(larder: &Larder, options: &Options) -> Result<()> {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = options()?;
-    kubectl(&["apply", "-f", "-"], NEVER).await?;
+    let class = tempfile::NamedTempFile::new()?;
+    std::fs::write(&class, NEVER)?;
+    let path = class.path().to_str().context("a path that is no text")?;
+    kubectl(&["apply", "--filename", path]).await?;
     let binary = Some(options.binary.clone());
     let larder = Larder::start(LarderOptions { binary, ..LarderOptions::default() }).await?;
-    let kubeconfig = variable("LARDER_TEST_KUBECONFIG")?;
-    let image = variable("LARDER_TEST_IMAGE").unwrap_or_else(|_| IMAGE.to_owned());
-    let bind = [
-        "container-cluster",
-        "bind",
-        "east",
-        "--kubeconfig",
-        &kubeconfig,
-        "--namespace",
-        NAMESPACE,
-        "--image",
-        &image,
-        "--volume-size",
-        "1GiB",
-    ];
-    larder.cli(&bind).await?;
+    kubernetes::bind(&larder, NAMESPACE).await?;
     let measured = measure(&larder, &options).await;
     if let Err(error) = larder.finish().await {
         eprintln!("{error:#}");
     }
-    kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"], "").await?;
-    kubectl(&["delete", "storageclass", "never"], "").await?;
+    kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
+    kubectl(&["delete", "storageclass", "never"]).await?;
     println!("{}", measured?);
     Ok(())
 }
