@@ -279,13 +279,13 @@ pulling() { k get "$1" -l larder.io/instance -o json | jq -c "[.items[] | .spec$
 before=$(pods)
 "$outside" container-cluster set east --pull-secret '' >/dev/null
 [ "$("$outside" container-cluster get east -o json | jq -c '[.pull_secrets, .problem]')" = '[[],null]' ] || fail "the pull secret is still shown: $("$outside" container-cluster get east -o json)"
-"$outside" instance update shop --tag kind=tried >/dev/null
+"$outside" instance update shop --name kiosk >/dev/null
 taken_back() { [ "$(pulling statefulsets .template.spec)" = '[[]]' ]; }
 until_true 20 'a change of the instance does not take the pull secret back' taken_back
 [ "$(pods)" = "$before" ] || fail "that has touched pods: $before, now $(pods)"
-"$outside" instance failover shop --wait >/dev/null
+"$outside" instance failover kiosk --wait >/dev/null
 leave_a_pod
-"$outside" instance delete shop --permanent --yes --wait --timeout 120s >/dev/null
+"$outside" instance delete kiosk --permanent --yes --wait --timeout 120s >/dev/null
 "$outside" container-cluster unbind east 2>/dev/null
 check_rights "$namespace:larder" larder larder "$namespace"
 kill "$serve" && wait "$serve" || true
