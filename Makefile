@@ -16,7 +16,8 @@ export LARDER_TEST_ENGINES := $(ENGINES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench images deny fmt clean \
-	test-kubernetes bench-kubernetes testbed-setup testbed-build testbed-up testbed-down testbed-check testbed-smoke
+	test-kubernetes bench-kubernetes testbed-setup testbed-build testbed-up testbed-larder testbed-down testbed-check \
+	testbed-smoke
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +42,7 @@ stop: ## Stop every process of DATA that outlived `run`: keeper, agents, relays,
 test: engines ## Run every check that CI runs
 	@scripts/test.sh
 
-test-kubernetes: engines testbed-setup ## Tests on a real Kubernetes: a test bed of its own, or LARDER_TEST_KUBECONFIG=FILE
+test-kubernetes: engines testbed-setup ## Tests on a real Kubernetes: a test bed of its own, or that of LARDER_TEST_KUBECONFIG=FILE
 	@scripts/test-kubernetes.sh
 
 check: setup ## Formatting, lints, layering
@@ -80,7 +81,10 @@ testbed-build: testbed-setup ## Build the test bed's program into its cache (onc
 	@scripts/testbed.sh build
 
 testbed-up: testbed-setup ## Start a real Kubernetes here (WORKERS=3 ZONES=1); kubeconfig at target/testbed/kubeconfig
-	@scripts/testbed.sh up --workers $(WORKERS) --zones $(ZONES)
+	@scripts/testbed.sh up --workers $(WORKERS) --zones $(ZONES) --audit
+
+testbed-larder: engines testbed-setup ## Install Larder by its chart on the test bed, or upgrade it there; says how to reach it
+	@scripts/testbed-larder.sh
 
 testbed-down: ## End it; nothing stays on the machine but its logs
 	@scripts/testbed.sh down

@@ -116,7 +116,7 @@ settings=(--set image.repository="${image%:*}" --set image.tag="${image##*:}" --
 helm lint --strict --quiet "$chart" --kube-version 1.34.0
 [ "$(sed -n 's/^appVersion: //p' "$chart/Chart.yaml")" = "$(cargo metadata --locked --no-deps --format-version 1 | jq -r '.packages[] | select(.name == "larder") | .version')" ] ||
     fail "the chart's appVersion is not Larder's version"
-for wrong in containerCluster.expose=somehow containerCluster.name=local containerCluster.engines={} containerClutser.name=x service.port=0; do
+for wrong in containerCluster.expose=somehow containerCluster.name=local containerCluster.engines={} containerClutser.name=x service.port=0 rbac.confirmLost=maybe 'containerCluster.pullSecrets={Not_A_Name}'; do
     if helm template larder "$chart" --kube-version 1.34.0 --set "$wrong" >/dev/null 2>&1; then fail "the schema lets $wrong pass"; fi
 done
 # Every value of values.yaml is in the README's table.
@@ -142,7 +142,11 @@ conform() {
 conform
 conform "${settings[@]}" --set adminPassword.existingSecret=a,storeKey.existingSecret=b,persistence.existingClaim=c,serviceAccount.create=false,serviceAccount.name=d \
     --set 'networkPolicy.from[0].podSelector.matchLabels.app=x,image.pullSecrets={p},tolerations[0].operator=Exists,nodeSelector.disk=fast,service.annotations.a=b,podLabels.a=b,podAnnotations.a=b' \
-    --set 'config=[retention]'
+    --set 'config=[retention],rbac.confirmLost=true,rbac.countNodePorts=true,containerCluster.pullSecrets={q}'
+# Instances beside the control plane come from the same registry; elsewhere its Secrets are not.
+pulled_by() { helm template larder "$chart" --namespace "$namespace" --kube-version 1.34.0 --set 'image.pullSecrets={p}' "$@" | sed -n 's/^ *pull_secrets = //p'; }
+[ "$(pulled_by) $(pulled_by --set containerCluster.namespace=x) $(pulled_by --set 'containerCluster.pullSecrets={q}')" = '["p"] [] ["q"]' ] ||
+    fail "instances pull by $(pulled_by)"
 say "the chart is well formed"
 
 # --- install -----------------------------------------------------------------------------------------------------
@@ -170,6 +174,8 @@ refused 'a server binary of the pod' engine-unusable larder engine add /opt/lard
 printf 'Pantry-2026\n' | k exec -i larder-0 -- larder instance create shop --engine redis-7.0 --architecture read-write \
     --read-only-nodes 2 --memory 128MiB --password-stdin --wait --timeout 120s >/dev/null
 say "an instance runs"
+worker=$(larder container-cluster workers kubernetes -o json | jq -r '.[0].name')
+refused 'marking a worker without the right to' 'container-cluster-unusable.*rbac.confirmLost' larder container-cluster confirm-lost kubernetes "$worker" --yes
 before=$(pods) shown=$(endpoints)
 write
 k delete pod larder-0 --grace-period=0 --force >/dev/null 2>&1
@@ -192,7 +198,7 @@ else
     changed=()
 fi
 write
-helm upgrade larder "$chart" --namespace "$namespace" "${settings[@]}" "${changed[@]}" --set logLevel=debug,containerCluster.volumeSize=2GiB \
+helm upgrade larder "$chart" --namespace "$namespace" "${settings[@]}" "${changed[@]}" --set logLevel=debug,containerCluster.volumeSize=2GiB,rbac.confirmLost=true \
     --set 'containerCluster.engines={redis-7.0,valkey-8.0}' --set-string 'config=[retention]
 events_days = 7' --wait --timeout 120s >/dev/null
 written 2000 'the release was upgraded under a writing client'
@@ -202,6 +208,7 @@ login
 [ "$(larder engine list -o json | jq 'length')" = 2 ] || fail "the upgrade has not bound anew: $(larder engine list -o json)"
 larder record list -o json | jq -e '[.[] | select(.user == "larder" and .action == "container-cluster-bind")] | length == 2' >/dev/null ||
     fail "the bindings are not in the records: $(larder record list -o json)"
+refused 'marking a worker that is ready' worker-not-lost larder container-cluster confirm-lost kubernetes "$worker" --yes
 # An upgrade that takes an instance's engine away is not followed.
 helm upgrade larder "$chart" --namespace "$namespace" "${settings[@]}" --set 'containerCluster.engines={valkey-8.0}' --wait --timeout 120s >/dev/null
 login
@@ -278,12 +285,29 @@ until_true 20 'the control plane outside does not start' grep -q 'running at' "$
 LARDER_SERVER=$(grep -o 'http://[0-9.:]*' "$work/serve.out" | head -n 1)
 export LARDER_SERVER LARDER_CONFIG=$work/cli.json
 printf 'Pantry-2026\n' | "$outside" login --server "$LARDER_SERVER" --user admin --password-stdin >/dev/null
-"$outside" container-cluster bind east --kubeconfig "$work/kubeconfig" --namespace "$namespace" --image "$engine_image" --engine redis-7.0 --volume-size 1GiB >/dev/null
+bind() { "$outside" container-cluster bind east --kubeconfig "$work/kubeconfig" --namespace "$namespace" --image "$engine_image" --engine redis-7.0 --volume-size 1GiB --pull-secret registry; }
+refused 'a pull secret that is not there' "there is no Secret .registry." bind
+k create secret generic registry >/dev/null
+refused 'a pull secret of another type' 'not of type kubernetes.io/dockerconfigjson' bind
+k delete secret registry >/dev/null
+echo '{"auths": {}}' >"$work/registry.json"
+k create secret docker-registry registry --from-file=.dockerconfigjson="$work/registry.json" >/dev/null
+bind >/dev/null
 printf 'Pantry-2026\n' | "$outside" instance create shop --engine redis-7.0 --architecture read-write --memory 128MiB --password-stdin --wait --timeout 120s >/dev/null
 k get roles -l larder.io/instance -o json | granted namespace >"$work/passed-on"
-"$outside" instance failover shop --wait >/dev/null
+# By what pods pull changes when the next ones are made, and makes none.
+pulling() { k get "$1" -l larder.io/instance -o json | jq -c "[.items[] | .spec${2:-}.imagePullSecrets // [] | map(.name)] | unique"; }
+[ "$(pulling pods)" = '[["registry"]]' ] || fail "pods do not pull as the binding says: $(pulling pods)"
+before=$(pods)
+"$outside" container-cluster set east --pull-secret '' >/dev/null
+[ "$("$outside" container-cluster get east -o json | jq -c '[.pull_secrets, .problem]')" = '[[],null]' ] || fail "the pull secret is still shown: $("$outside" container-cluster get east -o json)"
+"$outside" instance update shop --name kiosk >/dev/null
+taken_back() { [ "$(pulling statefulsets .template.spec)" = '[[]]' ]; }
+until_true 20 'a change of the instance does not take the pull secret back' taken_back
+[ "$(pods)" = "$before" ] || fail "that has touched pods: $before, now $(pods)"
+"$outside" instance failover kiosk --wait >/dev/null
 leave_a_pod
-"$outside" instance delete shop --permanent --yes --wait --timeout 120s >/dev/null
+"$outside" instance delete kiosk --permanent --yes --wait --timeout 120s >/dev/null
 "$outside" container-cluster unbind east 2>/dev/null
 check_rights "$namespace:larder" larder larder "$namespace"
 kill "$serve" && wait "$serve" || true

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What needs a Kubernetes: the conformance suite, the chart and the stories, on a test bed of its own (docs/testbed.md), or on
-# the cluster of LARDER_TEST_KUBECONFIG. The images there are those of LARDER_TEST_IMAGE and LARDER_TEST_SERVE_IMAGE; a story
-# that switches workers off needs LARDER_TEST_BED, the command of the cluster's test bed. Full output is in target/test-logs/.
+# the cluster of LARDER_TEST_KUBECONFIG. Where that is the kubeconfig of a test bed that runs, it is used with everything
+# and the images are loaded into it. Elsewhere the images are those of LARDER_TEST_IMAGE and LARDER_TEST_SERVE_IMAGE, and
+# what needs LARDER_TEST_BED, the command of a test bed, is skipped. Full output is in target/test-logs/.
 #
 # `test-kubernetes.sh short` is the part that `make test` runs: each architecture created, used, killed and deleted, and one
 # worker lost. `test-kubernetes.sh figures [ARGUMENTS]` measures starts and gaps there (tests/e2e/src/bin/figures.rs), with a
@@ -27,24 +28,30 @@ else
 fi
 built=$(realpath "${CARGO_TARGET_DIR:-target}")/$built
 
+bed=
 if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     # Short: sockets of the test bed are in it, and their paths must fit.
     work=$(mktemp -d /tmp/l-XXXXXX)
     bed=$work/bed
     trap 'scripts/testbed.sh --dir "$bed" down >/dev/null || true; cp -r "$bed/logs" "$logs/testbed" 2>/dev/null || true; rm -rf "$work"' EXIT
     rm -rf "$logs/testbed"
-    LARDER_IMAGE_ENGINES=$engines LARDER_IMAGE_TAG=testbed \
-        LARDER_IMAGE_BINARY=$built/larder scripts/images.sh "$work/images"
     scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
-    for image in "$work"/images/*.tar; do scripts/testbed.sh --dir "$bed" image load "$image"; done
     export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
+else
+    LARDER_TEST_KUBECONFIG=$(realpath "$LARDER_TEST_KUBECONFIG")
+    bed=$(dirname "$LARDER_TEST_KUBECONFIG")
+    if [ -z "${LARDER_TEST_BED:-}" ] && [ -S "$bed/control.sock" ]; then scripts/testbed.sh --dir "$bed" ready; else bed=; fi
+fi
+if [ -n "$bed" ]; then
+    # shellcheck disable=SC2086 # a list of words
+    LARDER_TESTBED_DIR=$bed scripts/testbed-images.sh "$built/larder" $engines
     # The program itself where it needs no sudo: the script takes a moment to find it, at every call.
     program=$root/scripts/testbed.sh
     [ "$(id -u)" != 0 ] || program=$(scripts/testbed.sh build)
     export LARDER_TEST_BED="$program --dir $bed"
     export LARDER_TEST_IMAGE="localhost/larder-{engine}:testbed"
     export LARDER_TEST_SERVE_IMAGE=localhost/larder:testbed
-    export LARDER_TEST_AUDIT=$bed/logs/audit.log
+    if [ -e "$bed/logs/audit.log" ]; then export LARDER_TEST_AUDIT=$bed/logs/audit.log; fi
 fi
 
 check() { # name command...

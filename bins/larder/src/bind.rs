@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::entry;
 use crate::fleet::{Fleet, unusable_binding};
+use crate::pull;
 
 const NAMESPACE: &str = "larder";
 /// For the first answer of a container cluster; a look is for a person who waits.
@@ -44,6 +45,8 @@ struct Options {
     /// That there are images of.
     #[serde(default = "known_engines")]
     engines: Vec<EngineName>,
+    #[serde(default)]
+    pull_secrets: Vec<String>,
     #[serde(default)]
     spread: Spread,
     #[serde(default)]
@@ -158,6 +161,10 @@ impl Binder for KubeBinder {
                 .unwrap_or(defaults.volume_size.bytes()),
             expose,
             engines: engines(asked, before.as_ref())?,
+            pull_secrets: pull::names(
+                asked.pull_secrets.as_deref(),
+                before.as_ref().map(|old| old.pull_secrets.as_slice()),
+            )?,
             // It is changed by `set` alone.
             spread: former.as_ref().map(|old| old.spread).unwrap_or_default(),
             outer_address: match asked.outer_address.as_deref() {
@@ -282,6 +289,7 @@ impl Binder for KubeBinder {
             outer_address: options.outer_address.clone(),
             image: Some(options.image.clone()),
             engines: options.engines.iter().map(ToString::to_string).collect(),
+            pull_secrets: options.pull_secrets.clone(),
             spread: Some(spread.as_str().to_owned()),
             workers_ready: if health.reachable { ready(&workers) } else { 0 },
             workers: workers.iter().map(worker).collect(),
@@ -300,6 +308,12 @@ impl Binder for KubeBinder {
         let mut options = stored_options(known)?;
         if let Some(text) = &asked.spread {
             options.spread = Spread::asked(text)?;
+        }
+        if let Some(names) = &asked.pull_secrets {
+            options.pull_secrets = pull::names(Some(names), None)?;
+            let cluster = enter(known, &options).await.map_err(|e| unusable(&e))?;
+            let found = cluster.pull_secrets().await.map_err(|e| unusable(&e.to_string()))?;
+            pull::refuse_unfit(&options.namespace, &found)?;
         }
         let options = serde_json::to_value(&options)
             .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
@@ -382,7 +396,7 @@ fn refuse_useless(options: &KubeOptions, seen: &Check) -> Result<(), Refusal> {
     {
         return Err(unusable("it has no default storage class: name one").field("storage_class"));
     }
-    Ok(())
+    pull::refuse_unfit(&options.namespace, &seen.pull_secrets)
 }
 
 /// What volumes can be made of: first what is used where an instance does not say.
@@ -438,6 +452,7 @@ fn kube_options(
         volume_size: ByteSize(options.volume_bytes),
         expose: options.expose,
         engines: options.engines.clone(),
+        pull_secrets: options.pull_secrets.clone(),
         spread_strictly: options.spread == Spread::Strict,
         outer_address: options.outer_address.clone(),
         reach: match credentials {
@@ -450,9 +465,14 @@ fn kube_options(
 
 async fn open(row: &ContainerClusterRow) -> Result<KubeCluster, String> {
     let options = stored_options(row).map_err(|refusal| refusal.detail)?;
+    enter(row, &options).await
+}
+
+/// The binding with these options, by its credentials. Asks nothing yet.
+async fn enter(row: &ContainerClusterRow, options: &Options) -> Result<KubeCluster, String> {
     let credentials = entry::stored(row).map_err(|refusal| refusal.detail)?;
     let client = connect(&credentials).await.map_err(|error| error.to_string())?;
-    Ok(KubeCluster::new(client, kube_options(&row.name, &row.owner, &options, &credentials)))
+    Ok(KubeCluster::new(client, kube_options(&row.name, &row.owner, options, &credentials)))
 }
 
 #[cfg(test)]
@@ -500,6 +520,7 @@ mod tests {
             version: String::new(),
             storage_classes: found.map(|(name, default)| (name.to_owned(), default)).to_vec(),
             missing_rights: Vec::new(),
+            pull_secrets: Vec::new(),
         };
         assert_eq!(classes(None, &seen), ["plain", "fast", "tape"]);
         assert_eq!(classes(Some("tape"), &seen), ["tape", "fast", "plain"]);

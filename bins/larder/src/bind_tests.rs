@@ -207,6 +207,7 @@ impl World {
         let secrets = NodeSecrets {
             system_password: Secret::new("s"),
             default_password_sha256: Secret::new("d"),
+            agent_key: Secret::new("a"),
         };
         self.store.instance_create(&spec, &secrets, &operation, &record).await.unwrap();
         if initialized {

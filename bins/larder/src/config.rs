@@ -73,6 +73,7 @@ pub(crate) struct Kubernetes {
     pub(crate) namespace: Option<String>,
     pub(crate) image: Option<String>,
     pub(crate) engines: Option<Vec<String>>,
+    pub(crate) pull_secrets: Option<Vec<String>>,
     pub(crate) expose: Option<String>,
     pub(crate) outer_address: Option<String>,
     pub(crate) storage_class: Option<String>,

@@ -93,6 +93,7 @@ fn asked(own: &Kubernetes) -> BindContainerCluster {
         outer_address: own.outer_address.clone(),
         image: own.image.clone(),
         engines: own.engines.clone(),
+        pull_secrets: own.pull_secrets.clone(),
         storage_class: own.storage_class.clone(),
         volume_bytes: own.volume_size.map(|size| size.bytes()),
         ..BindContainerCluster::default()

@@ -12,6 +12,7 @@ mod keeper_watch;
 mod lean;
 mod logging;
 mod parts;
+mod pull;
 mod serve;
 mod stop;
 

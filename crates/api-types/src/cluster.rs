@@ -49,6 +49,11 @@ pub struct BindContainerCluster {
     /// of, or, bound anew, those of the former binding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<Vec<String>>,
+    /// Secrets of type `kubernetes.io/dockerconfigjson`, kept by others in the namespace, by which
+    /// the pods of instances pull their images. Left out: none, or, bound anew, those of the former
+    /// binding; an empty list takes them back. Pods have them from when they are next made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secrets: Option<Vec<String>>,
     /// Class of the volumes; the cluster's default class unless named. Empty: that one again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
@@ -65,6 +70,9 @@ pub struct SetContainerCluster {
     /// instance; `preferred`: as far as there are workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<String>,
+    /// As at the binding, which looks whether they are there; an empty list takes them back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secrets: Option<Vec<String>>,
 }
 
 /// A container cluster as it was seen last.
@@ -87,6 +95,9 @@ pub struct ContainerCluster {
     pub image: Option<String>,
     /// Engines that instances can run on there.
     pub engines: Vec<String>,
+    /// Secrets by which the pods of instances pull their images.
+    #[serde(default)]
+    pub pull_secrets: Vec<String>,
     /// `strict` or `preferred`.
     pub spread: Option<String>,
     /// Workers that take nodes.

@@ -121,10 +121,11 @@ pub trait Binder: Send + Sync {
     /// of which nothing was heard yet.
     async fn look(&self, name: &str) -> Option<ContainerCluster>;
 
-    /// Answers the binding with other options, to be kept. Cancel-safe.
+    /// Answers the binding with other options, to be kept. Asks the container cluster for what
+    /// they name there. Cancel-safe.
     ///
     /// # Errors
-    /// `invalid-request`.
+    /// `invalid-request`; `container-cluster-unusable` with what is not there.
     async fn change(
         &self,
         asked: &SetContainerCluster,

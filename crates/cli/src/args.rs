@@ -395,8 +395,12 @@ pub enum ContainerClusterCommand {
         name: String,
         /// The nodes of a shard on different workers: strict (a cluster instance then needs six
         /// workers) or preferred
-        #[arg(long, value_name = "HOW", required = true)]
-        spread: String,
+        #[arg(long, value_name = "HOW", required_unless_present = "pull_secret")]
+        spread: Option<String>,
+        /// Secret of the namespace by which pods pull images; may be repeated, and empty takes all
+        /// back. For pods that are made from now on
+        #[arg(long, value_name = "NAME")]
+        pull_secret: Vec<String>,
     },
     /// Say that a worker will not come back as it was: Kubernetes gives up its pods and volumes
     ConfirmLost {
@@ -446,6 +450,10 @@ pub struct BindArgs {
     /// Larder makes images of]
     #[arg(long, value_name = "E")]
     pub engine: Vec<String>,
+    /// Secret of the namespace by which pods pull images, of type kubernetes.io/dockerconfigjson;
+    /// may be repeated, and empty takes all back [default: none]
+    #[arg(long, value_name = "NAME")]
+    pub pull_secret: Vec<String>,
     /// Class of the volumes; empty takes it back [default: the cluster's]
     #[arg(long, value_name = "C")]
     pub storage_class: Option<String>,

@@ -80,8 +80,9 @@ impl KubeCluster {
     /// gives up its pods and detaches its volumes. Does nothing when it is there.
     ///
     /// # Errors
-    /// `not-found`; `worker-not-lost` when the worker is ready; `not-allowed` when the binding's
-    /// credentials may not change workers; [`ClusterError::Unreachable`].
+    /// `not-found`; `worker-not-lost` when the worker is ready; `container-cluster-unusable` with
+    /// what is to be granted when the binding's credentials may not change workers;
+    /// [`ClusterError::Unreachable`].
     pub async fn confirm_lost(&self, worker: &str) -> Result<(), ClusterError> {
         self.place.confirm_lost(worker).await
     }
@@ -324,7 +325,7 @@ impl Cluster for KubeCluster {
         };
         let way = spec.expose.unwrap_or(options.expose);
         let service = objects::endpoint_service(options, &spec.instance, spec.kind, way, &kept);
-        let service: Service = place.apply(&service).await?;
+        let service: Service = place.foreseen(place.apply(&service).await).await?;
         if let (Some(address), None) = (cluster_address(&service), &kept.address) {
             place.note(&spec.instance, &key, Some(&address.host)).await?;
         }

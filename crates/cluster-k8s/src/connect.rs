@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::apply::Place;
 use crate::error::chain;
 use crate::options::{KubeOptions, Reach};
+use crate::pull::PullSecret;
 
 /// A connection that is not there by then is not there.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -156,6 +157,8 @@ pub struct Check {
     pub storage_classes: Vec<(String, bool)>,
     /// `verb resource` of every right that is needed and not there.
     pub missing_rights: Vec<String>,
+    /// What the binding's pull secrets are there.
+    pub pull_secrets: Vec<PullSecret>,
 }
 
 /// Every right that the backend uses, by API group; those on whole-cluster objects at the end.
@@ -182,6 +185,36 @@ const CLUSTER_RIGHTS: &[(&str, &str, &[&str])] = &[
     ("storage.k8s.io", "storageclasses", &["list"]),
 ];
 
+/// A right on the whole cluster that Larder does without, and that is not granted unless somebody
+/// wants what it is for.
+pub(crate) struct Extra {
+    resource: &'static str,
+    verb: &'static str,
+    /// The value of the chart that grants it.
+    value: &'static str,
+}
+
+/// To mark a worker as lost.
+pub(crate) const CONFIRM_LOST: Extra =
+    Extra { resource: "nodes", verb: "patch", value: "rbac.confirmLost" };
+/// To count the node ports of the whole cluster before an instance takes some.
+pub(crate) const COUNT_NODE_PORTS: Extra =
+    Extra { resource: "services", verb: "list", value: "rbac.countNodePorts" };
+
+impl Extra {
+    /// What is missing, and who can grant it how.
+    pub(crate) fn missing(&self, reach: Reach) -> String {
+        let how = match reach {
+            Reach::Inside => format!("set `{}` in the values of Larder's chart", self.value),
+            Reach::PortForward => {
+                "grant the rule that packaging/kubernetes/bind.yaml has for it".to_owned()
+            }
+        };
+        let (verb, resource) = (self.verb, self.resource);
+        format!("the right to {verb} {resource} of the whole Kubernetes cluster is missing: {how}")
+    }
+}
+
 /// Inside of the cluster agents are reached by their addresses.
 fn is_needed(resource: &str, reach: Reach) -> bool {
     resource != "pods/portforward" || reach == Reach::PortForward
@@ -203,7 +236,12 @@ pub(crate) async fn check_place(place: &Place) -> Result<Check, ClusterError> {
     let lacks = |right: &str| missing_rights.iter().any(|missing| missing == right);
     let storage_classes =
         if lacks("list storageclasses") { Vec::new() } else { place.storage_classes().await? };
-    Ok(Check { version, storage_classes, missing_rights })
+    let pull_secrets = if lacks("list secrets") {
+        Vec::new()
+    } else {
+        place.pull_secrets(&place.options.pull_secrets).await?
+    };
+    Ok(Check { version, storage_classes, missing_rights, pull_secrets })
 }
 
 /// Every instance of this binding of which anything is there.
@@ -275,6 +313,11 @@ impl Place {
             }
         }
         Ok(missing)
+    }
+
+    /// Whether it may what not everybody grants.
+    pub(crate) async fn may_also(&self, right: &Extra) -> Result<bool, ClusterError> {
+        self.may("", right.resource, right.verb, None).await
     }
 
     async fn may(
@@ -443,6 +486,23 @@ mod tests {
         lines.join("\n") + "\n"
     }
 
+    fn extra(right: &Extra) -> Vec<String> {
+        rules(&[("", right.resource, &[right.verb])])
+    }
+
+    #[test]
+    fn what_is_granted_to_who_wants_it_stands_where_it_is_said_to_stand() {
+        let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging");
+        let bind = std::fs::read_to_string(packaging.join("kubernetes/bind.yaml")).unwrap();
+        let values = std::fs::read_to_string(packaging.join("helm/larder/README.md")).unwrap();
+        for right in [CONFIRM_LOST, COUNT_NODE_PORTS] {
+            assert!(bind.contains(&format!("  # {}\n", extra(&right).concat())), "{}", right.verb);
+            assert!(values.contains(&format!("`{}`", right.value)), "{}", right.value);
+            assert!(right.missing(Reach::Inside).contains(right.value));
+            assert!(right.missing(Reach::PortForward).contains("bind.yaml"));
+        }
+    }
+
     /// `UPDATE_RIGHTS=1` writes the manifests anew.
     #[test]
     fn the_manifests_grant_exactly_what_is_asked_for() {
@@ -452,6 +512,8 @@ mod tests {
         for (file, blocks) in [
             ("helm/larder/files/rules.yaml", vec![inside]),
             ("helm/larder/files/cluster-rules.yaml", vec![everywhere.clone()]),
+            ("helm/larder/files/confirm-lost-rules.yaml", vec![extra(&CONFIRM_LOST)]),
+            ("helm/larder/files/count-node-ports-rules.yaml", vec![extra(&COUNT_NODE_PORTS)]),
             ("kubernetes/bind.yaml", vec![outside, everywhere]),
         ] {
             let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging");

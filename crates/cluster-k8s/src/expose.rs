@@ -14,7 +14,9 @@ use larder_model::{
     WorkerState,
 };
 
+use crate::apply;
 use crate::cluster::KubeCluster;
+use crate::connect::COUNT_NODE_PORTS;
 use crate::error::refused;
 use crate::objects;
 
@@ -45,7 +47,8 @@ impl KubeCluster {
         let (place, options) = (&*self.place, &self.place.options);
         self.refuse_when_leaving(&wish.instance, &wish.node).await?;
         place.fence(&wish.instance, fence, true).await?;
-        let service: Service = place.apply(&objects::outer_service(options, wish)).await?;
+        let service = place.apply(&objects::outer_service(options, wish)).await;
+        let service: Service = place.foreseen(service).await?;
         let Exposed::Yes(outer) = exposed(&service, options.outer_address.as_deref()) else {
             return Ok(None);
         };
@@ -77,8 +80,8 @@ impl KubeCluster {
         if needed == 0 {
             return Ok(());
         }
-        let services = match self.place.all_services().await {
-            Ok(services) => services,
+        let (everywhere, services) = match self.place.countable_services().await {
+            Ok(counted) => counted,
             Err(error) => {
                 tracing::warn!(%error, "node ports not counted");
                 return Ok(());
@@ -89,31 +92,49 @@ impl KubeCluster {
         if needed <= free {
             return Ok(());
         }
-        Err(Refusal::new(
-            Code::NoFreePort,
-            format!(
-                "the instance needs {needed} node ports, and {free} of the {range} of container \
-                 cluster `{}` are free: create it with `--expose cluster-ip`, or remove what is \
-                 not used any more",
-                self.place.options.name
-            ),
-        )
-        .field("expose"))
+        let mut detail = format!(
+            "the instance needs {needed} node ports, and {free} of the {range} of container \
+             cluster `{}` are free: create it with `--expose cluster-ip`, or remove what is not \
+             used any more",
+            self.place.options.name
+        );
+        if !everywhere {
+            let why = COUNT_NODE_PORTS.missing(self.place.options.reach);
+            detail.push_str(&format!(" (others' were not counted: {why})"));
+        }
+        Err(Refusal::new(Code::NoFreePort, detail).field("expose"))
     }
 }
 
-impl crate::apply::Place {
-    /// The Services of all namespaces; without the right to look at them our own has to do.
-    async fn all_services(&self) -> Result<Vec<Service>, ClusterError> {
-        let everywhere: Api<Service> = Api::all(self.client.clone());
-        let (own, all) = (self.api::<Service>(), ListParams::default());
-        let listed = self.ask("counting node ports", async {
-            match everywhere.list(&all).await {
-                Err(kube::Error::Api(status)) if status.code == 403 => own.list(&all).await,
-                other => other,
+impl apply::Place {
+    /// The Services whose node ports can be counted, and whether they are those of all namespaces.
+    async fn countable_services(&self) -> Result<(bool, Vec<Service>), ClusterError> {
+        let everywhere = self.may_also(&COUNT_NODE_PORTS).await?;
+        let api: Api<Service> = match everywhere {
+            true => Api::all(self.client.clone()),
+            // Our own are better than nothing.
+            false => self.api(),
+        };
+        let all = ListParams::default();
+        let list = self.ask("counting node ports", api.list(&all)).await?;
+        Ok((everywhere, list.items))
+    }
+
+    /// A refusal for want of node ports says why nobody saw it coming.
+    pub(crate) async fn foreseen<T>(
+        &self,
+        result: Result<T, ClusterError>,
+    ) -> Result<T, ClusterError> {
+        match result {
+            Err(ClusterError::Refused(mut refusal)) if refusal.code == Code::NoFreePort => {
+                if let Ok(false) = self.may_also(&COUNT_NODE_PORTS).await {
+                    let why = COUNT_NODE_PORTS.missing(self.options.reach);
+                    refusal.detail.push_str(&format!(" (they were not counted before: {why})"));
+                }
+                Err(ClusterError::Refused(refusal))
             }
-        });
-        Ok(listed.await?.items)
+            other => other,
+        }
     }
 }
 
@@ -251,17 +272,18 @@ mod tests {
     use super::*;
     use crate::options::KubeOptions;
 
-    /// What is asked for when all namespaces answer so.
-    async fn services_asked_for(code: u16) -> (Vec<String>, bool) {
+    /// What is asked for, by the answer to whether Services of all namespaces may be listed.
+    async fn services_asked_for(allowed: Option<bool>) -> (Vec<String>, Option<bool>) {
         let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let heard = asked.clone();
         let server = tower::service_fn(move |request: Request<Body>| {
             let path = request.uri().path().to_owned();
-            let (code, body) = if path.contains("/namespaces/") {
-                (200, json!({ "metadata": {}, "items": [] }))
-            } else {
-                let said = json!({ "status": "Failure", "code": code, "message": "no" });
-                (code, said)
+            let (code, body) = match (path.contains("accessreviews"), allowed) {
+                (false, _) => (200, json!({ "metadata": {}, "items": [] })),
+                (true, Some(allowed)) => {
+                    (201, json!({ "metadata": {}, "spec": {}, "status": { "allowed": allowed } }))
+                }
+                (true, None) => (500, json!({ "status": "Failure", "code": 500, "message": "no" })),
             };
             heard.lock().expect("no panic").push(path);
             let mut response = Response::new(Body::from(body.to_string().into_bytes()));
@@ -270,19 +292,23 @@ mod tests {
         });
         let options = KubeOptions::new("east", "larder", "b-1");
         let place = crate::apply::Place::new(Client::new(server, "larder"), options);
-        let known = place.all_services().await.is_ok();
+        let counted = place.countable_services().await.ok().map(|(everywhere, _)| everywhere);
         let asked = asked.lock().expect("no panic").clone();
-        (asked, known)
+        (asked, counted)
     }
 
     #[tokio::test]
     async fn only_a_missing_right_is_a_reason_to_look_at_our_own_services_alone() {
-        let (asked, known) = services_asked_for(403).await;
-        assert_eq!(asked, ["/api/v1/services", "/api/v1/namespaces/larder/services"]);
-        assert!(known);
-        let (asked, known) = services_asked_for(500).await;
-        assert_eq!(asked, ["/api/v1/services"], "a busy API server is not asked for more");
-        assert!(!known);
+        let (asked, counted) = services_asked_for(Some(true)).await;
+        assert_eq!(
+            (asked[1..].to_vec(), counted),
+            (vec!["/api/v1/services".to_owned()], Some(true))
+        );
+        let (asked, counted) = services_asked_for(Some(false)).await;
+        assert_eq!(asked[1..], ["/api/v1/namespaces/larder/services"]);
+        assert_eq!(counted, Some(false));
+        let (asked, counted) = services_asked_for(None).await;
+        assert_eq!((asked.len(), counted), (1, None), "a busy API server is not asked for more");
     }
 
     fn service(spec: serde_json::Value, status: serde_json::Value) -> Service {

@@ -20,6 +20,7 @@ mod mirror;
 mod objects;
 mod observe;
 mod options;
+mod pull;
 mod pulse;
 mod quantity;
 mod shared;
@@ -35,4 +36,5 @@ pub use connect::{
 pub use kube::Client as KubeClient;
 pub use mirror::Wake;
 pub use options::{Expose, KubeOptions, Reach, known_engines};
+pub use pull::{Found, PULL_SECRET_TYPE, PullSecret};
 pub use pulse::Health;

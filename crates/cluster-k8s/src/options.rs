@@ -25,6 +25,8 @@ pub struct KubeOptions {
     pub image: String,
     /// The engines that there are images of.
     pub engines: Vec<EngineName>,
+    /// Secrets of the namespace by which pods pull their image. Somebody else keeps them.
+    pub pull_secrets: Vec<String>,
     /// What a node's volume is made of that does not say; `None`: the cluster's default class.
     pub storage_class: Option<String>,
     /// What volumes can be made of, as it was found at the binding; the default first.
@@ -54,6 +56,7 @@ impl KubeOptions {
             owner: owner.into(),
             image: concat!("localhost/larder-{engine}:", env!("CARGO_PKG_VERSION")).to_owned(),
             engines: known_engines(),
+            pull_secrets: Vec::new(),
             storage_class: None,
             storage_classes: Vec::new(),
             volume_size: ByteSize::gib(64),

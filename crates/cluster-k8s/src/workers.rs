@@ -11,6 +11,7 @@ use larder_model::{ByteSize, Code, Worker, WorkerState, ZoneName};
 use serde_json::json;
 
 use crate::apply::Place;
+use crate::connect::CONFIRM_LOST;
 use crate::error::refused;
 use crate::observe::worker_name;
 use crate::quantity;
@@ -39,6 +40,15 @@ impl Place {
 
     /// Marks a worker that is not ready as out of service.
     pub(crate) async fn confirm_lost(&self, worker: &str) -> Result<(), ClusterError> {
+        // First: who lacks the right should not wait for Kubernetes to miss the worker to be told.
+        if !self.may_also(&CONFIRM_LOST).await? {
+            let detail = format!(
+                "{}; or say it to Kubernetes yourself: `kubectl taint node {worker} \
+                 {OUT_OF_SERVICE}=nodeshutdown:NoExecute`",
+                CONFIRM_LOST.missing(self.options.reach)
+            );
+            return Err(refused(Code::ContainerClusterUnusable, detail));
+        }
         let api: Api<Node> = Api::all(self.client.clone());
         // Live, and compared and set: it must not be marked when it has just come back.
         let nodes = self.nodes().await?;

@@ -22,6 +22,8 @@ use crate::wait;
 const IMAGE: &str = "localhost/larder-{engine}:testbed";
 /// The name under which the cluster is bound.
 pub const BOUND: &str = "east";
+/// What a cluster instance needs that is spread strictly.
+const STRICT_WORKERS: usize = 6;
 /// What instances of stories have that do not say how much: many of them fit on the test bed.
 pub(crate) const MEMORY: &str = "128MiB";
 /// All that Larder makes for an instance.
@@ -98,6 +100,22 @@ pub async fn bind(larder: &Larder, namespace: &str) -> Result<()> {
     larder.cli(&args).await.map(drop)
 }
 
+/// Cluster instances are spread strictly where there are workers enough for that; fewer do here.
+///
+/// # Errors
+/// The bound cluster shows no workers for a minute.
+pub async fn spread_over_few(larder: &Larder) -> Result<()> {
+    let workers = wait::eventually("workers are shown", Duration::from_secs(60), async || {
+        let workers = larder.json(&["container-cluster", "workers", BOUND]).await?;
+        Ok(workers.as_array().map(Vec::len).filter(|count| *count > 0))
+    })
+    .await?;
+    if workers < STRICT_WORKERS {
+        larder.cli(&["container-cluster", "set", BOUND, "--spread", "preferred"]).await?;
+    }
+    Ok(())
+}
+
 /// A Larder of this machine with the cluster bound, for instances in a namespace.
 ///
 /// # Errors
@@ -128,10 +146,9 @@ impl Namespace {
         &self.0
     }
 
-    /// Fewer workers than a cluster instance has nodes do here.
     pub(crate) async fn bind(&self, larder: &Larder) -> Result<()> {
         bind(larder, &self.0).await?;
-        larder.cli(&["container-cluster", "set", BOUND, "--spread", "preferred"]).await.map(drop)
+        spread_over_few(larder).await
     }
 
     /// As [`kubectl`], in this namespace.

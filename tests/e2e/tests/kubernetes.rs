@@ -202,9 +202,12 @@ async fn only_a_worker_that_is_gone_can_be_confirmed_lost_and_its_node_is_replac
     let six = ["--architecture", "cluster", "--container-cluster", "east", "--engine", "redis-7.0"];
     let create: Vec<&str> =
         ["instance", "create", "wide", "--dry-run"].into_iter().chain(six).collect();
-    let refused = larder.run(&create).await?;
-    ensure!(refused.code == 1 && refused.stderr.contains("--spread preferred"), "{refused:?}");
-    larder.cli(&["container-cluster", "set", "east", "--spread", "preferred"]).await?;
+    let workers = larder.json(&["container-cluster", "workers", "east"]).await?;
+    if workers.as_array().is_none_or(|all| all.len() < 6) {
+        let refused = larder.run(&create).await?;
+        ensure!(refused.code == 1 && refused.stderr.contains("--spread preferred"), "{refused:?}");
+        larder.cli(&["container-cluster", "set", "east", "--spread", "preferred"]).await?;
+    }
     larder.cli(&create).await?;
     larder.cli(&["container-cluster", "unbind", "east"]).await?;
     larder.finish().await

@@ -174,6 +174,7 @@ impl Binder for FakeBinder {
     ) -> Result<ContainerClusterRow, Refusal> {
         let mut row = known.clone();
         row.options["spread"] = serde_json::json!(asked.spread);
+        row.options["pull_secrets"] = serde_json::json!(asked.pull_secrets);
         Ok(row)
     }
 

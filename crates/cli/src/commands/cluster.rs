@@ -34,8 +34,8 @@ pub(crate) async fn run(
             let workers = client.container_cluster_get(&name).await?.workers;
             show(console, &workers, |console| render::workers(console, &workers))
         }
-        ContainerClusterCommand::Set { name, spread } => {
-            let asked = SetContainerCluster { spread: Some(spread) };
+        ContainerClusterCommand::Set { name, spread, pull_secret } => {
+            let asked = SetContainerCluster { spread, pull_secrets: pull_secrets(pull_secret) };
             one(console, &client.container_cluster_set(&name, &asked).await?)
         }
         ContainerClusterCommand::ConfirmLost { name, worker, yes } => {
@@ -94,7 +94,27 @@ fn asked(args: BindArgs, rebind: bool) -> Result<BindContainerCluster, CliError>
         outer_address: args.outer_address,
         image: args.image,
         engines: (!args.engine.is_empty()).then_some(args.engine),
+        pull_secrets: pull_secrets(args.pull_secret),
         storage_class: args.storage_class,
         volume_bytes: args.volume_size.map(ByteSize::bytes),
     })
+}
+
+/// Nothing said leaves them as they are; an empty name takes them back.
+fn pull_secrets(said: Vec<String>) -> Option<Vec<String>> {
+    let is_said = !said.is_empty();
+    is_said.then(|| said.into_iter().filter(|name| !name.is_empty()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_name_takes_the_pull_secrets_back() {
+        let said = |names: &[&str]| pull_secrets(names.iter().map(|n| (*n).to_owned()).collect());
+        assert_eq!(said(&[]), None);
+        assert_eq!(said(&[""]), Some(Vec::new()));
+        assert_eq!(said(&["a", "b"]), Some(vec!["a".to_owned(), "b".to_owned()]));
+    }
 }

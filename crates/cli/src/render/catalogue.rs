@@ -49,6 +49,7 @@ pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -
     let mut header = vec!["NAME", "KIND", "STATE", "VERSION", "WORKERS", "MEMORY"];
     if console.is_wide() {
         header.extend(["NAMESPACE", "EXPOSE", "SPREAD", "STORAGE CLASSES", "ENGINES"]);
+        header.push("PULL SECRETS");
     }
     let mut table = table(console, &header);
     for row in rows {
@@ -77,7 +78,8 @@ pub(crate) fn container_clusters(console: &Console, rows: &[ContainerCluster]) -
             let engines = (!row.engines.is_empty()).then(|| row.engines.join(", "));
             let spread = row.spread.clone();
             cells.extend([or_none(namespace), or_none(expose), or_none(spread), or_none(classes)]);
-            cells.push(or_none(engines));
+            let pull = (!row.pull_secrets.is_empty()).then(|| row.pull_secrets.join(", "));
+            cells.extend([or_none(engines), or_none(pull)]);
         }
         table.add_row(cells);
     }

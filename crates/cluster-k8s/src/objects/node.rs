@@ -191,6 +191,11 @@ fn pod(options: &KubeOptions, config: &NodeConfig) -> Value {
     if let Some(worker) = &config.worker {
         pod["affinity"] = json!({ "nodeAffinity": prefer(worker) });
     }
+    if !options.pull_secrets.is_empty() {
+        let named: Vec<_> =
+            options.pull_secrets.iter().map(|name| json!({ "name": name })).collect();
+        pod["imagePullSecrets"] = json!(named);
+    }
     pod
 }
 

@@ -307,3 +307,19 @@ fn a_storage_class_is_named_only_when_one_was_chosen() {
     wish.storage_class = Some("faster".to_owned());
     assert_eq!(claim(&options, &wish)["spec"]["storageClassName"], json!("faster"));
 }
+
+#[test]
+fn pull_secrets_are_named_in_the_pod_and_nowhere_else() {
+    let (mut options, wish) = (options(), config(NodeMode::Leased, members()));
+    let without = stateful_set(&options, &wish);
+    assert!(without["spec"]["template"]["spec"].get("imagePullSecrets").is_none());
+    options.pull_secrets = vec!["registry".to_owned(), "mirror".to_owned()];
+    let mut with = stateful_set(&options, &wish);
+    typed::<apps::v1::StatefulSet>(&with);
+    // A pod that runs stays: only a person, or its end, makes a new one.
+    assert_eq!(with["spec"]["updateStrategy"]["type"], json!("OnDelete"));
+    let spec = with["spec"]["template"]["spec"].as_object_mut().expect("a pod's");
+    let named = spec.remove("imagePullSecrets");
+    assert_eq!(named, Some(json!([{ "name": "registry" }, { "name": "mirror" }])));
+    assert_eq!(with, without);
+}

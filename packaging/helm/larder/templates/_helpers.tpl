@@ -29,6 +29,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- .Values.containerCluster.namespace | default .Release.Namespace -}}
 {{- end -}}
 
+{{/* Secrets are of one namespace: those of the control plane's image are of use beside it alone. */}}
+{{- define "larder.instancesPullSecrets" -}}
+{{- $own := .Values.containerCluster.pullSecrets -}}
+{{- if and (not $own) (eq (include "larder.instancesNamespace" .) .Release.Namespace) -}}
+{{- $own = .Values.image.pullSecrets -}}
+{{- end -}}
+{{- $own | toJson -}}
+{{- end -}}
+
 {{- define "larder.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "larder.name" .) -}}
