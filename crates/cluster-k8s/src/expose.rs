@@ -239,13 +239,13 @@ fn ingress(service: &Service) -> Option<String> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use hyper::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
     use larder_model::{
         ByteSize, EngineName, InstanceId, InstanceName, ProjectName, STANDARD_STORAGE_CLASS,
         WorkerName,
     };
-    use hyper::{Request, Response};
-    use kube::Client;
-    use kube::client::Body;
     use serde_json::json;
 
     use super::*;

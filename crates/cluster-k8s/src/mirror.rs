@@ -169,8 +169,9 @@ impl Mirror {
         let counts = || self.pulse.counts().and_then(|()| self.stores.counts());
         let known = || counts().is_ok() || self.in_trouble();
         self.changed.until(LISTS, known).await;
-        counts().map_err(|reason| {
-            ClusterError::Unreachable { cluster: self.place.options.name.clone(), reason }
+        counts().map_err(|reason| ClusterError::Unreachable {
+            cluster: self.place.options.name.clone(),
+            reason,
         })
     }
 

@@ -105,8 +105,7 @@ impl Seen {
         BackendNode {
             worker: worker.map_or_else(unscheduled, worker_name),
             address: service.and_then(|service| cluster_address(service)),
-            realised: set
-                .is_some_and(|o| stays(&o.metadata) && is_whole(o, self.shared.as_ref()))
+            realised: set.is_some_and(|o| stays(&o.metadata) && is_whole(o, self.shared.as_ref()))
                 && service.is_some_and(|o| stays(&o.metadata))
                 && claim.is_some_and(|o| stays(&o.metadata))
                 && secret.is_some_and(stays),

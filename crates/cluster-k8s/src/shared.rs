@@ -186,9 +186,9 @@ fn of_which(parts: &[Part], instances: BTreeSet<String>) -> Vec<InstanceId> {
     all.filter(|instance| {
         let name = instance_name(instance);
         let budgets = format!("{name}-s");
-        parts.iter().any(|(kind, part)| {
-            *part == name || (*kind == BUDGET && part.starts_with(&budgets))
-        })
+        parts
+            .iter()
+            .any(|(kind, part)| *part == name || (*kind == BUDGET && part.starts_with(&budgets)))
     })
     .collect()
 }

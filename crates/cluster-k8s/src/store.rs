@@ -136,9 +136,10 @@ impl<V> Store<V> {
     pub(crate) fn put(&self, item: Item<V>, version: u64) {
         let mut inner = self.lock();
         inner.advance(version);
-        if inner.find(&item.name).is_some_and(|(group, known)| {
-            *group == item.group && (self.same)(known, &item.value)
-        }) {
+        if inner
+            .find(&item.name)
+            .is_some_and(|(group, known)| *group == item.group && (self.same)(known, &item.value))
+        {
             return;
         }
         inner.put(item);

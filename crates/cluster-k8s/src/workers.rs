@@ -162,7 +162,8 @@ pub(crate) fn used(pod: Pod) -> Use {
             starting = starting.max(sidecars + memory);
         }
     }
-    let whole = spec.resources.as_ref().and_then(|resources| memory_of(resources.requests.as_ref()));
+    let whole =
+        spec.resources.as_ref().and_then(|resources| memory_of(resources.requests.as_ref()));
     let overhead = memory_of(spec.overhead.as_ref()).unwrap_or(0);
     let memory = whole.unwrap_or_else(|| running.max(starting)) + overhead;
     Use { worker: spec.node_name, memory }

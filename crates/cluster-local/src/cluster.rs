@@ -11,8 +11,8 @@ use larder_keeper::http;
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::local::{NodeSecrets, RelayStatus, RunDir};
 use larder_model::{
-    Address, ByteSize, Code, EndpointKind, EndpointStatus, InstanceId, NodeId, OuterAddress, Worker,
-    WorkerState,
+    Address, ByteSize, Code, EndpointKind, EndpointStatus, InstanceId, NodeId, OuterAddress,
+    Worker, WorkerState,
 };
 
 use crate::options::{EngineLookup, LocalOptions};

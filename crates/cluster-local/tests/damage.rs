@@ -17,7 +17,8 @@ const FENCE: Fence = Fence { controller_epoch: 1, generation: 1 };
 const NODE: &str = "n-1";
 
 async fn make_node(local: &Local) {
-    let address = local.cluster.reserve_address(FENCE, &instance(), &node(NODE)).await.expect("address");
+    let address =
+        local.cluster.reserve_address(FENCE, &instance(), &node(NODE)).await.expect("address");
     local
         .cluster
         .ensure_node(FENCE, &config(NODE, address, Vec::new(), 1), &secrets())
@@ -157,7 +158,8 @@ async fn small_files_that_are_damaged_hold_nothing_up() {
     let local = Local::new();
     make_node(&local).await;
     let dir = local.data().join("instances/i-one");
-    let port = local.cluster.reserve_address(FENCE, &instance(), &node(NODE)).await.expect("address").port;
+    let port =
+        local.cluster.reserve_address(FENCE, &instance(), &node(NODE)).await.expect("address").port;
     let ports = local.data().join("ports").join(port.to_string());
     for path in [dir.join("fence.json"), dir.join("nodes/n-1/address.json"), ports] {
         std::fs::write(&path, "garbage").expect("damage");

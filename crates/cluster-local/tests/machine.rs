@@ -24,7 +24,8 @@ fn member(id: &str, port: u16) -> Member {
 
 async fn make(local: &Local, id: &str, members: Vec<Member>, generation: u64) -> Address {
     let cluster = &local.cluster;
-    let address = cluster.reserve_address(fence(generation), &instance(), &node(id)).await.expect("address");
+    let address =
+        cluster.reserve_address(fence(generation), &instance(), &node(id)).await.expect("address");
     let config = config(id, address.clone(), members, generation);
     cluster.ensure_node(fence(generation), &config, &secrets()).await.expect("ensure");
     address
@@ -95,7 +96,8 @@ async fn new_members_reach_the_files_without_a_restart_of_the_agent() {
 #[tokio::test]
 async fn an_engine_that_is_not_installed_is_refused() {
     let local = Local::new();
-    let address = local.cluster.reserve_address(fence(1), &instance(), &node("n-1")).await.expect("address");
+    let address =
+        local.cluster.reserve_address(fence(1), &instance(), &node("n-1")).await.expect("address");
     let mut config = config("n-1", address, Vec::new(), 1);
     config.engine = EngineName::new("redis-1.0").expect("name");
     match local.cluster.ensure_node(fence(1), &config, &secrets()).await {
@@ -111,7 +113,11 @@ async fn a_refused_reservation_leaves_no_trace() {
     let first = *local.options.port_range.start();
     local.options.port_range = first..=first;
     local.reopen();
-    local.cluster.reserve_address(fence(1), &instance(), &node("n-1")).await.expect("the only port");
+    local
+        .cluster
+        .reserve_address(fence(1), &instance(), &node("n-1"))
+        .await
+        .expect("the only port");
     let other = InstanceId::new("i-two").expect("id");
     match local.cluster.reserve_address(fence(1), &other, &node("n-2")).await {
         Err(ClusterError::Refused(refusal)) => assert_eq!(refusal.code, Code::NoFreePort),

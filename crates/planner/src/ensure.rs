@@ -203,7 +203,8 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
             continue; // Nobody is there to tell.
         }
         if !held.realised {
-            let reason = if held.volume { "a part of it is missing" } else { "only its address exists" };
+            let reason =
+                if held.volume { "a part of it is missing" } else { "only its address exists" };
             draft.step(Step::EnsureNode { node }, reason);
             continue;
         }

@@ -16,8 +16,7 @@ use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::LABEL_OWNER;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, ByteSize, EndpointKind, EngineName, InstanceId, NodeId, OuterAddress, Secret,
-    Worker,
+    Address, ByteSize, EndpointKind, EngineName, InstanceId, NodeId, OuterAddress, Secret, Worker,
 };
 
 /// Names this run's owners.

@@ -213,7 +213,8 @@ async fn each_kind_of_endpoint_has_its_own_address(
     let id = instance("i-a")?;
     let write = make_endpoint(subject, &id, EndpointKind::Write, fence(1, 1)).await?;
     let read = make_endpoint(subject, &id, EndpointKind::Read, fence(1, 1)).await?;
-    let server = subject.cluster().reserve_address(fence(1, 1), &id, &node("n-1")?).await.map_err(text)?;
+    let server =
+        subject.cluster().reserve_address(fence(1, 1), &id, &node("n-1")?).await.map_err(text)?;
     claim!(
         write != read && read != server && write != server,
         "addresses are shared: write {write}, read {read}, a node {server}"
@@ -268,7 +269,11 @@ async fn an_address_is_not_given_to_another_instance_at_once(
     make_node(subject, &id, &two, fence(1, 1)).await?;
     remove_node(subject, &id, &one).await?;
     let other = instance("i-b")?;
-    let given = subject.cluster().reserve_address(fence(1, 1), &other, &node("n-3")?).await.map_err(text)?;
+    let given = subject
+        .cluster()
+        .reserve_address(fence(1, 1), &other, &node("n-3")?)
+        .await
+        .map_err(text)?;
     claim!(given != released, "{released} went to another instance while peers remember it");
     Ok(())
 }

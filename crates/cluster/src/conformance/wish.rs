@@ -3,8 +3,8 @@
 use larder_model::agent::{Fence, Member, NodeConfig};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, Expose, InstanceId, InstanceName, Millis,
-    NodeId, NodeMode, Secret,
+    Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, Expose, InstanceId, InstanceName,
+    Millis, NodeId, NodeMode, Secret,
 };
 
 use super::Failure;

@@ -6,7 +6,8 @@ use larder_election::Rules;
 use larder_model::agent::{NodeConfig, Role};
 use larder_model::lease::Route;
 use larder_model::{
-    Address, ByteSize, EndpointKind, InstanceId, NodeId, NodeMode, OuterAddress, WorkerName, ZoneName,
+    Address, ByteSize, EndpointKind, InstanceId, NodeId, NodeMode, OuterAddress, WorkerName,
+    ZoneName,
 };
 
 use super::SimConfig;

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use larder_cluster::Cluster as _;
 use larder_cluster::sim::{Fault, Profile, Rng};
 use larder_model::{
     Architecture, Code, ElectionPolicy, InstanceId, Millis, OperationKind, OperationState,

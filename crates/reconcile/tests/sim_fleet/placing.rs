@@ -12,7 +12,9 @@ use larder_cluster::sim::{Sim, SimCluster};
 use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, Code, EndpointKind, InstanceId, NodeId, OuterAddress, Refusal, Worker};
+use larder_model::{
+    Address, Code, EndpointKind, InstanceId, NodeId, OuterAddress, Refusal, Worker,
+};
 use larder_reconcile::{Book as _, MemoryBook};
 
 pub(crate) struct Placing {
