@@ -233,3 +233,64 @@ pub(crate) fn worker_name(name: String) -> WorkerName {
 fn unscheduled() -> WorkerName {
     WorkerName::new(UNSCHEDULED).expect("follows the rules of worker names")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::options::KubeOptions;
+
+    fn object<K: serde::de::DeserializeOwned>(value: Value) -> Arc<K> {
+        Arc::new(serde_json::from_value(value).expect("of its kind"))
+    }
+
+    fn write_endpoint(slice: Option<Value>) -> EndpointStatus {
+        let labels = json!({ LABEL_ENDPOINT: "write" });
+        let service = object(json!({
+            "metadata": { "name": "i-1-write", "labels": labels },
+            "spec": { "clusterIP": "10.101.0.7", "type": "ClusterIP" },
+        }));
+        let slices = slice.into_iter().map(object).collect();
+        let seen = Seen { services: vec![service], slices, ..Seen::default() };
+        let outside = Outside { workers: &[], address: None };
+        let mut endpoints = seen.observed(&outside).endpoints;
+        endpoints.remove(&EndpointKind::Write).expect("it is seen, whatever it lacks")
+    }
+
+    #[test]
+    fn an_endpoint_without_the_slice_that_the_holder_writes_is_not_whole() {
+        let options = KubeOptions::new("east", "larder", "b-1");
+        let instance = InstanceId::new("i-1").expect("valid");
+        let slice = objects::endpoint_slice(&options, &instance, EndpointKind::Write);
+        assert!(write_endpoint(Some(slice.clone())).whole);
+        assert!(!write_endpoint(None).whole);
+        let mut other = slice.clone();
+        other["metadata"]["name"] = json!("i-1-write-x7k2p");
+        assert!(!write_endpoint(Some(other)).whole, "the holder does not write this one");
+        let mut leaving = slice;
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-11-22T10:00:00Z");
+        assert!(!write_endpoint(Some(leaving)).whole);
+    }
+
+    #[test]
+    fn a_node_that_lacks_what_it_shares_is_not_realised() {
+        let labels = json!({ LABEL_NODE: "n-1", "larder.io/instance": "i-1" });
+        let metadata = json!({ "name": "n-1", "labels": labels });
+        let seen = |shared: Option<Parts>| Seen {
+            sets: vec![object(json!({ "metadata": metadata }))],
+            services: vec![object(json!({ "metadata": metadata }))],
+            claims: vec![object(json!({ "metadata": metadata }))],
+            secrets: vec![serde_json::from_value(metadata.clone()).expect("metadata")],
+            shared,
+            ..Seen::default()
+        };
+        let realised = |shared| {
+            let outside = Outside { workers: &[], address: None };
+            let nodes = seen(shared).observed(&outside).nodes;
+            nodes.values().next().expect("a node").realised
+        };
+        assert!(realised(None), "unknown is not absent");
+        assert!(!realised(Some(Parts::default())));
+    }
+}
