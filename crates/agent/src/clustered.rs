@@ -283,7 +283,8 @@ impl Clustered {
         let me = view.me()?;
         let primary = if owns_slots(me) { &view.my_id } else { me.primary.as_ref()? };
         let former = self.changes.seen(primary, &view.my_id, now)?;
-        if in_agreement(self.coordinated_at, now) {
+        // What was ordered has come to its end: the next order is another one.
+        if in_agreement(self.coordinated_at.take(), now) {
             return None;
         }
         let former = view.nodes.iter().find(|node| node.id == former)?;

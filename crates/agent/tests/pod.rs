@@ -25,13 +25,14 @@ const START: Duration = Duration::from_secs(20);
 struct Pods {
     world: World,
     port: u16,
+    probes: u16,
     key: InstanceKey,
 }
 
 impl Pods {
     fn new(nodes: u32) -> Self {
         let mut world = World::new(NodeMode::Leased, 1, nodes);
-        let port = support::free_port();
+        let (port, probes) = (support::free_port(), support::free_port());
         let host = |index: usize| format!("127.0.0.{}", index + 2);
         for index in 0..world.nodes.len() {
             let file = world.nodes[index].dir.join("agent.json");
@@ -44,7 +45,7 @@ impl Pods {
             world.nodes[index].address.host = host(index);
         }
         let key = InstanceKey::derive(&Secret::new(support::AGENTS));
-        Self { world, port, key }
+        Self { world, port, probes, key }
     }
 
     fn at(&self, index: usize, port: u16) -> SocketAddr {
@@ -55,7 +56,7 @@ impl Pods {
     /// Starts the agent of a node. Of its calls to lease and route [`Pods::reads`] and [`Pods::slow`]
     /// tell.
     fn start(&mut self, index: usize) {
-        let (api, probes) = (self.at(index, self.port), self.at(index, self.port + 1));
+        let (api, probes) = (self.at(index, self.port), self.at(index, self.probes));
         self.world.start_with(index, &[api.to_string(), probes.to_string()]);
     }
 
@@ -78,7 +79,7 @@ impl Pods {
     /// What the probe at `path` answers; 0: nothing within a second.
     async fn probe(&self, index: usize, path: &str) -> u16 {
         let asked = async {
-            let mut stream = TcpStream::connect(self.at(index, self.port + 1)).await?;
+            let mut stream = TcpStream::connect(self.at(index, self.probes)).await?;
             let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
@@ -153,7 +154,7 @@ async fn a_stuck_loop_fails_livez_and_a_slow_take_over_does_not() {
     pods.slow(1, 1_400);
     pods.world.kill_node(0);
     let began = Instant::now();
-    while !pods.status(1).await.is_some_and(|status| leader(&[Some(status)]) == Some(0)) {
+    while pods.status(1).await.is_none_or(|status| leader(&[Some(status)]) != Some(0)) {
         assert_eq!(pods.probe(1, "/livez").await, 200, "after {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(30), "{}", pods.world.logs());
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -201,9 +201,13 @@ impl World {
         }
     }
 
-    pub(crate) fn server_pid(&self, index: usize) -> Option<u32> {
+    fn server_mark(&self, index: usize) -> Option<ProcessMark> {
         let bytes = fs::read(self.nodes[index].dir.join("server.json")).ok()?;
-        serde_json::from_slice::<ProcessMark>(&bytes).ok().map(|mark| mark.pid)
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    pub(crate) fn server_pid(&self, index: usize) -> Option<u32> {
+        self.server_mark(index).map(|mark| mark.pid)
     }
 
     /// Sends a signal to the server of node `index`.
@@ -309,11 +313,20 @@ impl Drop for World {
     fn drop(&mut self) {
         for index in 0..self.nodes.len() {
             self.kill_agent(index);
-            if let Some(pid) = self.server_pid(index) {
-                let _ = Command::new("kill").arg("-9").arg(pid.to_string()).status();
+            // The server may be long gone, and its number somebody else's.
+            if let Some(mark) = self.server_mark(index).filter(is_same_process) {
+                let _ = Command::new("kill").arg("-9").arg(mark.pid.to_string()).status();
             }
         }
     }
+}
+
+/// By the time of its start: field 22 of `/proc/PID/stat` (proc(5)).
+fn is_same_process(mark: &ProcessMark) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", mark.pid)).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let started = after_name.split_whitespace().nth(19).and_then(|text| text.parse().ok());
+    started == Some(mark.start_ticks)
 }
 
 fn newest<T: serde::de::DeserializeOwned>(dir: &Path) -> Option<T> {
