@@ -4,7 +4,8 @@
 # that switches workers off needs LARDER_TEST_BED, the command of the cluster's test bed. Full output is in target/test-logs/.
 #
 # `test-kubernetes.sh short` is the part that `make test` runs: each architecture created, used, killed and deleted, and one
-# worker lost.
+# worker lost. `test-kubernetes.sh figures [ARGUMENTS]` measures starts and gaps there (tests/e2e/src/bin/figures.rs), with a
+# release binary.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -16,7 +17,15 @@ form=${1:-long}
 engines="redis-6.2 redis-7.0 valkey-8.0"
 [ "$form" = long ] || engines=redis-7.0
 
-cargo build --locked --package larder --package larder-e2e
+if [ "$form" = figures ]; then
+    shift
+    built=release
+    cargo build --release --locked --package larder --package larder-e2e
+else
+    built=debug
+    cargo build --locked --package larder --package larder-e2e
+fi
+built=$(realpath "${CARGO_TARGET_DIR:-target}")/$built
 
 if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     # Short: sockets of the test bed are in it, and their paths must fit.
@@ -25,7 +34,7 @@ if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     trap 'scripts/testbed.sh --dir "$bed" down >/dev/null || true; cp -r "$bed/logs" "$logs/testbed" 2>/dev/null || true; rm -rf "$work"' EXIT
     rm -rf "$logs/testbed"
     LARDER_IMAGE_ENGINES=$engines LARDER_IMAGE_TAG=testbed \
-        LARDER_IMAGE_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder scripts/images.sh "$work/images"
+        LARDER_IMAGE_BINARY=$built/larder scripts/images.sh "$work/images"
     scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
     for image in "$work"/images/*.tar; do scripts/testbed.sh --dir "$bed" image load "$image"; done
     export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
@@ -52,12 +61,14 @@ check() { # name command...
 
 # Stories of tests/e2e, told of instances in pods. They run in the control plane's network, where Services are reached, and
 # where the API server is at another port than on the machine.
+inside() { # command...
+    sed 's#https://127.0.0.1:[0-9]*#https://127.0.0.1:6443#' "$LARDER_TEST_KUBECONFIG" >"$logs/inside.kubeconfig"
+    LARDER_TEST_STORIES=kubernetes LARDER_TEST_KUBECONFIG="$root/$logs/inside.kubeconfig" "$@"
+}
 told() { # test filter...
     local test=$1
     shift
-    sed 's#https://127.0.0.1:[0-9]*#https://127.0.0.1:6443#' "$LARDER_TEST_KUBECONFIG" >"$logs/inside.kubeconfig"
-    env "CARGO_TARGET_$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=$LARDER_TEST_BED exec --" \
-        LARDER_TEST_STORIES=kubernetes LARDER_TEST_KUBECONFIG="$root/$logs/inside.kubeconfig" \
+    inside env "CARGO_TARGET_$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=$LARDER_TEST_BED exec --" \
         cargo test --locked -p larder-e2e --test "$test" -- --test-threads=1 "$@"
 }
 short() {
@@ -75,10 +86,13 @@ long() {
         told kubernetes_pods
 }
 
-if [ "$form" = short ]; then
-    short
-    exit
-fi
+case $form in
+short) short; exit ;;
+figures)
+    # shellcheck disable=SC2086
+    inside $LARDER_TEST_BED exec -- "$built/figures" "$built/larder" --only start,gaps --runs 10 "$@"
+    exit ;;
+esac
 check kubernetes-conformance cargo test --locked -p larder-cluster-k8s --test kubernetes
 check kubernetes-chart scripts/test-helm.sh
 if [ -n "${LARDER_TEST_BED:-}" ]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check that CI runs, each with one line of result; the full output of a check is in
 # target/test-logs/. One cargo profile (dev) serves them all.
-#   test.sh [all|lint|unit|e2e]
+#   test.sh [all|lint|unit|e2e|kubernetes]
 # A check that cannot run fails. LARDER_SKIP="name name" skips checks by name, and says so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
