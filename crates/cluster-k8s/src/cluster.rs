@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Client;
+use kube::{Client, ResourceExt};
 use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::kube::{LABEL_ENDPOINT, LABEL_NODE, VolumeIds};
@@ -22,7 +22,7 @@ use crate::error::refused;
 use crate::expose::{self, Outside};
 use crate::mirror::{Mirror, Wake};
 use crate::objects;
-use crate::observe::cluster_address;
+use crate::observe::{Seen, cluster_address};
 use crate::options::KubeOptions;
 use crate::pulse::Health;
 
@@ -123,17 +123,32 @@ impl KubeCluster {
         Ok(VolumeIds { first, now })
     }
 
+    /// What the binding's pods may run.
+    fn images(&self) -> Vec<String> {
+        let options = &self.place.options;
+        options.engines.iter().map(|engine| options.image_of(engine)).collect()
+    }
+
+    /// A pod whose image cannot be had, and is another one by now, would wait for ever: a
+    /// StatefulSet does not replace it. It has never run, so nothing ends with it.
+    async fn leave_other_image(&self, seen: &Seen, node: &NodeId) -> Result<(), ClusterError> {
+        match seen.waits_for_other_image(node, &self.images()) {
+            Some(pod) => self.place.delete::<Pod>(&pod.name_any()).await,
+            None => Ok(()),
+        }
+    }
+
     pub(crate) async fn refuse_when_leaving(
         &self,
         instance: &InstanceId,
         node: &NodeId,
-    ) -> Result<u64, ClusterError> {
+    ) -> Result<Seen, ClusterError> {
         let seen = self.place.see(instance).await?;
         if seen.is_leaving(node) {
             let text = format!("node {node}, or something of it, is being removed");
             return Err(refused(Code::InstanceBusy, text));
         }
-        Ok(seen.generation(node))
+        Ok(seen)
     }
 }
 
@@ -159,7 +174,13 @@ impl Cluster for KubeCluster {
         } else {
             Vec::new()
         };
-        Ok(seen.observed(&Outside { workers: &workers, address }))
+        let mut observed = seen.observed(&Outside { workers: &workers, address });
+        let images = self.images();
+        for (id, node) in &mut observed.nodes {
+            // It is made anew, with the image that the binding names by now.
+            node.realised &= seen.waits_for_other_image(id, &images).is_none();
+        }
+        Ok(observed)
     }
 
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
@@ -196,7 +217,8 @@ impl Cluster for KubeCluster {
     ) -> Result<(), ClusterError> {
         let (place, options) = (&*self.place, &self.place.options);
         let (instance, node) = (&config.instance, &config.node);
-        let present = self.refuse_when_leaving(instance, node).await?;
+        let seen = self.refuse_when_leaving(instance, node).await?;
+        let present = seen.generation(node);
         place.fence(instance, fence, true).await?;
         if present > config.generation {
             return Err(ClusterError::Stale { seen: Fence { generation: present, ..fence } });
@@ -213,7 +235,7 @@ impl Cluster for KubeCluster {
         place.apply::<Secret>(&secret).await?;
         // Last: by it the node is realised, and at this generation.
         place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
-        Ok(())
+        self.leave_other_image(&seen, node).await
     }
 
     async fn remove_node(

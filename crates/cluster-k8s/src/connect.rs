@@ -127,6 +127,7 @@ const RIGHTS: &[(&str, &str, &[&str])] = &[
     ("", "serviceaccounts", &["list", "create", "patch", "delete"]),
     ("", "persistentvolumeclaims", &["get", "list", "watch", "create", "delete"]),
     ("", "pods", &["get", "list", "watch", "delete"]),
+    ("", "events", &["list", "watch"]),
     ("", "pods/portforward", &["get", "create"]),
     ("apps", "statefulsets", &["list", "watch", "create", "patch", "delete"]),
     ("coordination.k8s.io", "leases", &["get", "list", "watch", "create", "update", "delete"]),

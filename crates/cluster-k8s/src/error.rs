@@ -12,9 +12,13 @@ pub(crate) fn said(cluster: &str, doing: &str, error: &kube::Error) -> ClusterEr
     };
     match error {
         kube::Error::Api(status) => match status.code {
-            403 if status.message.contains("exceeded quota") => refused(
+            403 if is_quota(&status.message) => refused(
                 Code::CapacityExceeded,
                 format!("{doing}: a quota of the namespace does not allow it: {}", status.message),
+            ),
+            403 | 404 if is_without_namespace(&status.message) => refused(
+                Code::ContainerClusterUnusable,
+                format!("{doing}: its namespace is gone: {}", status.message),
             ),
             403 if is_admission(&status.message) => refused(
                 Code::NotAllowed,
@@ -31,7 +35,10 @@ pub(crate) fn said(cluster: &str, doing: &str, error: &kube::Error) -> ClusterEr
                 Code::Internal,
                 format!("{doing}: the API server does not accept it: {}", status.message),
             ),
-            code => unknown(format!("the API server answers {code}: {}", status.message)),
+            code => unknown(with_next_move(
+                code,
+                format!("the API server answers {code}: {}", status.message),
+            )),
         },
         other => unknown(chain(other)),
     }
@@ -45,8 +52,41 @@ fn is_out_of_ports(message: &str) -> bool {
 }
 
 /// An admission plugin or webhook has said no; a missing right sounds otherwise.
-fn is_admission(message: &str) -> bool {
-    message.contains("admission webhook") || message.contains("violates PodSecurity")
+pub(crate) fn is_admission(message: &str) -> bool {
+    message.contains("admission webhook")
+        || message.contains("failed calling webhook")
+        || message.contains("violates PodSecurity")
+        || message.contains("ValidatingAdmissionPolicy")
+}
+
+/// Also of ranges: what a namespace allows in all, or in one object.
+pub(crate) fn is_quota(message: &str) -> bool {
+    message.contains("exceeded quota")
+        || message.contains("failed quota")
+        || message.contains("status unknown for quota")
+        || message.contains("usage per")
+}
+
+/// There is no such namespace, or it is on its way out: nothing can be made in it.
+fn is_without_namespace(message: &str) -> bool {
+    (message.starts_with("namespaces \"") && message.ends_with("\" not found"))
+        || message.contains("because it is being terminated")
+}
+
+/// What a person can do about credentials that are not, or no more, good for anything.
+pub(crate) fn with_next_move(code: u16, text: String) -> String {
+    match code {
+        401 => format!(
+            "{text} (the binding's credentials have ended or were withdrawn: `larder \
+             container-cluster rebind` with new ones)"
+        ),
+        403 => format!(
+            "{text} (the binding's credentials have lost a right: give it back, or `larder \
+             container-cluster rebind` with others)"
+        ),
+        429 => format!("{text} (the API server is overloaded; it is asked less often meanwhile)"),
+        _ => text,
+    }
 }
 
 /// An error with its causes: the outer ones of an HTTP client say little.

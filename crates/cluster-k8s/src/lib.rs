@@ -14,6 +14,7 @@ mod error;
 mod expose;
 mod fences;
 mod forward;
+mod hindrance;
 mod instances;
 mod mirror;
 mod objects;

@@ -4,24 +4,27 @@
 //! listed yet, or whose watch is broken, or an API server that is silent, is unknown; and what this
 //! process has written itself is waited for, or asked for directly.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Node, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Resource};
 use larder_cluster::ClusterError;
 use larder_model::kube::LABEL_INSTANCE;
-use larder_model::{InstanceId, Worker};
+use larder_model::{InstanceId, NodeId, Worker};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
 use crate::apply::Place;
 use crate::count;
+use crate::hindrance::{Told, of_node, told};
 use crate::objects;
 use crate::observe::Seen;
 use crate::pulse::{Health, Pulse};
@@ -62,6 +65,9 @@ struct Stores {
     /// Of the cluster: its workers, and what all pods request of them.
     nodes: Arc<Store<Node>>,
     uses: Arc<Store<Use>>,
+    /// What events say, by node. It explains and is never decided from, so it may be missing: a
+    /// binding of an earlier version has no right to it.
+    told: Arc<Store<Told>>,
 }
 
 impl Mirror {
@@ -89,9 +95,9 @@ impl Mirror {
         let seen = || self.stores.has_own_writes(&self.place, instance);
         if !self.changed.until(OWN_WRITE, seen).await {
             tracing::debug!(%instance, "the watches are behind; asking directly");
-            return self.place.see(instance).await;
+            return Ok(self.stores.explained(self.place.see(instance).await?));
         }
-        Ok(self.stores.seen(instance))
+        Ok(self.stores.explained(self.stores.seen(instance)))
     }
 
     /// Every instance of which anything is there.
@@ -183,7 +189,8 @@ impl Drop for Mirror {
 /// Does the same with every store.
 macro_rules! each {
     ($self:ident, $store:ident => $what:expr) => {{
-        let Stores { sets, services, claims, secrets, pods, slices, records, nodes, uses } = $self;
+        let Stores { sets, services, claims, secrets, pods, slices, records, nodes, uses, told: _ } =
+            $self;
         [
             {
                 let $store = sets;
@@ -252,6 +259,7 @@ impl Stores {
             records: store(changed),
             nodes: store(changed),
             uses: store(changed),
+            told: store(changed),
         }
     }
 
@@ -276,7 +284,18 @@ impl Stores {
             store: self.uses.clone(),
             news: Arc::new(|_: &str| {}),
         };
+        let told = Watch {
+            api: Api::<Event>::namespaced(place.client.clone(), &place.options.namespace),
+            // Events carry no labels of ours.
+            selector: None,
+            fields: None,
+            keep: told,
+            group: of_node,
+            store: self.told.clone(),
+            news: Arc::new(|_: &str| {}),
+        };
         vec![
+            tokio::spawn(told.run()),
             own.watch(&self.sets, |object: StatefulSet| object),
             own.watch(&self.services, |object: Service| object),
             own.watch(&self.claims, |object: PersistentVolumeClaim| object),
@@ -326,7 +345,18 @@ impl Stores {
             secrets: self.secrets.of(group).iter().map(|o| o.metadata.clone()).collect(),
             pods: self.pods.of(group),
             slices: self.slices.of(group),
+            told: BTreeMap::new(),
         }
+    }
+
+    /// With what events say of the nodes.
+    fn explained(&self, mut seen: Seen) -> Seen {
+        let told = |id: NodeId| {
+            let told = self.told.of(id.as_str());
+            (id, told)
+        };
+        seen.told = seen.node_ids().into_iter().map(told).collect();
+        seen
     }
 
     fn has_own_writes(&self, place: &Place, instance: &InstanceId) -> bool {

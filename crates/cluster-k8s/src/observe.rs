@@ -1,6 +1,6 @@
 //! What there is of an instance, from six lists by label or from memory, and what it means.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -18,10 +18,11 @@ use larder_model::{
 
 use crate::apply;
 use crate::expose::{Outside, Place, endpoint_place, exposed, is_at_a_worker, is_outer};
+use crate::hindrance::Told;
 use crate::objects;
 
 /// Where the scheduler puts a pod before it runs, and where its volume was bound.
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Everything of an instance as the API server shows it.
@@ -34,6 +35,8 @@ pub(crate) struct Seen {
     pub(crate) secrets: Vec<ObjectMeta>,
     pub(crate) pods: Vec<Arc<Pod>>,
     pub(crate) slices: Vec<Arc<EndpointSlice>>,
+    /// What events say of the nodes' objects; from memory only, and only where that may be read.
+    pub(crate) told: BTreeMap<NodeId, Vec<Arc<Told>>>,
 }
 
 impl apply::Place {
@@ -55,6 +58,7 @@ impl apply::Place {
             secrets,
             pods: shared(pods),
             slices: shared(slices),
+            told: BTreeMap::new(),
         })
     }
 }
@@ -71,13 +75,14 @@ impl Seen {
             (id, node)
         });
         BackendObserved {
+            hindrances: self.hindrances(),
             nodes: nodes.collect(),
             endpoints: self.services.iter().filter_map(|s| self.endpoint(s, outside)).collect(),
         }
     }
 
     /// Every node of which anything is there, its pod included.
-    fn node_ids(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn node_ids(&self) -> BTreeSet<NodeId> {
         let all = (self.sets.iter().map(|o| &o.metadata))
             .chain(self.services.iter().map(|o| &o.metadata))
             .chain(self.claims.iter().map(|o| &o.metadata))
@@ -183,7 +188,7 @@ fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a String> {
     metadata.labels.as_ref()?.get(key)
 }
 
-fn node_of(metadata: &ObjectMeta) -> Option<NodeId> {
+pub(crate) fn node_of(metadata: &ObjectMeta) -> Option<NodeId> {
     NodeId::new(label(metadata, LABEL_NODE)?.as_str()).ok()
 }
 

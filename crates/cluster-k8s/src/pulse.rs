@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::apply::Place;
 use crate::connect::{Check, check_place};
-use crate::error::chain;
+use crate::error::{chain, with_next_move};
 use crate::objects;
 use crate::store::Changed;
 
@@ -130,7 +130,9 @@ impl Pulse {
             let silence = match answer {
                 Ok(Ok(_)) => None,
                 Ok(Err(kube::Error::Api(status))) => {
-                    Some(format!("the API server answers {}: {}", status.code, status.message))
+                    let text =
+                        format!("the API server answers {}: {}", status.code, status.message);
+                    Some(with_next_move(status.code, text))
                 }
                 Ok(Err(error)) => Some(chain(&error)),
                 Err(_) => Some(format!("no answer within {} s", DEADLINE.as_secs())),

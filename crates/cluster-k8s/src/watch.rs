@@ -13,7 +13,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::error::chain;
+use crate::error::{chain, with_next_move};
 use crate::store::{Item, Store};
 
 /// The API server ends a watch after this long, and it is resumed where it ended.
@@ -226,7 +226,8 @@ fn failed(error: &kube::Error) -> Ended {
     match error {
         kube::Error::Api(status) if status.code == 410 => Ended::Expired,
         kube::Error::Api(status) => {
-            Ended::Failed(format!("the API server answers {}: {}", status.code, status.message))
+            let text = format!("the API server answers {}: {}", status.code, status.message);
+            Ended::Failed(with_next_move(status.code, text))
         }
         other => Ended::Failed(chain(other)),
     }

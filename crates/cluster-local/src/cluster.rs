@@ -205,6 +205,7 @@ impl Cluster for LocalCluster {
             (listener.kind, shown)
         });
         Ok(BackendObserved {
+            hindrances: BTreeMap::new(),
             endpoints: endpoints.collect::<BTreeMap<_, _>>(),
             nodes: nodes.into_iter().collect(),
         })

@@ -17,8 +17,8 @@ use async_trait::async_trait;
 use larder_model::agent::{Fence, Member, NodeConfig};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, BackendNode, Code, EndpointKind, EndpointStatus, EngineName, Expose, InstanceId,
-    NodeId, OuterAddress, Refusal, Worker,
+    Address, BackendNode, Code, EndpointKind, EndpointStatus, EngineName, Expose, Hindrance,
+    InstanceId, NodeId, OuterAddress, Refusal, Worker,
 };
 
 /// Why a backend did not do what it was asked.
@@ -48,6 +48,8 @@ impl ClusterError {
 pub struct BackendObserved {
     pub nodes: BTreeMap<NodeId, BackendNode>,
     pub endpoints: BTreeMap<EndpointKind, EndpointStatus>,
+    /// What keeps nodes from coming to be, where the container cluster says so.
+    pub hindrances: BTreeMap<NodeId, Hindrance>,
 }
 
 /// The wish for the endpoints of an instance.

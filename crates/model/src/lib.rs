@@ -9,6 +9,7 @@ mod architecture;
 mod error;
 mod event;
 mod exposure;
+mod hindrance;
 mod ids;
 pub mod kube;
 pub mod lease;
@@ -31,6 +32,7 @@ pub use architecture::{Architecture, EndpointKind, NodeMode};
 pub use error::{Code, Refusal};
 pub use event::{Event, EventKind, Severity};
 pub use exposure::{Expose, Exposed, OuterAddress};
+pub use hindrance::{Hindered, Hindrance, HindranceKind};
 pub use ids::{
     EngineName, IdSource, InstanceId, InstanceName, InvalidName, NodeId, OperationId, ProjectName,
     SeededIds, WorkerName, ZoneName,

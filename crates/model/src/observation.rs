@@ -9,6 +9,7 @@ use crate::address::Address;
 use crate::agent::AgentStatus;
 use crate::architecture::EndpointKind;
 use crate::exposure::Exposed;
+use crate::hindrance::Hindered;
 use crate::ids::{NodeId, WorkerName, ZoneName};
 use crate::size::ByteSize;
 use crate::time::{Millis, Timestamp};
@@ -60,6 +61,10 @@ pub struct Observed {
     /// Every node that has a record or that the container cluster holds for this instance.
     pub nodes: BTreeMap<NodeId, ObservedNode>,
     pub endpoints: BTreeMap<EndpointKind, Observation<EndpointStatus>>,
+    /// Why the container cluster could not be asked, in its words; `None`: it could. Without times:
+    /// it is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// A worker of a container cluster.
@@ -96,6 +101,9 @@ pub struct ObservedNode {
     pub backend: Observation<BackendNode>,
     /// What the node's agent says; `Absent` when there is no agent because there is no node.
     pub agent: Observation<AgentStatus>,
+    /// What keeps it from coming to be, if the container cluster says that something does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hindered: Option<Hindered>,
 }
 
 /// A node as its container cluster holds it.

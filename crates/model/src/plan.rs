@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::ClusterFailoverMode;
 use crate::architecture::EndpointKind;
 use crate::error::Refusal;
+use crate::hindrance::Hindrance;
 use crate::ids::{InstanceId, NodeId, WorkerName, ZoneName};
 use crate::operation::{OperationKind, OperationStep};
 use crate::slots::SlotRange;
@@ -234,6 +235,8 @@ pub enum Wait {
     BackendUnreachable,
     /// Nothing is heard of the node's agent.
     AgentSilent { node: NodeId, unknown_for: Millis },
+    /// The container cluster cannot make the node, or start it.
+    NodeBlocked { node: NodeId, by: Hindrance },
     /// The server is starting or loading its data.
     ServerStarting { node: NodeId },
     /// The node's server is down; its agent restarts it or hands over.
@@ -270,6 +273,9 @@ impl fmt::Display for Wait {
             Self::BackendUnreachable => f.write_str("the container cluster does not answer"),
             Self::AgentSilent { node, unknown_for } => {
                 write!(f, "nothing heard of node {node} for {unknown_for}")
+            }
+            Self::NodeBlocked { node, by } => {
+                write!(f, "node {node} {}; {}", by.message, by.kind.next_move())
             }
             Self::ServerStarting { node } => write!(f, "the server of node {node} is starting"),
             Self::ServerDown { node } => write!(f, "the server of node {node} is down"),

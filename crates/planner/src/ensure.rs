@@ -227,6 +227,11 @@ pub(crate) fn servers(view: &View<'_>, draft: &mut Draft<'_>) {
         let realised = view.backend(&record.id).known().is_some_and(|held| held.realised);
         let node = record.id.clone();
         match view.server(&record.id) {
+            None if view.hindrance(&record.id).is_some() => {
+                if let Some(by) = view.hindrance(&record.id) {
+                    draft.wait(Wait::NodeBlocked { node, by: by.clone() });
+                }
+            }
             None if realised => {
                 draft.wait(Wait::AgentSilent { node, unknown_for: view.silent_for(&record.id) });
             }

@@ -131,6 +131,7 @@ fn blocks(wait: &Wait) -> bool {
     match wait {
         Wait::BackendUnreachable
         | Wait::AgentSilent { .. }
+        | Wait::NodeBlocked { .. }
         | Wait::ReplacementDelay { .. }
         | Wait::NoRoom { .. }
         | Wait::NodeNotExposed { .. }

@@ -37,7 +37,8 @@ pub fn instance_state(desired: &Desired, observed: &Observed, now: Timestamp) ->
 }
 
 /// The conditions of the instance: `ready`, `available`, `redundant` always; `data-lost`,
-/// `failover-on-hold`, `node-problem`, `drifted`, `majority-on-one-worker` only while they are so.
+/// `failover-on-hold`, `container-cluster-unreachable`, `node-blocked`, `node-problem`, `drifted`,
+/// `majority-on-one-worker` only while they are so.
 pub fn conditions(desired: &Desired, observed: &Observed, now: Timestamp) -> Vec<Condition> {
     let view = View::new(desired, observed, now);
     all_conditions(&view, &health(&view))
@@ -130,6 +131,9 @@ fn may_be_led(view: &View<'_>, shard: u32) -> bool {
 fn ailment(view: &View<'_>, record: &NodeRecord) -> (&'static str, String) {
     use larder_model::agent::ServerState::{Absent, Busy, Dead, Hung, Loading, Serving, Starting};
     if view.agent(&record.id).is_none() {
+        if let Some(by) = view.hindrance(&record.id) {
+            return (by.kind.as_str(), by.message.clone());
+        }
         if view.backend(&record.id).is_absent() {
             return ("node-absent", "does not exist".to_owned());
         }
@@ -222,6 +226,8 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
             ),
         ));
     }
+    conditions.extend(unreachable(view));
+    conditions.extend(blocked(view));
     let agents = || view.wanted.iter().filter_map(|r| Some((*r, view.agent(&r.id)?)));
     let on_hold: Vec<String> = agents()
         .filter(|(_, status)| status.lease.as_ref().is_some_and(|lease| lease.failover_on_hold))
@@ -279,6 +285,30 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
         conditions.push(condition("node-problem", true, "reported", &problems.join("; ")));
     }
     conditions
+}
+
+/// The container cluster does not answer: what is shown is older than it looks.
+fn unreachable(view: &View<'_>) -> Option<Condition> {
+    let trouble = view.observed.trouble.as_ref()?;
+    let text = format!(
+        "{trouble}; until it answers nothing of the instance is known from there, and nothing is \
+         changed"
+    );
+    Some(condition("container-cluster-unreachable", true, "no-answer", &text))
+}
+
+/// Nodes that cannot come to be, with what the container cluster says and what a person can do.
+fn blocked(view: &View<'_>) -> Option<Condition> {
+    let all: Vec<_> =
+        view.wanted.iter().filter_map(|r| Some((*r, view.hindrance(&r.id)?))).collect();
+    let (_, first) = all.first()?;
+    let mut words: Vec<String> =
+        all.iter().map(|(record, by)| format!("node {} {}", record.id, by.message)).collect();
+    let mut kinds: Vec<_> = all.iter().map(|(_, by)| by.kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    words.extend(kinds.into_iter().map(|kind| kind.next_move().to_owned()));
+    Some(condition("node-blocked", true, first.kind.as_str(), &words.join("; ")))
 }
 
 /// Nothing says that a shard takes no writes; that is not always the same as knowing that it does.

@@ -7,9 +7,9 @@ use larder_model::agent::{
     AgentStatus, ClusterPeer, ClusterView, ReplicationView, Role, ServerState, VolumeState,
 };
 use larder_model::{
-    BackendNode, Desired, EndpointKind, EndpointStatus, Millis, NodeId, NodeMode, NodePhase,
-    NodeRecord, Observation, Observed, Operation, OperationKind, SLOT_COUNT, SlotSet, Timestamp,
-    Worker, WorkerState,
+    BackendNode, Desired, EndpointKind, EndpointStatus, Hindrance, Millis, NodeId, NodeMode,
+    NodePhase, NodeRecord, Observation, Observed, Operation, OperationKind, SLOT_COUNT, SlotSet,
+    Timestamp, Worker, WorkerState,
 };
 
 use crate::cluster_repair;
@@ -92,6 +92,12 @@ impl<'a> View<'a> {
 
     pub(crate) fn backend_is_known(&self, node: &NodeId) -> bool {
         matches!(self.backend(node), Observation::Known { .. })
+    }
+
+    /// What keeps the node from coming to be. One whose agent answers is there.
+    pub(crate) fn hindrance(&self, node: &NodeId) -> Option<&'a Hindrance> {
+        let hindered = self.observed.nodes.get(node)?.hindered.as_ref()?;
+        (self.agent(node).is_none() && hindered.lasts(self.now)).then_some(&hindered.by)
     }
 
     pub(crate) fn endpoint(&self, kind: EndpointKind) -> &'a Observation<EndpointStatus> {

@@ -4,8 +4,9 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord, OperationId,
-    OperationKind, OperationState, OperationStep, OuterAddress, PlannerPolicy, Refusal,
+    Address, Condition, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord,
+    OperationId, OperationKind, OperationState, OperationStep, OuterAddress, PlannerPolicy,
+    Refusal,
 };
 use larder_store::{ConditionSince, InstanceObservation, Store, StoreError};
 
@@ -130,6 +131,17 @@ impl Book for StoreBook {
         match self.store.instance_get(instance).await {
             Ok(row) => Ok(row.observation.map(|observation| observation.state)),
             Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn last_conditions(&self, instance: &InstanceId) -> Result<Vec<Condition>, BookError> {
+        match self.store.instance_get(instance).await {
+            Ok(row) => {
+                let last = row.observation.map(|observation| observation.conditions);
+                Ok(last.into_iter().flatten().map(|dated| dated.condition).collect())
+            }
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => Err(error.into()),
         }
     }

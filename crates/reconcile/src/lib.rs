@@ -9,6 +9,7 @@ mod book_store;
 mod clusters;
 mod driver;
 mod execute;
+mod hindrances;
 mod observe;
 mod pace;
 mod statuses;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use larder_cluster::{Cluster, ClusterError};
 use larder_model::kube::UNSCHEDULED;
-use larder_model::{Desired, NodeId, Observation, Observed, ObservedNode, Timestamp, Worker};
+use larder_model::{
+    Desired, Hindrance, NodeId, Observation, Observed, ObservedNode, Timestamp, Worker,
+};
 
 use crate::statuses::Statuses;
 
@@ -16,6 +18,8 @@ const BACKEND_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) struct Seen {
     pub(crate) observed: Observed,
     pub(crate) trouble: Option<ClusterError>,
+    /// What keeps nodes from coming to be, as the container cluster shows it.
+    pub(crate) hindrances: BTreeMap<NodeId, Hindrance>,
 }
 
 /// Observes one instance. `unknown_since` is when the container cluster last answered.
@@ -38,7 +42,9 @@ pub(crate) async fn observe(
     let mut nodes: BTreeMap<NodeId, ObservedNode> = recorded
         .into_iter()
         .zip(agents)
-        .map(|(node, agent)| (node, ObservedNode { backend: Observation::UnknownYet, agent }))
+        .map(|(node, agent)| {
+            (node, ObservedNode { backend: Observation::UnknownYet, agent, hindered: None })
+        })
         .collect();
     match backend {
         Ok((workers, seen)) => {
@@ -61,8 +67,9 @@ pub(crate) async fn observe(
                 }
             }
             Seen {
-                observed: Observed { workers: sorted(workers), nodes, endpoints },
+                observed: Observed { workers: sorted(workers), nodes, endpoints, trouble: None },
                 trouble: None,
+                hindrances: seen.hindrances,
             }
         }
         Err(trouble) => {
@@ -73,8 +80,14 @@ pub(crate) async fn observe(
                 .map(|kind| (*kind, Observation::Unknown { since: unknown_since }))
                 .collect();
             Seen {
-                observed: Observed { workers: Vec::new(), nodes, endpoints },
+                observed: Observed {
+                    workers: Vec::new(),
+                    nodes,
+                    endpoints,
+                    trouble: Some(trouble.to_string()),
+                },
                 trouble: Some(trouble),
+                hindrances: BTreeMap::new(),
             }
         }
     }

@@ -15,6 +15,7 @@ use larder_planner::ended_by_refusal;
 use crate::book::{Book, BookError};
 use crate::clusters::Clusters;
 use crate::execute::{Executor, Outcome};
+use crate::hindrances::Hindrances;
 use crate::observe::{Seen, correct_places, observe};
 use crate::pace::Pace;
 use crate::statuses::Statuses;
@@ -64,6 +65,8 @@ struct Memory {
     backend_seen_at: Option<Timestamp>,
     /// When which order was given.
     pace: Pace,
+    /// What keeps nodes from coming to be.
+    hindrances: Hindrances,
 }
 
 /// What the record of an instance says.
@@ -128,15 +131,19 @@ impl Reconciler {
         if let Some(least) = cluster.cluster_min_workers() {
             desired.policy.cluster_min_workers = least;
         }
-        let seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
+        let mut seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
         correct_places(&mut desired, &seen.observed);
         if seen.trouble.is_none() {
-            self.memory_of(instance, |memory| memory.backend_seen_at = Some(now));
+            self.memory_of(instance, |memory| {
+                memory.backend_seen_at = Some(now);
+                memory.hindrances.look(&mut seen.observed, &seen.hindrances, now);
+            });
         }
         self.collect_node_events(instance, &seen).await?;
 
         let plan = self.plan(&desired, &seen, now);
         tracing::debug!(%instance, generation = plan.generation, "{plan}");
+        self.memory_of(instance, |memory| memory.hindrances.planned(&plan.steps));
         self.record(&desired, &seen, &plan, now).await?;
         let operation = desired.operation.as_ref().map(|operation| &operation.id);
         let due = self.memory_of(instance, |memory| memory.pace.due(&plan.steps, operation, now));
@@ -203,6 +210,15 @@ impl Reconciler {
         let change = before
             .filter(|before| *before != plan.report.state)
             .map(|before| state_change(desired, before, plan, now));
+        let told = self.memory_of(instance, |memory| {
+            memory.last_written.as_ref().map(|last| last.conditions.clone())
+        });
+        let told = match told {
+            Some(told) => told,
+            None => self.book.last_conditions(instance).await?,
+        };
+        let mut events: Vec<Event> = change.into_iter().collect();
+        events.extend(condition_changes(desired, &told, &plan.report.conditions, now));
         let due = self.memory_of(instance, |memory| match &memory.last_written {
             Some(last) => {
                 last.conditions != plan.report.conditions
@@ -211,9 +227,9 @@ impl Reconciler {
             }
             None => true,
         });
-        if due || change.is_some() {
+        if due || !events.is_empty() {
             // With its event or not at all: a kill in between neither loses nor doubles it.
-            self.book.observation_set(instance, &view, change.as_slice()).await?;
+            self.book.observation_set(instance, &view, &events).await?;
             let conditions = plan.report.conditions.clone();
             self.memory_of(instance, |memory| {
                 memory.last_state = Some(plan.report.state);
@@ -269,7 +285,10 @@ impl Reconciler {
                     self.with_memory(|all| all.remove(instance));
                     return Ok(TickOutcome::Gone);
                 }
-                self.memory_of(instance, |memory| memory.pace.taken(&step.step, now));
+                self.memory_of(instance, |memory| {
+                    memory.pace.taken(&step.step, now);
+                    memory.hindrances.taken(&step.step);
+                });
                 continue;
             };
             result = TickOutcome::Failed;
@@ -283,6 +302,7 @@ impl Reconciler {
                 continue;
             }
             tracing::info!(%instance, step = %step.step, %error, "step not taken");
+            self.memory_of(instance, |memory| memory.hindrances.refused(&step.step, &error));
             let Some(refusal) = error.refusal() else { continue };
             let text = format!("{}: {refusal}", step.step);
             let from_cluster = error.is_from_cluster();
@@ -356,6 +376,35 @@ fn state_change(desired: &Desired, before: InstanceState, plan: &Plan, now: Time
     let reason = ready.filter(|c| !c.status).map(|c| format!(": {}", c.message));
     let message = format!("{before} -> {state}{}", reason.unwrap_or_default());
     event(desired, now, severity, "state-changed", message)
+}
+
+/// Conditions that come and go beside the state: also while an operation holds the instance, which
+/// has no change of state to tell of them. What a condition is called, and what its end is.
+const TOLD: [(&str, &str); 2] = [
+    ("node-blocked", "node-unblocked"),
+    ("container-cluster-unreachable", "container-cluster-reachable"),
+];
+
+/// Events of conditions that have come, have another reason, or have gone.
+fn condition_changes(
+    desired: &Desired,
+    before: &[Condition],
+    after: &[Condition],
+    now: Timestamp,
+) -> Vec<Event> {
+    let find = |all: &[Condition], kind| all.iter().find(|c| c.kind == kind).cloned();
+    let of_one = |(kind, end): (&'static str, &'static str)| {
+        let (before, after) = (find(before, kind), find(after, kind));
+        match (before, after) {
+            (Some(before), Some(after)) if before.reason == after.reason => None,
+            (_, Some(after)) => Some(event(desired, now, Severity::Warning, kind, after.message)),
+            (Some(_), None) => {
+                Some(event(desired, now, Severity::Info, end, format!("{kind} is over")))
+            }
+            (None, None) => None,
+        }
+    };
+    TOLD.into_iter().filter_map(of_one).collect()
 }
 
 fn event(

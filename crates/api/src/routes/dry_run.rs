@@ -105,7 +105,11 @@ fn write_down(
                 phase: NodePhase::Wanted,
                 created_at: now,
             });
-            let absent = ObservedNode { backend: Observation::Absent, agent: Observation::Absent };
+            let absent = ObservedNode {
+                backend: Observation::Absent,
+                agent: Observation::Absent,
+                hindered: None,
+            };
             observed.nodes.insert(node.clone(), absent);
             true
         }

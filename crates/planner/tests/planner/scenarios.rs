@@ -18,7 +18,9 @@
 //! unlink NODE…             the replica's link is down
 //! vanish NODE…             the container cluster holds the node no longer
 //! worker NAME ready | cordoned | unreachable | lost      the last two take its nodes along
-//! backend unknown | known
+//! backend unknown | known [WORDS]  it says why
+//! block NODE KIND WORDS    the container cluster says why the node cannot come to be
+//! unblock NODE
 //! delete | restart [NODE] | failover SHARD [NODE] [accept-data-loss]
 //! give-up                  the operation is marked as failed
 //! ```
@@ -29,7 +31,9 @@ use std::path::{Path, PathBuf};
 
 use larder_model::agent::{ServerState, VolumeState};
 use larder_model::plan::Plan;
-use larder_model::{Architecture, Millis, NodeId, OperationKind, WorkerState};
+use larder_model::{
+    Architecture, Hindered, Hindrance, HindranceKind, Millis, NodeId, OperationKind, WorkerState,
+};
 
 use crate::world::World;
 
@@ -110,7 +114,22 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
         "freeze" => world.frozen = true,
         "thaw" => world.frozen = false,
         "wait" => world.now = now + Millis::secs(rest[0].parse().expect("seconds")),
-        "backend" => world.backend_unknown = rest[0] == "unknown",
+        "backend" => {
+            world.backend_unknown = rest[0] == "unknown";
+            world.trouble = (rest.len() > 1).then(|| rest[1..].join(" "));
+        }
+        "block" => {
+            let kind = HindranceKind::parse(rest[1]).expect("a kind of hindrance");
+            let by = Hindrance::new(kind, rest[2..].join(" "));
+            let sim = world.node(rest[0]);
+            sim.silent = Some(now);
+            sim.hindered = Some(Hindered { by, since: now });
+        }
+        "unblock" => {
+            let sim = world.node(rest[0]);
+            sim.silent = None;
+            sim.hindered = None;
+        }
         "delete" => world.delete(),
         "vacate" => world.vacate(),
         "give-up" => world.desired.operation = None,

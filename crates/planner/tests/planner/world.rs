@@ -10,10 +10,10 @@ use larder_model::agent::{
 use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
 use larder_model::{
     Address, Architecture, BackendNode, ByteSize, Desired, EndpointKind, EndpointStatus,
-    EngineName, Exposed, IdSource, InstanceId, InstanceName, InstanceSpec, Millis, NodeId,
-    NodeMode, NodePhase, NodeRecord, Observation, Observed, ObservedNode, Operation, OperationId,
-    OperationKind, OperationState, OuterAddress, PlannerPolicy, ProjectName, Refusal, SlotRange,
-    SlotSet, Timestamp, Worker, WorkerName, WorkerState, ZoneName,
+    EngineName, Exposed, Hindered, IdSource, InstanceId, InstanceName, InstanceSpec, Millis,
+    NodeId, NodeMode, NodePhase, NodeRecord, Observation, Observed, ObservedNode, Operation,
+    OperationId, OperationKind, OperationState, OuterAddress, PlannerPolicy, ProjectName, Refusal,
+    SlotRange, SlotSet, Timestamp, Worker, WorkerName, WorkerState, ZoneName,
 };
 use larder_planner::{lint, node_config, plan};
 
@@ -57,6 +57,7 @@ pub(crate) struct SimNode {
     pub(crate) epoch: u64,
     pub(crate) follows: Option<String>,
     pub(crate) exposed: Exposed,
+    pub(crate) hindered: Option<Hindered>,
 }
 
 /// A server that is no more, as the others remember it.
@@ -75,6 +76,8 @@ pub(crate) struct World {
     pub(crate) now: Timestamp,
     pub(crate) ids: Counter,
     pub(crate) backend_unknown: bool,
+    /// Why, in the container cluster's words.
+    pub(crate) trouble: Option<String>,
     pub(crate) purged: bool,
     pub(crate) failure: Option<Refusal>,
     /// Nothing moves by itself while this is set: no election, no start, no sync.
@@ -145,6 +148,7 @@ impl World {
             purged: false,
             failure: None,
             frozen: false,
+            trouble: None,
             lease_epoch: 0,
             holder: None,
             ghosts: BTreeMap::new(),
@@ -455,6 +459,7 @@ impl World {
                 epoch: 0,
                 follows: None,
                 exposed: Exposed::No,
+                hindered: None,
             };
             self.nodes.insert(node.clone(), sim);
         }
@@ -679,10 +684,19 @@ impl World {
     }
 
     pub(crate) fn observe(&self) -> Observed {
-        let mut observed = Observed { workers: self.seen_workers(), ..Observed::default() };
+        let mut observed = Observed {
+            workers: self.seen_workers(),
+            trouble: self.trouble.clone(),
+            ..Observed::default()
+        };
         for record in &self.desired.nodes {
-            let absent = ObservedNode { backend: Observation::Absent, agent: Observation::Absent };
+            let absent = ObservedNode {
+                backend: Observation::Absent,
+                agent: Observation::Absent,
+                hindered: None,
+            };
             let unknown = ObservedNode {
+                hindered: None,
                 backend: Observation::Unknown { since: self.now },
                 agent: Observation::Unknown { since: self.now },
             };
@@ -746,7 +760,7 @@ impl World {
             None if !sim.realised => Observation::UnknownYet,
             None => Observation::Known { value: self.status(id, sim), at: self.now },
         };
-        ObservedNode { backend, agent }
+        ObservedNode { backend, agent, hindered: sim.hindered.clone() }
     }
 
     fn status(&self, id: &NodeId, sim: &SimNode) -> AgentStatus {

@@ -1,0 +1,145 @@
+//! What keeps nodes of one instance from coming to be, from one round to the next: what the
+//! container cluster shows, and what it has answered to steps.
+
+use std::collections::BTreeMap;
+
+use larder_cluster::ClusterError;
+use larder_model::plan::{PlannedStep, Step};
+use larder_model::{Hindered, Hindrance, HindranceKind, NodeId, Observed, Timestamp};
+
+use crate::execute::StepError;
+
+/// Losing it costs nothing: what still stands in the way is seen again.
+#[derive(Debug, Default)]
+pub(crate) struct Hindrances {
+    /// As of the last look, with the time of the first.
+    seen: BTreeMap<NodeId, Hindered>,
+    /// The answers to steps that were not taken.
+    refused: BTreeMap<NodeId, Hindrance>,
+}
+
+impl Hindrances {
+    /// Puts into `observed` what stands in the way. `said` is what the container cluster shows; its
+    /// answer to a step that is refused just now counts more.
+    pub(crate) fn look(
+        &mut self,
+        observed: &mut Observed,
+        said: &BTreeMap<NodeId, Hindrance>,
+        now: Timestamp,
+    ) {
+        let former = std::mem::take(&mut self.seen);
+        for (id, node) in &mut observed.nodes {
+            let Some(by) = self.refused.get(id).or_else(|| said.get(id)) else { continue };
+            let since = former.get(id).filter(|f| f.by.kind == by.kind).map_or(now, |f| f.since);
+            let hindered = Hindered { by: by.clone(), since };
+            self.seen.insert(id.clone(), hindered.clone());
+            node.hindered = Some(hindered);
+        }
+    }
+
+    /// What is not planned any more was refused for nothing.
+    pub(crate) fn planned(&mut self, steps: &[PlannedStep]) {
+        self.refused.retain(|node, _| {
+            steps.iter().any(|planned| makes(&planned.step) && planned.step.node() == Some(node))
+        });
+    }
+
+    pub(crate) fn taken(&mut self, step: &Step) {
+        if let Some(node) = step.node().filter(|_| makes(step)) {
+            self.refused.remove(node);
+        }
+    }
+
+    /// The container cluster has answered no, or something that is no answer.
+    pub(crate) fn refused(&mut self, step: &Step, error: &StepError) {
+        let Some(node) = step.node().filter(|_| makes(step)) else { return };
+        let by = match error {
+            StepError::Cluster(ClusterError::Refused(refusal)) => {
+                let kind = HindranceKind::of_refusal(refusal.code);
+                Hindrance::new(kind, format!("cannot be made: {}", refusal.detail))
+            }
+            StepError::Cluster(ClusterError::Unreachable { reason, .. }) => {
+                Hindrance::new(HindranceKind::Refused, format!("cannot be made: {reason}"))
+            }
+            StepError::Cluster(ClusterError::Stale { .. })
+            | StepError::Agent(_)
+            | StepError::Book(_)
+            | StepError::OutOfDate(_) => return,
+        };
+        self.refused.insert(node.clone(), by);
+    }
+}
+
+/// Steps by which a node comes to be.
+fn makes(step: &Step) -> bool {
+    matches!(step, Step::ReserveAddress { .. } | Step::ExposeNode { .. } | Step::EnsureNode { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_model::{Code, InstanceId, ObservedNode, Refusal};
+
+    use super::*;
+
+    fn node() -> NodeId {
+        NodeId::new("n-1").expect("valid")
+    }
+
+    fn observed() -> Observed {
+        let nodes = BTreeMap::from([(node(), ObservedNode::default())]);
+        Observed { nodes, ..Observed::default() }
+    }
+
+    fn after(
+        all: &mut Hindrances,
+        said: &BTreeMap<NodeId, Hindrance>,
+        at: i64,
+    ) -> Option<Hindered> {
+        let mut observed = observed();
+        all.look(&mut observed, said, Timestamp(at));
+        observed.nodes.remove(&node()).and_then(|node| node.hindered)
+    }
+
+    fn says(kind: HindranceKind, words: &str) -> BTreeMap<NodeId, Hindrance> {
+        BTreeMap::from([(node(), Hindrance::new(kind, words))])
+    }
+
+    #[test]
+    fn a_hindrance_is_dated_by_its_kind_and_not_by_its_words() {
+        use HindranceKind::{Unschedulable, VolumeUnbound};
+        let mut all = Hindrances::default();
+        let since = |seen: Option<Hindered>| seen.expect("hindered").since.0;
+        assert_eq!(since(after(&mut all, &says(Unschedulable, "0 of 3"), 10)), 10);
+        assert_eq!(since(after(&mut all, &says(Unschedulable, "0 of 4"), 20)), 10);
+        assert_eq!(since(after(&mut all, &says(VolumeUnbound, "no class"), 30)), 30);
+        assert!(after(&mut all, &BTreeMap::new(), 40).is_none());
+        assert_eq!(since(after(&mut all, &says(VolumeUnbound, "no class"), 50)), 50);
+    }
+
+    #[test]
+    fn a_refused_step_stands_in_the_way_until_it_is_taken_or_planned_no_more() {
+        let step = Step::EnsureNode { node: node() };
+        let refusal = Refusal::new(Code::CapacityExceeded, "exceeded quota: small");
+        let error = StepError::Cluster(ClusterError::Refused(refusal));
+        let mut all = Hindrances::default();
+        all.refused(&Step::StartEmpty { node: node() }, &error);
+        assert!(after(&mut all, &BTreeMap::new(), 1).is_none(), "it makes no node");
+        all.refused(&step, &error);
+        let seen = after(&mut all, &BTreeMap::new(), 2).expect("hindered");
+        assert_eq!(seen.by.kind, HindranceKind::QuotaExceeded);
+        assert!(seen.by.message.contains("exceeded quota: small"), "{seen:?}");
+        all.taken(&step);
+        assert!(after(&mut all, &BTreeMap::new(), 3).is_none());
+        all.refused(&step, &error);
+        let planned = PlannedStep {
+            instance: InstanceId::new("i-1").expect("valid"),
+            generation: 1,
+            reason: "it is not there".to_owned(),
+            step,
+        };
+        all.planned(&[planned]);
+        assert!(after(&mut all, &BTreeMap::new(), 4).is_some());
+        all.planned(&[]);
+        assert!(after(&mut all, &BTreeMap::new(), 5).is_none());
+    }
+}
