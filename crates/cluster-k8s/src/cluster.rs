@@ -113,11 +113,13 @@ impl KubeCluster {
         let claim = objects::claim(&place.options, config);
         let claim = place.make::<PersistentVolumeClaim>(&claim).await?;
         let now = claim.uid.unwrap_or_default();
-        let first = match place.noted(instance, &key).await? {
-            Some(first) => first,
+        let notes = place.notes(instance).await?;
+        let first = match notes.get(&key) {
+            Some(first) => first.clone(),
             None => {
-                place.note(instance, &key, Some(&now)).await?;
-                now.clone()
+                let first = first_volume(&notes, config.initialized, &now);
+                place.note(instance, &key, Some(first)).await?;
+                first.to_owned()
             }
         };
         Ok(VolumeIds { first, now })
@@ -313,7 +315,20 @@ impl Cluster for KubeCluster {
 
 /// Where the record of the instance has the UID of the node's first volume.
 fn volume_key(node: &NodeId) -> String {
-    format!("volume-{node}")
+    format!("{VOLUME}{node}")
+}
+
+const VOLUME: &str = "volume-";
+/// In place of the UID: nobody knows any more which volume the node was made with.
+const FORGOTTEN: &str = "forgotten";
+
+/// What to note of a node of which nothing is noted. The record of an instance that has served has
+/// notes of its nodes, so where there are none somebody has deleted it, with the namespace perhaps:
+/// what looks like a new node's first volume is then not taken for one.
+fn first_volume<'a>(notes: &BTreeMap<String, String>, has_served: bool, now: &'a str) -> &'a str {
+    let mut others = notes.iter().filter(|(key, _)| key.starts_with(VOLUME)).map(|(_, uid)| uid);
+    let knows = others.clone().next().is_some() && !others.any(|uid| uid == FORGOTTEN);
+    if has_served && !knows { FORGOTTEN } else { now }
 }
 
 /// Where the record of the instance has the endpoint's node port.
@@ -324,4 +339,21 @@ fn node_port_key(kind: EndpointKind) -> String {
 /// Where the record of the instance has the endpoint's address.
 fn endpoint_key(kind: EndpointKind) -> String {
     format!("address-{kind}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_a_nodes_first_unless_the_instances_record_was_lost() {
+        let notes = |all: &[(&str, &str)]| {
+            all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let first = |all: &[(&str, &str)], has_served| first_volume(&notes(all), has_served, "u-9");
+        assert_eq!(first(&[("fence", "{}")], false), "u-9", "the first node of a new instance");
+        assert_eq!(first(&[("fence", "{}"), ("volume-n-1", "u-1")], true), "u-9", "one more node");
+        assert_eq!(first(&[("fence", "{}")], true), FORGOTTEN);
+        assert_eq!(first(&[("volume-n-1", FORGOTTEN)], true), FORGOTTEN);
+    }
 }

@@ -68,16 +68,24 @@ impl Place {
         })
     }
 
+    /// All notes, by their keys; none when there is no record.
+    pub(crate) async fn notes(
+        &self,
+        instance: &InstanceId,
+    ) -> Result<BTreeMap<String, String>, ClusterError> {
+        let doing = format!("reading the record of instance {instance}");
+        let name = instance_name(instance);
+        let object = self.ask(&doing, self.api::<ConfigMap>().get_opt(&name)).await?;
+        Ok(object.and_then(|object| object.data).unwrap_or_default())
+    }
+
     /// What was noted under `key`, if anything.
     pub(crate) async fn noted(
         &self,
         instance: &InstanceId,
         key: &str,
     ) -> Result<Option<String>, ClusterError> {
-        let doing = format!("reading the record of instance {instance}");
-        let name = instance_name(instance);
-        let object = self.ask(&doing, self.api::<ConfigMap>().get_opt(&name)).await?;
-        Ok(object.and_then(|object| object.data?.remove(key)))
+        Ok(self.notes(instance).await?.remove(key))
     }
 
     /// Notes `value` under `key`, or forgets what was noted. The record has to be there.

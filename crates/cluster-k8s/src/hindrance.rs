@@ -55,7 +55,13 @@ impl Seen {
     fn hindrance(&self, id: &NodeId) -> Option<Hindrance> {
         let is_of = |metadata: &ObjectMeta| node_of(metadata).as_ref() == Some(id);
         let claim = self.claims.iter().find(|o| is_of(&o.metadata)).map(|claim| &**claim);
-        match self.pods.iter().find(|o| is_of(&o.metadata)) {
+        let pod = self.pods.iter().find(|o| is_of(&o.metadata));
+        if claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_some()) {
+            // It is there for as long as the pod that uses it (`kubernetes.io/pvc-protection`).
+            let text = "has a volume that is being deleted";
+            return pod.map(|_| Hindrance::new(HindranceKind::VolumeLeaving, text));
+        }
+        match pod {
             // One that ends is followed by another one.
             Some(pod) if pod.metadata.deletion_timestamp.is_some() => None,
             Some(pod) => in_container(pod).or_else(|| self.before_container(id, pod, claim)),
@@ -81,6 +87,10 @@ impl Seen {
         let waits = (container_waits(pod)).is_some_and(|(why, _)| why == "ContainerCreating");
         let newest = self.newest(id, &pod.metadata, |told| told.warning).filter(|_| waits)?;
         let message = line(&newest.message);
+        // The kubelet has not heard of a ConfigMap or Secret of a new pod: it has in a moment.
+        if message.contains("failed to sync") {
+            return None;
+        }
         match newest.reason.as_str() {
             "FailedAttachVolume" => Some(Hindrance::new(
                 HindranceKind::VolumeUnbound,
@@ -371,6 +381,8 @@ mod tests {
         assert!(comes.hindrances().is_empty());
         event(&mut comes, "n-1-0", "Normal", "Pulling", "pulling");
         assert!(comes.hindrances().is_empty());
+        event(&mut comes, "n-1-0", "Warning", "FailedMount", "failed to sync secret cache");
+        assert!(comes.hindrances().is_empty());
         event(&mut comes, "n-1-0", "Warning", "FailedMount", "secret \"n-1\" not found");
         assert_eq!(by(&comes).0, HindranceKind::ContainerNotCreated);
     }
@@ -434,6 +446,16 @@ mod tests {
         assert_eq!(by(&seen).0, HindranceKind::VolumeUnbound);
         let seen = with_pod(json!({ "phase": "Pending" }), None);
         assert!(seen.hindrances().is_empty(), "made a moment ago");
+    }
+
+    #[test]
+    fn a_volume_that_goes_with_its_pod_is_said_to() {
+        let mut seen = with_pod(json!({ "phase": "Running" }), Some("w1"));
+        let at = "2026-01-01T00:00:00Z";
+        seen.claims = vec![object("n-1", json!({ "metadata": { "deletionTimestamp": at } }))];
+        assert_eq!(by(&seen).0, HindranceKind::VolumeLeaving);
+        seen.pods.clear();
+        assert!(seen.hindrances().is_empty(), "it is about to be made anew");
     }
 
     #[test]

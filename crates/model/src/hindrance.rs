@@ -26,6 +26,8 @@ pub enum HindranceKind {
     ContainerNotCreated,
     /// Its container ends again and again.
     ContainerCrashes,
+    /// Its volume is marked for deletion, and goes when its pod ends. It serves until then.
+    VolumeLeaving,
     /// The place for all of the binding's objects is gone.
     NamespaceMissing,
     /// The container cluster refuses it for another reason.
@@ -33,7 +35,7 @@ pub enum HindranceKind {
 }
 
 impl HindranceKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ImageMissing,
         Self::QuotaExceeded,
         Self::AdmissionDenied,
@@ -41,6 +43,7 @@ impl HindranceKind {
         Self::VolumeUnbound,
         Self::ContainerNotCreated,
         Self::ContainerCrashes,
+        Self::VolumeLeaving,
         Self::NamespaceMissing,
         Self::Refused,
     ];
@@ -58,6 +61,7 @@ impl HindranceKind {
             Self::VolumeUnbound => "volume-unbound",
             Self::ContainerNotCreated => "container-not-created",
             Self::ContainerCrashes => "container-crashes",
+            Self::VolumeLeaving => "volume-leaving",
             Self::NamespaceMissing => "namespace-missing",
             Self::Refused => "refused",
         }
@@ -90,6 +94,10 @@ impl HindranceKind {
             }
             Self::ContainerNotCreated => "what is missing has to come back",
             Self::ContainerCrashes => "look at the container's log",
+            Self::VolumeLeaving => {
+                "while another copy is in sync, delete its pod, and it is rebuilt from there; where \
+                 it is the only copy, take its data elsewhere first: they go with the pod"
+            }
             Self::NamespaceMissing => {
                 "make the namespace again; what was on its volumes is gone unless somebody has a copy"
             }

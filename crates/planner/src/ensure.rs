@@ -200,6 +200,11 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
         if view.worker_is_away(record) {
             continue; // Nobody is there to tell.
         }
+        if !held.realised && view.volume_is_leaving(&record.id) {
+            // It can be made anew only once that is gone, which its pod decides.
+            draft.wait(Wait::Removal { what: format!("the deleted volume of node {node}") });
+            continue;
+        }
         if !held.realised {
             draft.step(Step::EnsureNode { node }, "only its address exists");
             continue;

@@ -3,8 +3,8 @@
 use larder_model::agent::Role;
 use larder_model::plan::{OperationReport, Report};
 use larder_model::{
-    Condition, Desired, EndpointKind, InstanceState, NodeRecord, Observation, Observed,
-    OperationKind, Timestamp,
+    Condition, Desired, EndpointKind, HindranceKind, InstanceState, NodeRecord, Observation,
+    Observed, OperationKind, Timestamp,
 };
 
 use crate::drift;
@@ -37,8 +37,8 @@ pub fn instance_state(desired: &Desired, observed: &Observed, now: Timestamp) ->
 }
 
 /// The conditions of the instance: `ready`, `available`, `redundant` always; `data-lost`,
-/// `failover-on-hold`, `container-cluster-unreachable`, `node-blocked`, `node-problem`, `drifted`,
-/// `majority-on-one-worker` only while they are so.
+/// `failover-on-hold`, `container-cluster-unreachable`, `node-blocked`, `volume-leaving`,
+/// `node-problem`, `drifted`, `majority-on-one-worker` only while they are so.
 pub fn conditions(desired: &Desired, observed: &Observed, now: Timestamp) -> Vec<Condition> {
     let view = View::new(desired, observed, now);
     all_conditions(&view, &health(&view))
@@ -110,6 +110,10 @@ fn shard_complaints(view: &View<'_>, shard: u32, complaints: &mut Vec<Complaint>
     for record in view.wanted_of(shard).filter(|record| !view.is_well(record)) {
         let (reason, what) = ailment(view, record);
         complain(false, reason, format!("node {} {what}", record.id));
+    }
+    for record in view.wanted_of(shard).filter(|record| view.volume_is_leaving(&record.id)) {
+        let message = format!("the volume of node {} is being deleted", record.id);
+        complain(false, HindranceKind::VolumeLeaving.as_str(), message);
     }
 }
 
@@ -228,6 +232,7 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
     }
     conditions.extend(unreachable(view));
     conditions.extend(blocked(view));
+    conditions.extend(volume_leaving(view));
     let agents = || view.wanted.iter().filter_map(|r| Some((*r, view.agent(&r.id)?)));
     let on_hold: Vec<String> = agents()
         .filter(|(_, status)| status.lease.as_ref().is_some_and(|lease| lease.failover_on_hold))
@@ -295,6 +300,19 @@ fn unreachable(view: &View<'_>) -> Option<Condition> {
          changed"
     );
     Some(condition("container-cluster-unreachable", true, "no-answer", &text))
+}
+
+/// Volumes that somebody has deleted under nodes that still serve.
+fn volume_leaving(view: &View<'_>) -> Option<Condition> {
+    let kind = HindranceKind::VolumeLeaving;
+    let all: Vec<String> = (view.wanted.iter())
+        .filter(|record| view.volume_is_leaving(&record.id))
+        .map(|record| format!("the volume of node {} goes when its pod ends", record.id))
+        .collect();
+    (!all.is_empty()).then(|| {
+        let text = format!("{}; {}", all.join("; "), kind.next_move());
+        condition(kind.as_str(), true, "deleted-by-hand", &text)
+    })
 }
 
 /// Nodes that cannot come to be, with what the container cluster says and what a person can do.

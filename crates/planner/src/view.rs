@@ -7,9 +7,9 @@ use larder_model::agent::{
     AgentStatus, ClusterPeer, ClusterView, ReplicationView, Role, ServerState, VolumeState,
 };
 use larder_model::{
-    BackendNode, Desired, EndpointKind, EndpointStatus, Hindrance, Millis, NodeId, NodeMode,
-    NodePhase, NodeRecord, Observation, Observed, Operation, OperationKind, SLOT_COUNT, SlotSet,
-    Timestamp, Worker, WorkerState,
+    BackendNode, Desired, EndpointKind, EndpointStatus, Hindrance, HindranceKind, Millis, NodeId,
+    NodeMode, NodePhase, NodeRecord, Observation, Observed, Operation, OperationKind, SLOT_COUNT,
+    SlotSet, Timestamp, Worker, WorkerState,
 };
 
 use crate::cluster_repair;
@@ -97,7 +97,15 @@ impl<'a> View<'a> {
     /// What keeps the node from coming to be. One whose agent answers is there.
     pub(crate) fn hindrance(&self, node: &NodeId) -> Option<&'a Hindrance> {
         let hindered = self.observed.nodes.get(node)?.hindered.as_ref()?;
-        (self.agent(node).is_none() && hindered.lasts(self.now)).then_some(&hindered.by)
+        let counts = self.agent(node).is_none() && hindered.by.kind != HindranceKind::VolumeLeaving;
+        (counts && hindered.lasts(self.now)).then_some(&hindered.by)
+    }
+
+    /// The node's volume is marked for deletion and goes when the node next ends, though it may
+    /// serve until then.
+    pub(crate) fn volume_is_leaving(&self, node: &NodeId) -> bool {
+        let hindered = self.observed.nodes.get(node).and_then(|seen| seen.hindered.as_ref());
+        hindered.is_some_and(|it| it.by.kind == HindranceKind::VolumeLeaving)
     }
 
     pub(crate) fn endpoint(&self, kind: EndpointKind) -> &'a Observation<EndpointStatus> {

@@ -20,7 +20,7 @@ pub(crate) struct Hindrances {
 
 impl Hindrances {
     /// Puts into `observed` what stands in the way. `said` is what the container cluster shows; its
-    /// answer to a step that is refused just now counts more.
+    /// answer to a step counts where it shows nothing.
     pub(crate) fn look(
         &mut self,
         observed: &mut Observed,
@@ -29,7 +29,7 @@ impl Hindrances {
     ) {
         let former = std::mem::take(&mut self.seen);
         for (id, node) in &mut observed.nodes {
-            let Some(by) = self.refused.get(id).or_else(|| said.get(id)) else { continue };
+            let Some(by) = said.get(id).or_else(|| self.refused.get(id)) else { continue };
             let since = former.get(id).filter(|f| f.by.kind == by.kind).map_or(now, |f| f.since);
             let hindered = Hindered { by: by.clone(), since };
             self.seen.insert(id.clone(), hindered.clone());

@@ -380,7 +380,8 @@ fn state_change(desired: &Desired, before: InstanceState, plan: &Plan, now: Time
 
 /// Conditions that come and go beside the state: also while an operation holds the instance, which
 /// has no change of state to tell of them. What a condition is called, and what its end is.
-const TOLD: [(&str, &str); 2] = [
+const TOLD: [(&str, &str); 3] = [
+    ("volume-leaving", "volume-left"),
     ("node-blocked", "node-unblocked"),
     ("container-cluster-unreachable", "container-cluster-reachable"),
 ];

@@ -21,6 +21,7 @@
 //! backend unknown | known [WORDS]  it says why
 //! block NODE KIND WORDS    the container cluster says why the node cannot come to be
 //! unblock NODE
+//! leaving-volume NODE      its volume is marked for deletion, and it serves
 //! delete | restart [NODE] | failover SHARD [NODE] [accept-data-loss]
 //! give-up                  the operation is marked as failed
 //! ```
@@ -124,6 +125,10 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
             let sim = world.node(rest[0]);
             sim.silent = Some(now);
             sim.hindered = Some(Hindered { by, since: now });
+        }
+        "leaving-volume" => {
+            let by = Hindrance::new(HindranceKind::VolumeLeaving, "has a volume that goes");
+            world.node(rest[0]).hindered = Some(Hindered { by, since: now });
         }
         "unblock" => {
             let sim = world.node(rest[0]);
