@@ -68,7 +68,7 @@ pub(crate) fn is_quota(message: &str) -> bool {
 }
 
 /// There is no such namespace, or it is on its way out: nothing can be made in it.
-fn is_without_namespace(message: &str) -> bool {
+pub(crate) fn is_without_namespace(message: &str) -> bool {
     (message.starts_with("namespaces \"") && message.ends_with("\" not found"))
         || message.contains("because it is being terminated")
 }
@@ -127,6 +127,32 @@ mod tests {
         ] {
             assert!(api(code, message).is_retryable(), "{code} {message}");
         }
+    }
+
+    #[test]
+    fn a_namespace_that_is_gone_or_going_is_said_to_be() {
+        for (code, message) in [
+            (404, "namespaces \"larder\" not found"),
+            (
+                403,
+                "configmaps \"i-1\" is forbidden: unable to create new content in namespace \
+                   larder because it is being terminated",
+            ),
+        ] {
+            match api(code, message) {
+                ClusterError::Refused(refusal) => {
+                    assert_eq!(refusal.code, Code::ContainerClusterUnusable);
+                }
+                other => panic!("{other}"),
+            }
+        }
+        assert!(api(404, "services \"n-1\" not found").is_retryable());
+    }
+
+    #[test]
+    fn lost_credentials_are_said_with_the_way_out() {
+        assert!(api(401, "Unauthorized").to_string().contains("rebind"));
+        assert!(api(403, "pods is forbidden").to_string().contains("rebind"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use larder_model::kube::instance_name;
 use serde_json::json;
 
 use crate::apply::Place;
+use crate::error::is_without_namespace;
 use crate::objects;
 
 const KEY: &str = "fence";
@@ -129,7 +130,12 @@ async fn quiet<T>(
 ) -> Result<Option<T>, kube::Error> {
     match call.await {
         Ok(written) => Ok(Some(written)),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Err(kube::Error::Api(status))
+            if status.code == 409
+                || (status.code == 404 && !is_without_namespace(&status.message)) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

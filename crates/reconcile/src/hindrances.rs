@@ -30,7 +30,8 @@ impl Hindrances {
         let former = std::mem::take(&mut self.seen);
         for (id, node) in &mut observed.nodes {
             let Some(by) = said.get(id).or_else(|| self.refused.get(id)) else { continue };
-            let since = former.get(id).filter(|f| f.by.kind == by.kind).map_or(now, |f| f.since);
+            // One may follow another without a moment in which nothing stands in the way.
+            let since = former.get(id).map_or(now, |former| former.since);
             let hindered = Hindered { by: by.clone(), since };
             self.seen.insert(id.clone(), hindered.clone());
             node.hindered = Some(hindered);
@@ -105,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hindrance_is_dated_by_its_kind_and_not_by_its_words() {
+    fn a_hindrance_lasts_while_something_stands_in_the_way() {
         use HindranceKind::{Unschedulable, VolumeUnbound};
         let mut all = Hindrances::default();
         let since = |seen: Option<Hindered>| seen.expect("hindered").since.0;
         assert_eq!(since(after(&mut all, &says(Unschedulable, "0 of 3"), 10)), 10);
         assert_eq!(since(after(&mut all, &says(Unschedulable, "0 of 4"), 20)), 10);
-        assert_eq!(since(after(&mut all, &says(VolumeUnbound, "no class"), 30)), 30);
+        assert_eq!(since(after(&mut all, &says(VolumeUnbound, "no class"), 30)), 10);
         assert!(after(&mut all, &BTreeMap::new(), 40).is_none());
         assert_eq!(since(after(&mut all, &says(VolumeUnbound, "no class"), 50)), 50);
     }

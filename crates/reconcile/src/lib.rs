@@ -10,6 +10,7 @@ mod clusters;
 mod driver;
 mod execute;
 mod hindrances;
+mod made_again;
 mod observe;
 mod pace;
 mod statuses;

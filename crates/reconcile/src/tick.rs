@@ -16,6 +16,7 @@ use crate::book::{Book, BookError};
 use crate::clusters::Clusters;
 use crate::execute::{Executor, Outcome};
 use crate::hindrances::Hindrances;
+use crate::made_again::MadeAgain;
 use crate::observe::{Seen, correct_places, observe};
 use crate::pace::Pace;
 use crate::statuses::Statuses;
@@ -67,6 +68,7 @@ struct Memory {
     pace: Pace,
     /// What keeps nodes from coming to be.
     hindrances: Hindrances,
+    made_again: MadeAgain,
 }
 
 /// What the record of an instance says.
@@ -137,6 +139,7 @@ impl Reconciler {
             self.memory_of(instance, |memory| {
                 memory.backend_seen_at = Some(now);
                 memory.hindrances.look(&mut seen.observed, &seen.hindrances, now);
+                memory.made_again.look(&seen.observed);
             });
         }
         self.collect_node_events(instance, &seen).await?;
@@ -285,10 +288,15 @@ impl Reconciler {
                     self.with_memory(|all| all.remove(instance));
                     return Ok(TickOutcome::Gone);
                 }
-                self.memory_of(instance, |memory| {
+                let again = self.memory_of(instance, |memory| {
                     memory.pace.taken(&step.step, now);
                     memory.hindrances.taken(&step.step);
+                    memory.made_again.taken(&step.step)
                 });
+                if let Some(text) = again {
+                    let told = event(desired, now, Severity::Warning, "made-again", text);
+                    self.book.events_append(&[told]).await?;
+                }
                 continue;
             };
             result = TickOutcome::Failed;

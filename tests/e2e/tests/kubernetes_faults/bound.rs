@@ -1,0 +1,117 @@
+//! Credentials of a binding that are withdrawn: what cannot be seen is unknown, and nothing else.
+
+use anyhow::{Result, ensure};
+use larder_e2e::kubernetes::variable;
+use serde_json::json;
+
+use super::*;
+
+/// `packaging/kubernetes/bind.yaml` for a namespace of this story.
+fn manifest(namespace: &str) -> Result<String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/kubernetes/bind.yaml");
+    let text = std::fs::read_to_string(path)?;
+    let is_namespace = |document: &str| document.contains("kind: Namespace\n");
+    let documents: Vec<String> = text
+        .split("---\n")
+        .map(|document| {
+            let placed =
+                document.replace("namespace: larder\n", &format!("namespace: {namespace}\n"));
+            if is_namespace(document) {
+                return placed.replace("name: larder\n", &format!("name: {namespace}\n"));
+            }
+            placed
+        })
+        .collect();
+    Ok(documents.join("---\n"))
+}
+
+/// A kubeconfig of the service account, as docs/kubernetes.md makes one.
+async fn kubeconfig(namespace: &str) -> Result<String> {
+    let of_secret = async |key: &str| {
+        let path = format!("jsonpath={{.data.{key}}}");
+        let args = ["get", "secret", "larder-token", "-o", &path];
+        let text = eventually("the service account has a token", MINUTE, async || {
+            let text = kube_in(namespace, &args).await?;
+            Ok((!text.is_empty()).then_some(text))
+        })
+        .await?;
+        Ok::<_, anyhow::Error>(text)
+    };
+    let (token, authority) = (of_secret("token").await?, of_secret("ca\\.crt").await?);
+    let server = ["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"];
+    let server = kube(&server).await?;
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "larder",
+        "clusters": [{ "name": "larder", "cluster": {
+            "server": server, "certificate-authority-data": authority,
+        } }],
+        "users": [{ "name": "larder", "user": { "token": base64(&token)? } }],
+        "contexts": [{ "name": "larder", "context": { "cluster": "larder", "user": "larder" } }],
+    });
+    Ok(config.to_string())
+}
+
+/// Decodes; a token is plain text.
+fn base64(text: &str) -> Result<String> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bits, mut count, mut bytes) = (0_u32, 0, Vec::new());
+    for letter in text.bytes().filter(|letter| *letter != b'=') {
+        let value = ALPHABET.iter().position(|known| *known == letter).context("no base64")?;
+        bits = (bits << 6) | u32::try_from(value)?;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push(u8::try_from((bits >> count) & 0xff)?);
+        }
+    }
+    Ok(String::from_utf8(bytes)?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn withdrawn_rights_and_a_revoked_token_disturb_nothing_and_rebinding_heals() -> Result<()> {
+    let namespace = "story-rights";
+    let rights = manifest(namespace)?;
+    apply(&rights).await?;
+    let larder = Larder::started().await?;
+    larder.expect_faults();
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("kubeconfig");
+    let file = file.to_str().context("a path that is no text")?;
+    let image = variable("LARDER_TEST_IMAGE")?;
+    std::fs::write(file, kubeconfig(namespace).await?)?;
+    let bind = ["container-cluster", "bind", "east", "--kubeconfig", file];
+    let options = ["--namespace", namespace, "--image", &image, "--volume-size", "1GiB"];
+    let bind: Vec<&str> = bind.into_iter().chain(options).collect();
+    larder.cli(&bind).await?;
+    let shop = larder.create("shop", &READ_WRITE).await?;
+    put(&shop, "kept").await?;
+    let before = claims(namespace, &shop).await?;
+    let kind = "container-cluster-unreachable";
+
+    kube_in(namespace, &["delete", "rolebinding", "larder"]).await?;
+    let parts = ["403", "forbidden", "rebind"];
+    let seen = is_told(&larder, "shop", kind, "no-answer", &parts).await?;
+    ensure!(seen.state == "degraded" && seen.nodes.len() == 2, "{seen:?}");
+    check_data(&shop, "kept", MINUTE).await?;
+    apply(&rights).await?;
+    is_over(&larder, "shop", kind).await?;
+
+    kube_in(namespace, &["delete", "secret", "larder-token"]).await?;
+    let parts = ["401", "Unauthorized", "rebind"];
+    is_told(&larder, "shop", kind, "no-answer", &parts).await?;
+    let plan = larder.json(&["instance", "plan", "shop"]).await?;
+    ensure!(plan["steps"].as_array().is_some_and(Vec::is_empty), "{plan}");
+    check_data(&shop, "kept", MINUTE).await?;
+    apply(&rights).await?;
+    std::fs::write(file, kubeconfig(namespace).await?)?;
+    larder.cli(&["container-cluster", "rebind", "east", "--kubeconfig", file]).await?;
+    let now = is_over(&larder, "shop", kind).await?;
+    ensure!(now.primary(0)?.id == shop.primary(0)?.id, "somebody else leads: {now:?}");
+    ensure!(claims(namespace, &shop).await? == before, "there are other volumes");
+    let reasons = larder.event_reasons("shop").await?;
+    ensure!(reasons.iter().any(|r| r == "container-cluster-reachable"), "{reasons:?}");
+    larder.cli(&["instance", "delete", "shop", "--permanent", "--yes", "--wait"]).await?;
+    larder.cli(&["container-cluster", "unbind", "east"]).await?;
+    take_away(&rights).await?;
+    larder.finish().await
+}

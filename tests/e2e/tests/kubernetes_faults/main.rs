@@ -1,0 +1,220 @@
+//! Faults and bad input on a real Kubernetes: each has an outcome that a person can read in the
+//! instance's conditions and events, nothing is made anew empty, and no two nodes lead.
+//!
+//! The cluster is the one that `LARDER_TEST_KUBECONFIG` names, with the image of `LARDER_TEST_IMAGE`
+//! and at least three workers; `LARDER_TEST_BED` is the command of its test bed (`testbed --dir DIR`).
+//! `make test-kubernetes` sets them. To be run one after the other: the stories switch off what they
+//! all stand on.
+
+mod away;
+mod blocked;
+mod bound;
+mod deleted;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_e2e::kubernetes::{bed, bound, variable};
+use larder_testkit::{Instance, Larder, PASSWORD, eventually};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// What nobody hurries, on a busy machine.
+const MINUTE: Duration = Duration::from_secs(60);
+/// A StatefulSet that was refused a pod is tried again after pauses that double.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const STANDALONE: [&str; 6] =
+    ["--architecture", "standalone", "--memory", "128MiB", "--container-cluster", "east"];
+const READ_WRITE: [&str; 8] = [
+    "--architecture",
+    "read-write",
+    "--replicas",
+    "2",
+    "--memory",
+    "128MiB",
+    "--container-cluster",
+    "east",
+];
+
+/// kubectl; gives its output. `input` is what `-f -` reads.
+async fn kube_with(args: &[&str], input: &str) -> Result<String> {
+    let program = variable("LARDER_TEST_BED")?;
+    let program = program.split_whitespace().next().context("LARDER_TEST_BED is empty")?.to_owned();
+    let mut command = Command::new(program);
+    command.args(["kubectl", "--kubeconfig", &variable("LARDER_TEST_KUBECONFIG")?]).args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.kill_on_drop(true).spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    stdin.write_all(input.as_bytes()).await?;
+    drop(stdin);
+    let output = child.wait_with_output().await?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+async fn kube(args: &[&str]) -> Result<String> {
+    kube_with(args, "").await
+}
+
+/// kubectl in one namespace.
+async fn kube_in(namespace: &str, args: &[&str]) -> Result<String> {
+    let args: Vec<&str> = ["--namespace", namespace].iter().chain(args).copied().collect();
+    kube(&args).await
+}
+
+/// Makes objects; answers what takes them away again.
+async fn apply(manifest: &str) -> Result<()> {
+    kube_with(&["apply", "-f", "-"], manifest).await.map(drop)
+}
+
+async fn take_away(manifest: &str) -> Result<()> {
+    let args = ["delete", "--ignore-not-found", "--wait=false", "-f", "-"];
+    kube_with(&args, manifest).await.map(drop)
+}
+
+/// A Larder with the cluster bound as `east`, in a namespace of its own.
+async fn story(namespace: &str) -> Result<Larder> {
+    let larder = bound(namespace).await?;
+    larder.expect_faults();
+    Ok(larder)
+}
+
+/// Deletes the instances and everything else of the story, which has to go.
+async fn end(larder: Larder, namespace: &str, instances: &[&str]) -> Result<()> {
+    for name in instances {
+        larder.cli(&["instance", "delete", name, "--permanent", "--yes", "--wait"]).await?;
+    }
+    larder.cli(&["container-cluster", "unbind", "east"]).await?;
+    kube(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"]).await?;
+    larder.finish().await
+}
+
+/// Asks for an instance and does not wait for it.
+async fn ask_for(larder: &Larder, name: &str, args: &[&str]) -> Result<()> {
+    let mut all = vec!["instance", "create", name, "--engine", "redis-7.0", "--password-stdin"];
+    all.extend(args);
+    let output = larder.cli_with_input(&all, &format!("{PASSWORD}\n")).await?;
+    ensure!(output.code == 0, "{output:?}");
+    Ok(())
+}
+
+/// Waits until the instance shows the condition with this reason, and until an event tells of it.
+/// All of `parts` are in the words of both.
+async fn is_told(
+    larder: &Larder,
+    name: &str,
+    kind: &str,
+    reason: &str,
+    parts: &[&str],
+) -> Result<Instance> {
+    let what = format!("{name} shows {kind} ({reason}) with {parts:?}");
+    let seen = larder
+        .wait_for(name, &what, MINUTE, |instance| {
+            instance.condition(kind).is_some_and(|condition| {
+                condition.status
+                    && condition.reason == reason
+                    && parts.iter().all(|part| condition.message.contains(part))
+            })
+        })
+        .await?;
+    eventually("an event tells of it", MINUTE, async || {
+        let events = larder.json(&["event", "list", "--instance", name]).await?;
+        let told = events.as_array().context("no array")?.iter().any(|event| {
+            let message = event["message"].as_str().unwrap_or_default();
+            event["reason"] == kind && parts.iter().all(|part| message.contains(part))
+        });
+        Ok(told.then_some(()))
+    })
+    .await?;
+    Ok(seen)
+}
+
+/// Waits until the instance runs, and shows nothing of the condition any more.
+async fn is_over(larder: &Larder, name: &str, kind: &str) -> Result<Instance> {
+    let what = format!("{name} runs without {kind}");
+    larder
+        .wait_for(name, &what, PATIENCE, |i| i.state == "running" && i.condition(kind).is_none())
+        .await
+}
+
+/// One command at a server, in the cluster's network.
+async fn redis(host: &str, args: &[&str]) -> Result<String> {
+    let mut command =
+        bed(&["exec", "--", "redis-cli", "--no-auth-warning", "-t", "2", "-h", host])?;
+    let output = command.args(args).env("REDISCLI_AUTH", PASSWORD).output().await?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn host(instance: &Instance) -> Result<String> {
+    Ok(instance.endpoint("write")?.host.clone())
+}
+
+/// Writes something to be found again, with its replicas.
+async fn put(instance: &Instance, value: &str) -> Result<()> {
+    let answer = redis(&host(instance)?, &["SET", "story", value]).await?;
+    ensure!(answer == "OK", "the write was answered with `{answer}`");
+    Ok(())
+}
+
+/// It is there, and the endpoint takes writes.
+async fn check_data(instance: &Instance, value: &str, within: Duration) -> Result<()> {
+    let host = host(instance)?;
+    eventually("writes go through, and what was written is there", within, async || {
+        let there = redis(&host, &["GET", "story"]).await?;
+        let taken = redis(&host, &["SET", "again", value]).await?;
+        Ok((there == value && taken == "OK").then_some(()))
+    })
+    .await
+}
+
+/// UIDs of the claims of an instance: another one is another, empty volume.
+async fn claims(namespace: &str, instance: &Instance) -> Result<Vec<String>> {
+    let label = format!("larder.io/instance={}", instance.id);
+    let args = ["get", "pvc", "-l", &label, "-o", "jsonpath={.items[*].metadata.uid}"];
+    let text = kube_in(namespace, &args).await?;
+    let mut uids: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    uids.sort();
+    Ok(uids)
+}
+
+/// A client in the cluster's network that has begun to write.
+struct Writing {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Writing {
+    async fn to(instance: &Instance, seconds: u64) -> Result<Self> {
+        let write = instance.endpoint("write")?;
+        let (port, seconds) = (write.port.to_string(), seconds.to_string());
+        let writer = env!("CARGO_BIN_EXE_writer");
+        let mut command = bed(&["exec", "--", writer, &write.host, &port, &seconds])?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut stdin = child.stdin.take().context("no standard input")?;
+        stdin.write_all(format!("{PASSWORD}\n").as_bytes()).await?;
+        drop(stdin);
+        let mut lines = BufReader::new(child.stdout.take().context("no standard output")?);
+        let mut line = String::new();
+        lines.read_line(&mut line).await?;
+        ensure!(line.trim() == "writing", "the client says `{line}`");
+        Ok(Self { child, lines })
+    }
+
+    /// The longest time without an answered write, in milliseconds, once nothing acknowledged is
+    /// seen to be lost.
+    async fn gap(mut self) -> Result<u64> {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).await?;
+        self.child.wait().await?;
+        let told: Value =
+            serde_json::from_str(&line).with_context(|| format!("the client says `{line}`"))?;
+        ensure!(told["lost"] == 0, "acknowledged writes are lost: {told}");
+        ensure!(told["acked"].as_u64().is_some_and(|acked| acked > 0), "nothing written: {told}");
+        told["worst_gap_ms"].as_u64().context("no gap")
+    }
+}
