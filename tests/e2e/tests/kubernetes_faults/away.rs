@@ -14,7 +14,7 @@ const NOTHING: u64 = 3_000;
 
 /// One command at a server, from the worker that it is on.
 async fn redis_at(worker: &str, host: &str, args: &[&str]) -> Result<String> {
-    let head = ["exec", "--worker", worker, "--", "redis-cli", "--no-auth-warning", "-t", "2"];
+    let head = ["exec", "--worker", worker, "--", "timeout", "3", "redis-cli", "--no-auth-warning"];
     let mut command = bed(&head)?;
     command.args(["-h", host]).args(args).env("REDISCLI_AUTH", PASSWORD);
     let output = command.output().await?;

@@ -33,6 +33,19 @@ spec:
   matchResources: { namespaceSelector: { matchLabels: { kubernetes.io/metadata.name: story-rule } } }
 "#;
 
+/// A pod that every other rule lets through.
+const PROBE: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: probe }
+spec:
+  securityContext: { runAsNonRoot: true, runAsUser: 65532, seccompProfile: { type: RuntimeDefault } }
+  containers:
+    - name: probe
+      image: none
+      securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: [ALL] } }
+"#;
+
 /// A class that nobody makes volumes of.
 const NEVER: &str = r#"
 apiVersion: storage.k8s.io/v1
@@ -107,8 +120,8 @@ async fn an_admission_rule_is_said_in_its_own_words() -> Result<()> {
     let told = async {
         // The API server takes a moment to know of a rule.
         eventually("the rule holds", MINUTE, async || {
-            let args = ["run", "probe", "--image=none", "--dry-run=server", "--restart=Never"];
-            let said = kube_in("story-rule", &args).await.err().map(|e| e.to_string());
+            let args = ["--namespace", "story-rule", "apply", "--dry-run=server", "-f", "-"];
+            let said = kube_with(&args, PROBE).await.err().map(|error| error.to_string());
             Ok(said.filter(|text| text.contains("house rule")))
         })
         .await?;

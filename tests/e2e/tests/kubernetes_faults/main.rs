@@ -143,7 +143,7 @@ async fn is_over(larder: &Larder, name: &str, kind: &str) -> Result<Instance> {
 /// One command at a server, in the cluster's network.
 async fn redis(host: &str, args: &[&str]) -> Result<String> {
     let mut command =
-        bed(&["exec", "--", "redis-cli", "--no-auth-warning", "-t", "2", "-h", host])?;
+        bed(&["exec", "--", "timeout", "3", "redis-cli", "--no-auth-warning", "-h", host])?;
     let output = command.args(args).env("REDISCLI_AUTH", PASSWORD).output().await?;
     ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
