@@ -4,8 +4,8 @@
 use larder_model::agent::{ProblemCode, ServerState};
 use larder_model::plan::{OperationReport, Step, Wait};
 use larder_model::{
-    Code, EndpointKind, Exposed, IdSource, InstanceState, Millis, NodeRecord, Observation,
-    OperationKind, Refusal,
+    Code, EndpointKind, Exposed, IdSource, InstanceState, LOCAL_CONTAINER_CLUSTER, Millis,
+    NodeRecord, Observation, OperationKind, Refusal,
 };
 
 use crate::draft::Draft;
@@ -209,6 +209,10 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
             draft.step(Step::EnsureNode { node }, "only its address exists");
             continue;
         }
+        if misses_its_lease(view, record) {
+            let reason = "its agent cannot reach the lease: what is missing of that is made again";
+            draft.step(Step::EnsureNode { node: node.clone() }, reason);
+        }
         if held.generation < generation {
             draft
                 .step(Step::EnsureNode { node: node.clone() }, behind(held.generation, generation));
@@ -219,6 +223,15 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
             draft.step(Step::ConfigureNode { node }, behind(status.generation, generation));
         }
     }
+}
+
+/// The container cluster answers and the node's agent does not get at its lease there: somebody has
+/// deleted it, or the right to it. On one machine the lease is a folder that agents make themselves.
+pub(crate) fn misses_its_lease(view: &View<'_>, record: &NodeRecord) -> bool {
+    let problem = view.agent(&record.id).and_then(|status| status.problem.as_ref());
+    view.desired.initialized
+        && view.desired.spec.container_cluster != LOCAL_CONTAINER_CLUSTER
+        && problem.is_some_and(|problem| problem.code == ProblemCode::LeaseUnreachable)
 }
 
 fn behind(has: u64, wanted: u64) -> String {

@@ -14,6 +14,7 @@ use larder_model::{
 
 use crate::cluster_repair::{former_primary, is_forgettable, process_is_gone};
 use crate::draft::is_disturbing;
+use crate::ensure;
 use crate::heal::may_go;
 use crate::render;
 use crate::view::View;
@@ -143,7 +144,9 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
             let behind = match view.backend(node) {
                 larder_model::Observation::Absent => true,
                 larder_model::Observation::Known { value, .. } => {
-                    !value.realised || value.generation < render::config_generation(view.desired)
+                    !value.realised
+                        || value.generation < render::config_generation(view.desired)
+                        || record.is_some_and(|record| ensure::misses_its_lease(view, record))
                 }
                 _ => false,
             };

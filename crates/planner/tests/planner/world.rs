@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use larder_model::agent::{
-    AgentStatus, ClusterFailoverMode, ClusterPeer, ClusterView, LeaseSummary, ReplicationView,
-    Role, ServerState, ServerStatus, VolumeState,
+    AgentStatus, ClusterFailoverMode, ClusterPeer, ClusterView, LeaseSummary, Problem,
+    ReplicationView, Role, ServerState, ServerStatus, VolumeState,
 };
 use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
 use larder_model::{
@@ -58,6 +58,8 @@ pub(crate) struct SimNode {
     pub(crate) follows: Option<String>,
     pub(crate) exposed: Exposed,
     pub(crate) hindered: Option<Hindered>,
+    /// What the agent says is wrong.
+    pub(crate) problem: Option<Problem>,
 }
 
 /// A server that is no more, as the others remember it.
@@ -458,6 +460,7 @@ impl World {
                 slots: SlotSet::default(),
                 epoch: 0,
                 follows: None,
+                problem: None,
                 exposed: Exposed::No,
                 hindered: None,
             };
@@ -806,7 +809,7 @@ impl World {
                 holder: self.holder.clone(),
                 failover_on_hold: false,
             }),
-            problem: None,
+            problem: sim.problem.clone(),
             events: Vec::new(),
         }
     }

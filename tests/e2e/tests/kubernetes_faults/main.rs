@@ -77,6 +77,8 @@ async fn take_away(manifest: &str) -> Result<()> {
 
 /// A Larder with the cluster bound as `east`, in a namespace of its own.
 async fn story(namespace: &str) -> Result<Larder> {
+    // Of a run that failed.
+    kube(&["delete", "namespace", namespace, "--ignore-not-found"]).await?;
     let larder = bound(namespace).await?;
     larder.expect_faults();
     Ok(larder)
