@@ -100,7 +100,8 @@ if [ -n "${LARDER_TEST_BED:-}" ]; then
     check kubernetes-stories cargo test --locked -p larder-e2e --test kubernetes -- --test-threads=1
     # One after the other: each switches off a worker of its own choice.
     check kubernetes-exposure cargo test --locked -p larder-e2e --test kubernetes_exposure -- --test-threads=1
+    check kubernetes-faults cargo test --locked -p larder-e2e --test kubernetes_faults -- --test-threads=1
 else
-    printf 'SKIP %-22s LARDER_TEST_BED is not set\n' kubernetes-foundation kubernetes-stories kubernetes-exposure
+    printf 'SKIP %-22s LARDER_TEST_BED is not set\n' kubernetes-foundation kubernetes-stories kubernetes-exposure kubernetes-faults
 fi
 exit "$failed"

@@ -2,7 +2,7 @@
 //! somebody else does, and never both.
 
 use anyhow::{Result, ensure};
-use larder_e2e::kubernetes::bed_does;
+use larder_testkit::kubernetes::bed_does;
 
 use super::*;
 

@@ -2,7 +2,7 @@
 //! words, and when it has gone the instance goes on by itself.
 
 use anyhow::{Result, ensure};
-use larder_e2e::kubernetes::variable;
+use larder_testkit::kubernetes::variable;
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! Credentials of a binding that are withdrawn: what cannot be seen is unknown, and nothing else.
 
 use anyhow::{Result, ensure};
-use larder_e2e::kubernetes::variable;
+use larder_testkit::kubernetes::variable;
 use serde_json::json;
 
 use super::*;
@@ -74,6 +74,7 @@ async fn withdrawn_rights_and_a_revoked_token_disturb_nothing_and_rebinding_heal
     apply(&rights).await?;
     let larder = Larder::started().await?;
     larder.expect_faults();
+    larder.expect_log("strays cannot be swept");
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("kubeconfig");
     let file = file.to_str().context("a path that is no text")?;

@@ -101,6 +101,7 @@ async fn a_deleted_namespace_leaves_its_instances_lost_and_nothing_starts_empty(
     larder.expect_log("volume");
     let shop = larder.create("shop", &READ_WRITE).await?;
     let lone = larder.create("lone", &STANDALONE).await?;
+    larder.create("dropped", &STANDALONE).await?;
     put(&shop, "gone").await?;
     put(&lone, "gone").await?;
     kube(&["delete", "namespace", namespace, "--timeout=120s"]).await?;
@@ -109,6 +110,8 @@ async fn a_deleted_namespace_leaves_its_instances_lost_and_nothing_starts_empty(
         let seen = is_told(&larder, name, "node-blocked", "namespace-missing", &parts).await?;
         ensure!(seen.state == "unavailable", "{seen:?}");
     }
+    // There is nothing left to remove.
+    larder.cli(&["instance", "delete", "dropped", "--permanent", "--yes", "--wait"]).await?;
     // Where it comes back, everything in it is new, and none of it is taken for the data.
     kube(&["create", "namespace", namespace]).await?;
     for name in ["shop", "lone"] {
