@@ -16,7 +16,7 @@ export LARDER_TEST_ENGINES := $(ENGINES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench images deny fmt clean \
-	test-kubernetes testbed-setup testbed-build testbed-up testbed-larder testbed-down testbed-check testbed-smoke
+	test-kubernetes bench-kubernetes testbed-setup testbed-build testbed-up testbed-larder testbed-down testbed-check testbed-smoke
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ chaos: engines ## 50 random kills of serve during random operations, long form
 
 bench: build ## Measure the figures of docs/measurements.md
 	cargo run --locked --release -p larder-e2e --bin figures -- target/release/larder
+
+bench-kubernetes: engines testbed-setup ## Measure starts and write gaps of instances in pods, on a test bed of its own
+	@scripts/test-kubernetes.sh figures
 
 images: build engines ## Build the images of all engines and of the control plane into target/images (buildah, no registry)
 	@scripts/images.sh

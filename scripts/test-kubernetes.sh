@@ -5,7 +5,8 @@
 # what needs LARDER_TEST_BED, the command of a test bed, is skipped. Full output is in target/test-logs/.
 #
 # `test-kubernetes.sh short` is the part that `make test` runs: each architecture created, used, killed and deleted, and one
-# worker lost.
+# worker lost. `test-kubernetes.sh figures [ARGUMENTS]` measures starts and gaps there (tests/e2e/src/bin/figures.rs), with a
+# release binary.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -17,7 +18,15 @@ form=${1:-long}
 engines="redis-6.2 redis-7.0 valkey-8.0"
 [ "$form" = long ] || engines=redis-7.0
 
-cargo build --locked --package larder --package larder-e2e
+if [ "$form" = figures ]; then
+    shift
+    built=release
+    cargo build --release --locked --package larder --package larder-e2e
+else
+    built=debug
+    cargo build --locked --package larder --package larder-e2e
+fi
+built=$(realpath "${CARGO_TARGET_DIR:-target}")/$built
 
 bed=
 if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
@@ -35,7 +44,7 @@ else
 fi
 if [ -n "$bed" ]; then
     # shellcheck disable=SC2086 # a list of words
-    LARDER_TESTBED_DIR=$bed scripts/testbed-images.sh "$(realpath "${CARGO_TARGET_DIR:-target}")/debug/larder" $engines
+    LARDER_TESTBED_DIR=$bed scripts/testbed-images.sh "$built/larder" $engines
     # The program itself where it needs no sudo: the script takes a moment to find it, at every call.
     program=$root/scripts/testbed.sh
     [ "$(id -u)" != 0 ] || program=$(scripts/testbed.sh build)
@@ -59,12 +68,14 @@ check() { # name command...
 
 # Stories of tests/e2e, told of instances in pods. They run in the control plane's network, where Services are reached, and
 # where the API server is at another port than on the machine.
+inside() { # command...
+    sed 's#https://127.0.0.1:[0-9]*#https://127.0.0.1:6443#' "$LARDER_TEST_KUBECONFIG" >"$logs/inside.kubeconfig"
+    LARDER_TEST_STORIES=kubernetes LARDER_TEST_KUBECONFIG="$root/$logs/inside.kubeconfig" "$@"
+}
 told() { # test filter...
     local test=$1
     shift
-    sed 's#https://127.0.0.1:[0-9]*#https://127.0.0.1:6443#' "$LARDER_TEST_KUBECONFIG" >"$logs/inside.kubeconfig"
-    env "CARGO_TARGET_$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=$LARDER_TEST_BED exec --" \
-        LARDER_TEST_STORIES=kubernetes LARDER_TEST_KUBECONFIG="$root/$logs/inside.kubeconfig" \
+    inside env "CARGO_TARGET_$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER=$LARDER_TEST_BED exec --" \
         cargo test --locked -p larder-e2e --test "$test" -- --test-threads=1 "$@"
 }
 short() {
@@ -82,10 +93,13 @@ long() {
         told kubernetes_pods
 }
 
-if [ "$form" = short ]; then
-    short
-    exit
-fi
+case $form in
+short) short; exit ;;
+figures)
+    # shellcheck disable=SC2086
+    inside $LARDER_TEST_BED exec -- "$built/figures" "$built/larder" --only start,gaps --runs 10 "$@"
+    exit ;;
+esac
 check kubernetes-conformance cargo test --locked -p larder-cluster-k8s --test kubernetes
 check kubernetes-chart scripts/test-helm.sh
 if [ -n "${LARDER_TEST_BED:-}" ]; then

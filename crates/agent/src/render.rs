@@ -216,6 +216,7 @@ pub(crate) mod tests {
             bootstrap: true,
             initialized: false,
             members: vec![Member { outer: None, node, shard: 0, zone: None, address }],
+            worker: None,
             storage_class: None,
             election: ElectionPolicy::default(),
             generation: 1,

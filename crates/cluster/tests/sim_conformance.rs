@@ -79,6 +79,7 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
             bootstrap: i < 3,
             initialized: false,
             members: members.clone(),
+            worker: None,
             storage_class: None,
             election: ElectionPolicy::default(),
             generation: 1,

@@ -6,7 +6,7 @@ use crate::address::Address;
 use crate::architecture::NodeMode;
 use crate::event::Severity;
 use crate::exposure::OuterAddress;
-use crate::ids::{EngineName, InstanceId, InstanceName, NodeId, ZoneName};
+use crate::ids::{EngineName, InstanceId, InstanceName, NodeId, WorkerName, ZoneName};
 use crate::policy::ElectionPolicy;
 use crate::size::ByteSize;
 use crate::slots::{SlotRange, SlotSet};
@@ -44,6 +44,10 @@ pub struct NodeConfig {
     /// All nodes of the instance, this one included, sorted by id.
     pub members: Vec<Member>,
     pub election: ElectionPolicy,
+    /// Where the planner wants it; what has the last word is the backend's scheduler. Of no concern
+    /// to the agent itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerName>,
     /// What its volume is made of; `None` is the container cluster's default. Of no concern to
     /// the agent itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]

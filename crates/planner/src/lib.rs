@@ -34,6 +34,7 @@ mod ensure;
 mod failover;
 mod heal;
 mod lint;
+mod majority;
 mod op_steps;
 mod placement;
 mod refused;

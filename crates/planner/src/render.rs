@@ -74,6 +74,7 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
         initialized: desired.initialized,
         members: members(desired),
         election: desired.policy.election,
+        worker: Some(record.worker.clone()),
         storage_class: Some(spec.storage_class.clone()),
         generation: config_generation(desired),
     })

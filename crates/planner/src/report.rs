@@ -8,6 +8,7 @@ use larder_model::{
 };
 
 use crate::drift;
+use crate::majority::{self, Majority};
 use crate::view::View;
 
 /// How well the instance serves, whatever is being done with it.
@@ -36,7 +37,7 @@ pub fn instance_state(desired: &Desired, observed: &Observed, now: Timestamp) ->
 }
 
 /// The conditions of the instance: `ready`, `available`, `redundant` always; `data-lost`,
-/// `failover-on-hold`, `node-problem`, `drifted` only while they are so.
+/// `failover-on-hold`, `node-problem`, `drifted`, `majority-on-one-worker` only while they are so.
 pub fn conditions(desired: &Desired, observed: &Observed, now: Timestamp) -> Vec<Condition> {
     let view = View::new(desired, observed, now);
     all_conditions(&view, &health(&view))
@@ -251,6 +252,20 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
             &format!(
                 "{}; while all nodes are well and another worker has room, one is copied there",
                 drifted.join("; ")
+            ),
+        ));
+    }
+    if let Some(found) = majority::majority(view) {
+        let Majority { worker, primaries, to } = found;
+        conditions.push(condition(
+            "majority-on-one-worker",
+            true,
+            "shared-worker",
+            &format!(
+                "worker {worker} holds the primaries of {primaries} of {} shards: without it \
+                 nobody could be elected, and no shard would take writes until it is back or \
+                 confirmed lost; move one by `larder instance failover {} --shard {} --to {}`",
+                view.desired.spec.shards, view.desired.spec.name, to.shard, to.id
             ),
         ));
     }

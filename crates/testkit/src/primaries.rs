@@ -55,6 +55,18 @@ impl PrimaryWatch {
         Ok(Self { nodes })
     }
 
+    /// The longest time in which no node took a write: what a fault costs at the servers themselves,
+    /// past all endpoints. To about 20 ms.
+    pub fn worst_gap(&self) -> Duration {
+        let mut taken: Vec<Duration> = Vec::new();
+        for node in &self.nodes {
+            let probes = node.probes.lock().expect("no holder panics");
+            taken.extend(probes.iter().filter(|p| p.accepted).map(|p| p.done));
+        }
+        taken.sort_unstable();
+        taken.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
+    }
+
     /// Ends the watch.
     ///
     /// # Errors

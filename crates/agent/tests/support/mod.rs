@@ -121,6 +121,7 @@ impl World {
                 bootstrap: first,
                 initialized: false,
                 members: members.to_vec(),
+                worker: None,
                 storage_class: None,
                 election: ElectionPolicy::default(),
                 generation: 1,

@@ -11,7 +11,7 @@ use larder_model::kube::{
     SERVER_PORT, STATE_DIR, instance_name, node_name,
 };
 use larder_model::local::{AgentBoot, NodeSecrets};
-use larder_model::{ByteSize, InstanceId, NodeId, NodeMode, OuterAddress};
+use larder_model::{ByteSize, InstanceId, NodeId, NodeMode, OuterAddress, WorkerName};
 use serde_json::{Value, json};
 
 use super::{RENDERER, node_labels};
@@ -192,7 +192,19 @@ fn pod(options: &KubeOptions, config: &NodeConfig) -> Value {
             options.pull_secrets.iter().map(|name| json!({ "name": name })).collect();
         pod["imagePullSecrets"] = json!(named);
     }
+    if let Some(worker) = &config.worker {
+        pod["affinity"] = json!({ "nodeAffinity": prefer(worker) });
+    }
     pod
+}
+
+/// The worker that the planner chose, which keeps first primaries apart from each other, if it can
+/// be: the scheduler knows what else is there.
+fn prefer(worker: &WorkerName) -> Value {
+    let field = json!({ "key": "metadata.name", "operator": "In", "values": [worker.as_str()] });
+    json!({ "preferredDuringSchedulingIgnoredDuringExecution": [
+        { "weight": 100, "preference": { "matchFields": [field] } },
+    ] })
 }
 
 /// The nodes of a shard on different workers while there are enough, and in different zones as

@@ -61,6 +61,7 @@ fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
         bootstrap: true,
         initialized: false,
         members,
+        worker: Some("worker-2".parse().unwrap()),
         storage_class: None,
         election: ElectionPolicy::default(),
         generation: 7,

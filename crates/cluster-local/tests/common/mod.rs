@@ -186,6 +186,7 @@ pub(crate) fn config(
         bootstrap: true,
         initialized: false,
         members,
+        worker: None,
         storage_class: None,
         election: ElectionPolicy::default(),
         generation,

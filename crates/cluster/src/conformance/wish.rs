@@ -49,6 +49,7 @@ pub(super) fn config(
         bootstrap: true,
         initialized: false,
         members: vec![member],
+        worker: None,
         storage_class: None,
         election: ElectionPolicy::default(),
         generation,

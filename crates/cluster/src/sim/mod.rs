@@ -187,6 +187,7 @@ impl Sim {
                 bootstrap: i == 0,
                 initialized: false,
                 members: members.clone(),
+                worker: None,
                 storage_class: None,
                 election: policy,
                 generation: 1,

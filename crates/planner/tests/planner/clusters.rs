@@ -2,7 +2,9 @@
 
 use larder_model::agent::{ClusterFailoverMode, ServerState, VolumeState};
 use larder_model::plan::{Plan, Step, Wait};
-use larder_model::{Architecture, InstanceState, NodeId, SlotSet, WorkerState, even_slots};
+use larder_model::{
+    Architecture, InstanceState, NodeId, OperationKind, SlotSet, WorkerState, even_slots,
+};
 
 use crate::world::{World, everything};
 
@@ -246,4 +248,47 @@ fn a_shard_of_a_cluster_without_a_copy_is_shown_as_lost() {
     let plan = world.plan();
     assert!(plan.waits.iter().any(|wait| matches!(wait, Wait::DataLost { .. })), "{plan}");
     assert!(plan.steps.is_empty(), "{plan}");
+}
+
+fn fail_over(world: &mut World, shard: u32, to: &NodeId) {
+    world.begin(OperationKind::Failover {
+        shard,
+        to: Some(to.clone()),
+        accept_data_loss: false,
+        from: None,
+        without_primary: false,
+    });
+    world.settle();
+    assert_eq!(world.primary(shard).as_ref(), Some(to));
+}
+
+/// What a person moves stays where it was moved to; what that may cost is said, with a way out.
+#[test]
+fn a_worker_that_holds_most_primaries_is_told_with_the_change_that_helps() {
+    let told = |world: &World| {
+        let conditions = world.plan().report.conditions;
+        conditions.into_iter().find(|c| c.kind == "majority-on-one-worker").map(|c| c.message)
+    };
+    let mut world = World::running(Architecture::Cluster, 3, 2, &["w1", "w2", "w3"]);
+    assert_eq!(told(&world), None, "first primaries are apart from each other");
+    let (before, to) = {
+        let primary = world.primary(0).expect("it runs");
+        let of_shard = |r: &&larder_model::NodeRecord| r.shard == 0 && r.id != primary;
+        let to = world.desired.nodes.iter().find(of_shard).expect("a replica").id.clone();
+        (primary, to)
+    };
+    fail_over(&mut world, 0, &to);
+    let message = told(&world).expect("two primaries share a worker now");
+    let worker = world.nodes[&to].worker.clone();
+    assert!(
+        message.contains(&format!("worker {worker} holds the primaries of 2 of 3")),
+        "{message}"
+    );
+    assert!(message.contains(&format!("--shard 0 --to {before}")), "{message}");
+    assert!(world.plan().steps.is_empty(), "nobody undoes what a person asked for");
+    fail_over(&mut world, 0, &before);
+    assert_eq!(told(&world), None);
+
+    let few = World::running(Architecture::Cluster, 3, 2, &["w1", "w2"]);
+    assert_eq!(told(&few), None, "two workers cannot share three primaries better");
 }

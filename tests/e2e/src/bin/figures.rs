@@ -1,7 +1,9 @@
 //! Measures the figures of `docs/measurements.md` on a given binary and prints them as Markdown.
 //!
 //! `figures BINARY [--runs N] [--idle-seconds N] [--only start,gaps,idle] [--write]`; `--write` puts them into
-//! the page. Run it on a quiet machine with a release binary: `make bench`.
+//! the page. Run it on a quiet machine with a release binary: `make bench`. With the variables that
+//! `larder_testkit::kubernetes` names, and in a test bed's network, `start` and `gaps` are those of
+//! instances in pods: `make bench-kubernetes`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal")]
 
 use std::collections::BTreeMap;
@@ -17,9 +19,10 @@ use larder_testkit::larder::ADMIN_PASSWORD;
 use larder_testkit::process::{self, Kind};
 use larder_testkit::resp::{slot, tag_in};
 use larder_testkit::{
-    Connection, Endpoint, Instance, Larder, LarderOptions, PASSWORD, Writer, WriterOptions,
+    Connection, Endpoint, Instance, Larder, LarderOptions, PASSWORD, PrimaryWatch, Writer,
+    WriterOptions,
 };
-use larder_testkit::{http, logs};
+use larder_testkit::{http, kubernetes, logs};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -221,9 +224,13 @@ async fn starts(options: &Options) -> Result<Vec<[String; 5]>> {
         for run in 0..runs {
             let id = format!("{architecture}-{run}");
             let began = Instant::now();
-            let body = json!({
+            let mut body = json!({
                 "name": id, "architecture": architecture, "engine": "redis-7.0", "password": PASSWORD,
             });
+            if larder.namespace().is_some() {
+                body["container_cluster"] = json!(kubernetes::BOUND);
+                body["memory_bytes"] = json!(128 << 20);
+            }
             api.call("POST", "instances", Some(body)).await?;
             loop {
                 ensure!(began.elapsed() < PATIENCE, "{id} does not start");
@@ -261,6 +268,14 @@ fn precise(endpoint: &Endpoint, prefix: &str) -> WriterOptions {
     options
 }
 
+/// What one fault cost a client.
+struct Gap {
+    whole: Duration,
+    /// At the servers themselves, past the endpoint; a client of a cluster has nothing else.
+    at_servers: Option<Duration>,
+    lost: usize,
+}
+
 /// One gap: a client on the tested shard, another on the control, one fault, both compared.
 async fn one_gap(
     larder: &Larder,
@@ -268,7 +283,7 @@ async fn one_gap(
     fault: Fault,
     run: usize,
     control: &Endpoint,
-) -> Result<(Duration, usize)> {
+) -> Result<Gap> {
     let mut instance = larder.wait_state(name, "running", PATIENCE).await?;
     let clustered = instance.architecture == "cluster";
     if !clustered {
@@ -292,8 +307,13 @@ async fn one_gap(
     let control = Writer::started(precise(control, &prefix)).await?;
     // A stretch of quiet before, to show the control's own worst.
     tokio::time::sleep(Duration::from_secs(1)).await;
+    let watch = if clustered { None } else { Some(PrimaryWatch::start(&instance, PASSWORD)?) };
+    let primary = instance.primary(0)?.id.clone();
     fault.strike(larder, &instance, 0).await?;
-    writer.next_ok(PATIENCE).await?;
+    let written = writer.next_ok(PATIENCE).await;
+    fault.mend(larder, &instance, &primary).await?;
+    written?;
+    let at_servers = watch.map(|watch| watch.worst_gap());
     if clustered {
         cluster_is_whole(&instance, PATIENCE).await?;
     } else {
@@ -303,13 +323,18 @@ async fn one_gap(
     writer.next_ok(PATIENCE).await?;
     let (history, control) = (writer.stop().await?, control.stop().await?);
     let lost = history.lost(&endpoint).await?.len();
-    let gap = history.gap(&control);
+    // The control may have been on the same worker.
+    let whole = match fault {
+        Fault::WorkerLost | Fault::AllPodsGone => history.worst_gap().0,
+        _ => history.gap(&control),
+    };
     eprintln!(
-        "  {fault:?} {run}: gap {}, lost {lost} of {}",
-        milliseconds(gap),
+        "  {fault:?} {run}: gap {}, at the servers {}, lost {lost} of {}",
+        milliseconds(whole),
+        at_servers.map_or("the same".to_owned(), milliseconds),
         history.acked().count()
     );
-    Ok((gap, lost))
+    Ok(Gap { whole, at_servers, lost })
 }
 
 async fn gaps(
@@ -322,13 +347,18 @@ async fn gaps(
     let control = control.endpoint("write")?.clone();
     let mut rows = Vec::new();
     for (fault, title, asked) in cases {
-        let (mut times, mut lost) = (Vec::new(), 0);
+        let mut gaps = Vec::new();
         for run in 0..options.runs {
-            let (gap, missing) = one_gap(larder, name, *fault, run, &control).await?;
-            times.push(gap);
-            lost += missing;
+            gaps.push(one_gap(larder, name, *fault, run, &control).await?);
         }
-        rows.push(row(&format!("{title} (acknowledged writes lost: {lost})"), times, asked));
+        let lost: usize = gaps.iter().map(|gap| gap.lost).sum();
+        let whole = gaps.iter().map(|gap| gap.whole).collect();
+        rows.push(row(&format!("{title} (acknowledged writes lost: {lost})"), whole, asked));
+        let at_servers: Vec<Duration> = gaps.iter().filter_map(|gap| gap.at_servers).collect();
+        // On one machine the relay costs next to nothing; on Kubernetes kube-proxy has its part.
+        if larder.namespace().is_some() && !at_servers.is_empty() {
+            rows.push(row(&format!("{title}: of it at the servers"), at_servers, ""));
+        }
     }
     Ok(rows)
 }
@@ -337,13 +367,21 @@ async fn read_write_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
     let larder = larder(options).await?;
     larder.expect_faults();
     larder.create("rw", &["--architecture", "read-write"]).await?;
+    let in_pods = [
+        (Fault::Planned, "read-write gap: planned failover", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
+        (Fault::PodDeleted, "read-write gap: pod deleted", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
+        (Fault::ServerKilled, "read-write gap: primary's server killed", "≤ 3 s"),
+        (Fault::ServerAndAgentKilled, "read-write gap: container killed", "≤ 6 s"),
+        (Fault::WorkerLost, "read-write gap: worker lost", "≤ 8 s"),
+    ];
     let cases = [
         (Fault::Planned, "read-write gap: planned failover", "worst ≤ 300 ms, lost 0"),
         (Fault::ServerKilled, "read-write gap: primary's server killed", "≤ 2 s"),
         (Fault::ServerAndAgentKilled, "read-write gap: server and agent killed", "≤ 6 s"),
         (Fault::AgentStopped, "read-write gap: primary's agent stopped", "≤ 8 s"),
     ];
-    let rows = gaps(options, &larder, "rw", &cases).await?;
+    let cases = if larder.namespace().is_some() { &in_pods[..] } else { &cases[..] };
+    let rows = gaps(options, &larder, "rw", cases).await?;
     larder.finish().await?;
     Ok(rows)
 }
@@ -352,6 +390,14 @@ async fn cluster_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
     let larder = larder(options).await?;
     larder.expect_faults();
     larder.create("shards", &["--architecture", "cluster"]).await?;
+    let in_pods = [
+        (Fault::Planned, "cluster gap: planned failover", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
+        (Fault::PodDeleted, "cluster gap: pod deleted", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
+        (Fault::ServerKilled, "cluster gap: primary's server killed", "≤ 3 s"),
+        (Fault::ServerAndAgentKilled, "cluster gap: container killed", "≤ 6 s"),
+        (Fault::WorkerLost, "cluster gap: worker lost", "≤ node timeout (5 s) + 5 s"),
+        (Fault::AllPodsGone, "cluster gap: all six pods deleted with grace 0", "≤ 60 s"),
+    ];
     let cases = [
         (Fault::ServerKilled, "cluster gap: primary's server killed, agent alive", "≤ 2 s"),
         (
@@ -360,7 +406,8 @@ async fn cluster_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
             "≤ node timeout (5 s) + 5 s",
         ),
     ];
-    let rows = gaps(options, &larder, "shards", &cases).await?;
+    let cases = if larder.namespace().is_some() { &in_pods[..] } else { &cases[..] };
+    let rows = gaps(options, &larder, "shards", cases).await?;
     larder.finish().await?;
     Ok(rows)
 }
