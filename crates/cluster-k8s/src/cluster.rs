@@ -139,7 +139,7 @@ impl KubeCluster {
             place.metadata::<Service>(&all),
         )?;
         // The way from outside may be closed and opened again while the node lives.
-        let services = services.iter().filter(|metadata| !expose::is_outer(*metadata));
+        let services = services.iter().filter(|metadata| !expose::is_outer(metadata));
         let mut all = sets.iter().chain(&claims).chain(services);
         if all.any(|metadata| metadata.deletion_timestamp.is_some()) {
             let text = format!("node {node}, or something of it, is being removed");
