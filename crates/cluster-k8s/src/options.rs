@@ -71,7 +71,8 @@ impl KubeOptions {
     /// before this was changed.
     pub(crate) fn settings(&self) -> String {
         let spread = if self.spread_strictly { "strict" } else { "preferred" };
-        format!("image={} spread={spread}", self.image)
+        let pull = self.pull_secrets.join(",");
+        format!("image={} spread={spread} pull={pull}", self.image)
     }
 
     pub(crate) fn image_of(&self, engine: &EngineName) -> String {

@@ -72,6 +72,7 @@ mod tests {
 
     fn observed(realised: bool) -> Observed {
         let value = BackendNode {
+            outdated: false,
             worker: WorkerName::new("w1").expect("valid"),
             address: Some(Address::new("10.0.0.1", 6379)),
             realised,

@@ -174,7 +174,9 @@ impl Binder for FakeBinder {
     ) -> Result<ContainerClusterRow, Refusal> {
         let mut row = known.clone();
         row.options["spread"] = serde_json::json!(asked.spread);
-        row.options["pull_secrets"] = serde_json::json!(asked.pull_secrets);
+        if let Some(names) = &asked.pull_secrets {
+            row.options["pull_secrets"] = serde_json::json!(names);
+        }
         Ok(row)
     }
 

@@ -325,8 +325,8 @@ async fn an_instance_is_not_written_for_a_container_cluster_that_was_unbound_mea
     let refused = refusal(create().await);
     assert_eq!(refused.code, Code::ContainerClusterNotFound);
     assert_eq!(refused.field.as_deref(), Some("container_cluster"));
-    store.container_cluster_bind(&bound).await.expect("bound");
+    store.container_cluster_bind(&bound, &record).await.expect("bound");
     create().await.expect("created");
-    let in_use = refusal(store.container_cluster_unbind("east").await);
+    let in_use = refusal(store.container_cluster_unbind("east", &record).await);
     assert_eq!(in_use.code, Code::ContainerClusterInUse);
 }
