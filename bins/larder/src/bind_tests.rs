@@ -381,6 +381,8 @@ async fn a_binding_as_configured_that_was_not_taken_up_is_taken_up_by_the_next_t
 async fn where_an_instance_is_is_forgotten_with_the_instance() {
     use larder_cluster::Agents as _;
     let world = World::new().await;
+    let kubeconfig = ApiServer::default().serve("t").await;
+    world.bind(&asked(Some(&kubeconfig)), How::First).await.unwrap();
     let one = world.instance("i-1", true).await;
     let node = larder_model::NodeId::new("n-1").unwrap();
     world.fleet.status(&one, &node).await.unwrap_err();

@@ -96,6 +96,8 @@ async fn pain_04_primary_that_was_frozen_with_its_agent_takes_no_write_when_it_t
 {
     let larder = Larder::started().await?;
     larder.expect_faults();
+    // A lease, a look and an election may take longer than `serve` waits before it says so.
+    larder.expect_log("is stopped: what ends stays down");
     let tested = Tested::read_write(larder, 1, "redis-7.0").await?;
     let before = replication_is_whole(&tested.instance, SOON).await?;
     let larder = &tested.larder;

@@ -4,7 +4,7 @@ use super::*;
 use k8s_openapi::api::{apps, coordination, core, discovery, networking, policy, rbac};
 use larder_cluster::NodeExposure;
 use larder_model::agent::{Member, NodeConfig};
-use larder_model::kube::VolumeIds;
+use larder_model::kube::{ANNOTATION_SETTINGS, VolumeIds};
 use larder_model::local::NodeSecrets;
 use larder_model::{
     Address, ByteSize, ElectionPolicy, EndpointKind, EngineName, Expose, InstanceName, Millis,
@@ -321,5 +321,10 @@ fn pull_secrets_are_named_in_the_pod_and_nowhere_else() {
     let spec = with["spec"]["template"]["spec"].as_object_mut().expect("a pod's");
     let named = spec.remove("imagePullSecrets");
     assert_eq!(named, Some(json!([{ "name": "registry" }, { "name": "mirror" }])));
+    // By these words it is seen that a node has other ones.
+    let words = with["metadata"]["annotations"][ANNOTATION_SETTINGS].take();
+    assert!(words.as_str().is_some_and(|words| words.ends_with("pull=registry,mirror")), "{words}");
+    with["metadata"]["annotations"][ANNOTATION_SETTINGS] =
+        without["metadata"]["annotations"][ANNOTATION_SETTINGS].clone();
     assert_eq!(with, without);
 }
