@@ -242,7 +242,10 @@ impl Leased {
                 }
                 // No holder is called silent without a look that is younger than its lease.
                 let runs_out = known.seen_at + policy.lease_ttl;
-                age < every && (now < runs_out || at >= runs_out)
+                let looks_old =
+                    larder_election::view_looks_old(&self.local(core), &self.peers, &self.view);
+                let longest = if looks_old { Millis(every.0 / 4) } else { every };
+                age < longest && (now < runs_out || at >= runs_out)
             }
         }
     }

@@ -46,7 +46,7 @@ pub use promise::{may_promise, promised_until};
 pub use rules::Rules;
 pub use world::{
     HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer, OrderKind, Peer, PeerPromise,
-    PeerReport, PendingOrder, Promise, SyncMark, peer_report, sync_mark,
+    PeerReport, PendingOrder, Promise, SyncMark, peer_report, sync_mark, view_looks_old,
 };
 
 use larder_model::{ElectionPolicy, Timestamp};

@@ -255,6 +255,28 @@ fn holder_confirms(peers: &[Peer], known: &LeaseKnown, view: &ReplicationView) -
     }
 }
 
+/// Whether the lease has probably changed since it was seen, though no notice of that came: a peer
+/// knows of a newer epoch, or the own server is in sync with a primary that gives no mark in this
+/// view. The agent then looks at the lease soon (at most four times in `renew_every`) and not only
+/// once in `renew_every`: a complete copy counts for nothing until it is marked.
+pub fn view_looks_old(local: &Local, peers: &[Peer], lease: &LeaseView) -> bool {
+    let epoch = lease.last().map_or(0, |known| known.record.epoch);
+    let told = peers.iter().any(|peer| {
+        matches!(&peer.answer, Observation::Known { value, .. } if value.lease_epoch > epoch)
+    });
+    let server = &local.server;
+    let in_sync = server.state == ServerState::Serving
+        && server
+            .replication
+            .as_ref()
+            .is_some_and(|view| view.role == Role::Replica && view.link_up && !view.syncing);
+    let marked = local
+        .synced
+        .as_ref()
+        .is_some_and(|mark| mark.epoch == epoch && server.run_id.as_ref() == Some(&mark.run_id));
+    told || (in_sync && !marked)
+}
+
 /// What this node tells its peers.
 pub fn peer_report(local: &Local, lease: &LeaseView) -> PeerReport {
     PeerReport {

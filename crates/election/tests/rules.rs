@@ -3,7 +3,7 @@
 use larder_election::{
     Action, Decision, HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer, OrderKind,
     OrderOutcome, Peer, PeerPromise, PeerReport, PendingOrder, Promise, Situation, StartAs,
-    SyncMark, WhyNoPrimary, WhyParked, decide, may_promise, sync_mark,
+    SyncMark, WhyNoPrimary, WhyParked, decide, may_promise, sync_mark, view_looks_old,
 };
 use larder_model::agent::{Member, ReplicaSeen, ReplicationView, Role, ServerState, VolumeState};
 use larder_model::lease::{LeaseHolder, LeaseRecord, Previous, ReleaseReason};
@@ -586,6 +586,27 @@ fn a_replica_that_got_the_new_id_through_a_chain_is_synced_by_the_holders_word()
 
     let not_yet = PeerReport { data_epoch: 4, ..holder };
     assert_eq!(sync_mark(&me, &[answered(not_yet)], &lease), me.synced, "it has not led in it");
+}
+
+/// The notice of a new epoch is lost, the first copy is complete, and a moment later the only other
+/// volume is: without a look at the lease in between the copy would count for nothing.
+#[test]
+fn a_view_that_does_not_explain_what_is_seen_looks_old() {
+    let lease = held_by("a", NOW);
+    let mut me = local("b", Role::Replica, 10);
+    me.synced = Some(mark("b"));
+    assert!(!view_looks_old(&me, &[silent("a")], &lease), "marked in this epoch");
+
+    let newer = PeerReport { lease_epoch: 6, ..report("a", 10) };
+    assert!(view_looks_old(&me, &[answered(newer)], &lease), "a peer knows more");
+
+    me.synced = None;
+    assert!(view_looks_old(&me, &[silent("a")], &lease), "in sync with nobody known");
+    me.server.replication.as_mut().expect("set").syncing = true;
+    assert!(!view_looks_old(&me, &[silent("a")], &lease), "no copy to mark yet");
+
+    let me = local("a", Role::Primary, 10);
+    assert!(!view_looks_old(&me, &[silent("b")], &lease), "a primary marks itself");
 }
 
 #[test]

@@ -73,6 +73,8 @@ pub(super) struct SimAgent {
     pub(super) unreachable_since: Timestamp,
     pub(super) reading: Option<(u64, Timestamp)>,
     pub(super) read_at: Timestamp,
+    /// When the last look was sent.
+    pub(super) looked_at: Timestamp,
     pub(super) peers: BTreeMap<NodeId, PeerHeard>,
     pub(super) plan: VecDeque<Action>,
     pub(super) waiting: Option<Waiting>,
@@ -104,6 +106,7 @@ impl SimAgent {
             unreachable_since: Timestamp(0),
             reading: None,
             read_at: Timestamp(0),
+            looked_at: Timestamp(0),
             peers: BTreeMap::new(),
             plan: VecDeque::new(),
             waiting: None,

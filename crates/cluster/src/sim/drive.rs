@@ -2,7 +2,7 @@
 
 use larder_election::{
     Action, HandOverProgress, Local, LocalServer, OrderKind, Peer, PeerPromise, PeerReport,
-    Promise, StartAs, decide_with, may_promise, peer_report, sync_mark,
+    Promise, StartAs, decide_with, may_promise, peer_report, sync_mark, view_looks_old,
 };
 use larder_model::agent::{Member, ReplicaSeen, ReplicationView, Role, ServerState, VolumeState};
 use larder_model::lease::Route;
@@ -366,6 +366,7 @@ impl World {
             agent.lose_lease_view(now);
         }
         if agent.reading.is_none() && now >= agent.read_at {
+            agent.looked_at = now;
             agent.read_at = agent.next_look(node, &found.config.election, now);
             let life = agent.life;
             let call = self.id();
@@ -415,6 +416,10 @@ impl World {
             }
         }
         let policy = found.config.election;
+        if view_looks_old(&local, &peers, &view) {
+            let agent = &mut found.agent;
+            agent.read_at = agent.read_at.min(agent.looked_at + Millis(policy.renew_every.0 / 4));
+        }
         let wall = Timestamp(1_800_000_000_000 + self.t);
         let decision = decide_with(&self.rules, &local, &peers, &view, &policy, now, wall);
         let Some(found) = self.nodes.get_mut(node) else { return };
