@@ -533,10 +533,11 @@ impl Clustered {
         self.attentive_until = Some(now + ATTENTION);
         let mode = self.changes.way_for(mode, node_timeout, now);
         let begun = fail_over(core, mode).await;
-        if begun.is_err() {
+        // Without an answer it may well be under way.
+        if begun.as_ref().is_err_and(|error| !is_silence(error)) {
             self.coordinated_at = None;
         }
-        begun
+        begun.map_err(|error| not_ready(&error))
     }
 
     /// Orders that are a cluster node's business.
@@ -744,14 +745,18 @@ fn offset(answer: &PeerAnswer) -> u64 {
     answer.report.replication.as_ref().map_or(0, |view| view.offset)
 }
 
-async fn fail_over(core: &mut Core, mode: ClusterFailoverMode) -> Result<(), Refusal> {
+async fn fail_over(core: &mut Core, mode: ClusterFailoverMode) -> Result<(), NodeError> {
     core.server.sample(REPORT_SAMPLE).await;
     let is_primary = core.server.cluster().and_then(|view| view.me()).is_some_and(owns_slots);
     if is_primary {
         return Ok(());
     }
-    let hands = core.server.hands().await.map_err(|e| not_ready(&e))?;
-    hands.cluster_failover(mode).await.map_err(|e| not_ready(&e))
+    core.server.hands().await?.cluster_failover(mode).await
+}
+
+/// The command may have reached the server, whatever became of the answer.
+fn is_silence(error: &NodeError) -> bool {
+    matches!(error, NodeError::Timeout { .. } | NodeError::Closed { .. } | NodeError::Io { .. })
 }
 
 async fn add_slots(core: &mut Core, ranges: &[SlotRange], epoch: u64) -> Result<(), Refusal> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use larder_election::{
     Action, HandOverProgress, KillReason, LeaseKnown, LeaseView, Local, LocalServer, OrderKind,
     OrderOutcome, Peer, PeerPromise, PendingOrder, Promise, Situation, StartAs, WhyNoPrimary,
+    WhyParked,
 };
 use larder_model::agent::{
     LeaseSummary, Order, Problem, ProblemCode, ReplicationView, Role, VolumeState,
@@ -106,7 +107,8 @@ impl Leased {
             self.change_pending = false;
             match read {
                 // Our own write comes back as a change, too.
-                Ok(Some((version, _))) if Some(version) == known => {}
+                Ok(Some((version, _)))
+                    if Some(version) == known && matches!(self.view, LeaseView::Known(_)) => {}
                 read => return self.took(read, sent),
             }
         }
@@ -242,10 +244,14 @@ impl Leased {
                 }
                 // No holder is called silent without a look that is younger than its lease.
                 let runs_out = known.seen_at + policy.lease_ttl;
-                let looks_old =
-                    larder_election::view_looks_old(&self.local(core), &self.peers, &self.view);
-                let longest = if looks_old { Millis(every.0 / 4) } else { every };
-                age < longest && (now < runs_out || at >= runs_out)
+                let is_recent = age < Millis(every.0 / 4)
+                    || (age < every
+                        && !larder_election::view_looks_old(
+                            &self.local(core),
+                            &self.peers,
+                            &self.view,
+                        ));
+                is_recent && (now < runs_out || at >= runs_out)
             }
         }
     }
@@ -253,6 +259,7 @@ impl Leased {
     async fn read_lease(&mut self) {
         let sent = clock::monotonic();
         let read = self.lease.read().await;
+        self.change_pending = false;
         self.took(read, sent);
     }
 
@@ -660,10 +667,13 @@ impl Leased {
                 "the lease cannot be renewed; writes go on, because nobody else may take it"
                     .to_owned(),
             )),
-            Situation::Parked(why) => Some(problem(
-                ProblemCode::LeaseUnreachable,
-                format!("the server takes no writes: {why}"),
-            )),
+            Situation::Parked(why) => {
+                let code = match why {
+                    WhyParked::CannotRenew => ProblemCode::LeaseUnreachable,
+                    WhyParked::Promised | WhyParked::OldLeaseRuns => ProblemCode::NoPrimary,
+                };
+                Some(problem(code, format!("the server takes no writes: {why}")))
+            }
             Situation::NoPrimary(why @ WhyNoPrimary::LeaseUnreachable) => {
                 Some(problem(ProblemCode::LeaseUnreachable, format!("no node takes writes: {why}")))
             }

@@ -197,7 +197,7 @@ fn not_ready(status: &AgentStatus) -> Option<&'static str> {
     }
 }
 
-/// Fewer than half of the shards are seen from here, as from the lesser part of a network that broke.
+/// No more than half of the shards are seen from here, as from the lesser part of a network that broke.
 /// That a shard has no primary somewhere in the cluster is no reason to stay away from this node:
 /// clients would then reach none at all.
 fn is_cut_off(cluster: &ClusterView) -> bool {

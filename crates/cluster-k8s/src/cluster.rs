@@ -228,9 +228,10 @@ impl Cluster for KubeCluster {
         let mut observed = seen.observed(&Outside { workers: &workers, address });
         let images = self.images();
         for (id, node) in &mut observed.nodes {
-            // It is made anew, with the image that the binding names by now.
-            node.realised &= seen.waits_for_other_image(id, &images).is_none();
-            node.outdated = seen.is_outdated(id, &self.place.options);
+            // A kill of `serve` may have come between the new settings and the end of a pod that
+            // waits for an image of the old ones.
+            node.outdated = seen.is_outdated(id, &self.place.options)
+                || seen.waits_for_other_image(id, &images).is_some();
         }
         Ok(observed)
     }

@@ -1,7 +1,8 @@
 //! What the nodes of an instance share: its lease, what their pods may do, who may reach them. Of
-//! these objects only their being there matters, and a watch of the lease would tell of every
-//! renewal; so they are listed now and then, and at once when an agent misses its lease. What
-//! somebody has deleted makes its nodes incomplete, and they are made whole again.
+//! these objects only their being there matters (of rights, that they still give the lease), and a
+//! watch of the lease would tell of every renewal; so they are listed now and then, and at once when
+//! an agent misses its lease. What somebody has deleted makes its nodes incomplete, and they are made
+//! whole again.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -134,13 +135,17 @@ impl Place {
             self.metadata::<NetworkPolicy>(&all),
             self.metadata::<ServiceAccount>(&all),
             self.metadata::<Lease>(&all),
-            self.metadata::<Role>(&all),
-            self.metadata::<RoleBinding>(&all),
+            self.list::<Role>(&all),
+            self.list::<RoleBinding>(&all),
             self.metadata::<PodDisruptionBudget>(&all),
         )?;
         let named = |kind: &'static str, found: Vec<ObjectMeta>| {
             found.into_iter().filter_map(move |metadata| Some((kind, metadata.name?)))
         };
+        // Who asks the agents why they miss the lease is told "forbidden" at most: what somebody took
+        // out of these two is seen here.
+        let roles = roles.into_iter().filter(gives_lease).map(|role| role.metadata).collect();
+        let bindings = bindings.into_iter().filter(binds).map(|one| one.metadata).collect();
         let [policy, account] = ALWAYS;
         let [lease, role, binding] = LEASED;
         Ok(named(policy, policies)
@@ -151,6 +156,26 @@ impl Place {
             .chain(named(BUDGET, budgets))
             .collect())
     }
+}
+
+/// The agents may still do with their lease what they do.
+fn gives_lease(role: &Role) -> bool {
+    let holds = |all: &Option<Vec<String>>, one: &str| {
+        all.as_ref().is_some_and(|all| all.iter().any(|each| each == one))
+    };
+    role.rules.iter().flatten().any(|rule| {
+        holds(&rule.resources, "leases")
+            && holds(&rule.resource_names, &role.name_any())
+            && ["get", "update", "watch"].iter().all(|verb| rule.verbs.iter().any(|v| v == verb))
+    })
+}
+
+/// The role is still given to the agents.
+fn binds(binding: &RoleBinding) -> bool {
+    let name = binding.name_any();
+    binding.role_ref.name == name
+        && (binding.subjects.iter().flatten())
+            .any(|subject| subject.kind == "ServiceAccount" && subject.name == name)
 }
 
 /// Looks for ever; to be aborted. `instances` are those that may miss something.
@@ -195,7 +220,7 @@ fn of_which(parts: &[Part], instances: BTreeSet<String>) -> Vec<InstanceId> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -229,6 +254,28 @@ mod tests {
             assert_eq!(is_whole(&set(false), Some(&lacking)), unleased, "without {part:?}");
         }
         assert!(is_whole(&set(true), None), "unknown is not absent");
+    }
+
+    #[test]
+    fn rights_that_somebody_has_taken_the_lease_out_of_are_not_there() {
+        let options = crate::options::KubeOptions::new("east", "redis", "b-1");
+        let instance = InstanceId::new("i-1").expect("valid");
+        let role = |edit: fn(&mut Value)| {
+            let mut role = objects::role(&options, &instance, &[]);
+            edit(&mut role);
+            gives_lease(&serde_json::from_value(role).expect("a Role"))
+        };
+        assert!(role(|_| ()));
+        assert!(!role(|role| role["rules"] = json!([])));
+        assert!(!role(|role| role["rules"][0]["verbs"] = json!(["get", "watch"])));
+        assert!(!role(|role| role["rules"][0]["resourceNames"] = json!(["other"])));
+        let binding = |edit: fn(&mut Value)| {
+            let mut binding = objects::role_binding(&options, &instance);
+            edit(&mut binding);
+            binds(&serde_json::from_value(binding).expect("a RoleBinding"))
+        };
+        assert!(binding(|_| ()));
+        assert!(!binding(|binding| binding["subjects"] = json!([])));
     }
 
     #[test]

@@ -44,8 +44,8 @@ pub struct NodeConfig {
     /// All nodes of the instance, this one included, sorted by id.
     pub members: Vec<Member>,
     pub election: ElectionPolicy,
-    /// Where the planner wants it; what has the last word is the backend's scheduler. Of no concern
-    /// to the agent itself.
+    /// Where it is; before it is anywhere, where the planner wants it, though the backend's scheduler
+    /// has the last word. Of no concern to the agent itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerName>,
     /// What its volume is made of; `None` is the container cluster's default. Of no concern to

@@ -137,6 +137,11 @@ pub struct Hindered {
 }
 
 impl Hindered {
+    /// One that was there before anybody now remembers.
+    pub fn lasting(by: Hindrance, now: Timestamp) -> Self {
+        Self { by, since: now - ORDINARY }
+    }
+
     /// It lasts: not merely a moment in the life of a node that comes to be.
     pub fn lasts(&self, now: Timestamp) -> bool {
         now.since(self.since) >= ORDINARY

@@ -4,8 +4,8 @@
 use larder_model::agent::{ProblemCode, ServerState};
 use larder_model::plan::{OperationReport, Step, Wait};
 use larder_model::{
-    Code, EndpointKind, Exposed, IdSource, InstanceState, LOCAL_CONTAINER_CLUSTER, Millis,
-    NodeRecord, Observation, OperationKind, Refusal,
+    Code, EndpointKind, Exposed, IdSource, InstanceState, Millis, NodeRecord, Observation,
+    OperationKind, Refusal,
 };
 
 use crate::draft::Draft;
@@ -213,10 +213,6 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
             draft.step(Step::EnsureNode { node }, reason);
             continue;
         }
-        if misses_its_lease(view, record) {
-            let reason = "its agent cannot reach the lease: what is missing of that is made again";
-            draft.step(Step::EnsureNode { node: node.clone() }, reason);
-        }
         if held.generation < generation {
             draft
                 .step(Step::EnsureNode { node: node.clone() }, behind(held.generation, generation));
@@ -234,15 +230,6 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
     }
 }
 
-/// The container cluster answers and the node's agent does not get at its lease there: somebody has
-/// deleted it, or the right to it. On one machine the lease is a folder that agents make themselves.
-pub(crate) fn misses_its_lease(view: &View<'_>, record: &NodeRecord) -> bool {
-    let problem = view.agent(&record.id).and_then(|status| status.problem.as_ref());
-    view.desired.initialized
-        && view.desired.spec.container_cluster != LOCAL_CONTAINER_CLUSTER
-        && problem.is_some_and(|problem| problem.code == ProblemCode::LeaseUnreachable)
-}
-
 fn behind(has: u64, wanted: u64) -> String {
     format!("it has generation {has}, generation {wanted} is wanted")
 }
@@ -253,26 +240,22 @@ pub(crate) fn servers(view: &View<'_>, draft: &mut Draft<'_>) {
     for record in &view.wanted {
         let realised = view.backend(&record.id).known().is_some_and(|held| held.realised);
         let node = record.id.clone();
-        match view.server(&record.id) {
-            None if view.hindrance(&record.id).is_some() => {
-                if let Some(by) = view.hindrance(&record.id) {
-                    draft.wait(Wait::NodeBlocked { node, by: by.clone() });
-                }
-            }
-            None if realised => {
+        match (view.server(&record.id), view.hindrance(&record.id)) {
+            (None, Some(by)) => draft.wait(Wait::NodeBlocked { node, by: by.clone() }),
+            (None, None) if realised => {
                 draft.wait(Wait::AgentSilent { node, unknown_for: view.silent_for(&record.id) });
             }
-            None => {}
-            Some(ServerState::Starting | ServerState::Loading) => {
+            (None, None) => {}
+            (Some(ServerState::Starting | ServerState::Loading), _) => {
                 draft.wait(Wait::ServerStarting { node });
             }
-            Some(ServerState::Absent) if !view.desired.initialized => {
+            (Some(ServerState::Absent), _) if !view.desired.initialized => {
                 draft.wait(Wait::ServerStarting { node });
             }
-            Some(ServerState::Absent | ServerState::Dead | ServerState::Hung) => {
+            (Some(ServerState::Absent | ServerState::Dead | ServerState::Hung), _) => {
                 draft.wait(Wait::ServerDown { node });
             }
-            Some(ServerState::Serving | ServerState::Busy) => replica(view, draft, record),
+            (Some(ServerState::Serving | ServerState::Busy), _) => replica(view, draft, record),
         }
     }
     if !view.is_cluster() {

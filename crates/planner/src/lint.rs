@@ -14,7 +14,6 @@ use larder_model::{
 
 use crate::cluster_repair::{former_primary, is_forgettable, process_is_gone};
 use crate::draft::is_disturbing;
-use crate::ensure;
 use crate::heal::may_go;
 use crate::render;
 use crate::view::View;
@@ -147,7 +146,6 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                     !value.realised
                         || value.outdated
                         || value.generation < render::config_generation(view.desired)
-                        || record.is_some_and(|record| ensure::misses_its_lease(view, record))
                 }
                 _ => false,
             };

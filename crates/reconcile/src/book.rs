@@ -7,9 +7,8 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Condition, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord,
-    Operation, OperationId, OperationKind, OperationState, OperationStep, OuterAddress, Refusal,
-    Secret,
+    Address, Desired, Event, InstanceId, NodeId, NodePhase, NodeRecord, Operation, OperationId,
+    OperationKind, OperationState, OperationStep, OuterAddress, Refusal, Secret,
 };
 use larder_store::InstanceObservation;
 
@@ -76,10 +75,11 @@ pub trait Book: Send + Sync {
         operation: &OperationId,
         kind: &OperationKind,
     ) -> Result<(), BookError>;
-    /// The state that was last written with an observation.
-    async fn last_state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, BookError>;
-    /// The conditions that were last written with an observation; none when there was none.
-    async fn last_conditions(&self, instance: &InstanceId) -> Result<Vec<Condition>, BookError>;
+    /// What was written last with [`Book::observation_set`].
+    async fn last_observation(
+        &self,
+        instance: &InstanceId,
+    ) -> Result<Option<InstanceObservation>, BookError>;
     /// Writes what was seen, and the events that tell of it, in one transaction.
     async fn observation_set(
         &self,
@@ -305,13 +305,11 @@ impl Book for MemoryBook {
         Ok(())
     }
 
-    async fn last_state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, BookError> {
-        Ok(self.observation(instance).map(|observation| observation.state))
-    }
-
-    async fn last_conditions(&self, instance: &InstanceId) -> Result<Vec<Condition>, BookError> {
-        let last = self.observation(instance);
-        Ok(last.into_iter().flat_map(|last| last.conditions).map(|c| c.condition).collect())
+    async fn last_observation(
+        &self,
+        instance: &InstanceId,
+    ) -> Result<Option<InstanceObservation>, BookError> {
+        Ok(self.observation(instance))
     }
 
     async fn observation_set(

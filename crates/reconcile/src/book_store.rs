@@ -4,9 +4,8 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Condition, Desired, Event, InstanceId, InstanceState, NodeId, NodePhase, NodeRecord,
-    OperationId, OperationKind, OperationState, OperationStep, OuterAddress, PlannerPolicy,
-    Refusal,
+    Address, Desired, Event, InstanceId, NodeId, NodePhase, NodeRecord, OperationId, OperationKind,
+    OperationState, OperationStep, OuterAddress, PlannerPolicy, Refusal,
 };
 use larder_store::{ConditionSince, InstanceObservation, Store, StoreError};
 
@@ -127,21 +126,13 @@ impl Book for StoreBook {
         or_gone(self.store.operation_set_kind(operation, kind).await.map(drop))
     }
 
-    async fn last_state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, BookError> {
+    async fn last_observation(
+        &self,
+        instance: &InstanceId,
+    ) -> Result<Option<InstanceObservation>, BookError> {
         match self.store.instance_get(instance).await {
-            Ok(row) => Ok(row.observation.map(|observation| observation.state)),
+            Ok(row) => Ok(row.observation),
             Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn last_conditions(&self, instance: &InstanceId) -> Result<Vec<Condition>, BookError> {
-        match self.store.instance_get(instance).await {
-            Ok(row) => {
-                let last = row.observation.map(|observation| observation.conditions);
-                Ok(last.into_iter().flatten().map(|dated| dated.condition).collect())
-            }
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => Err(error.into()),
         }
     }

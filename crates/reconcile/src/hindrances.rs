@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 
 use larder_cluster::ClusterError;
 use larder_model::plan::{PlannedStep, Step};
-use larder_model::{Hindered, Hindrance, HindranceKind, NodeId, Observed, Timestamp};
+use larder_model::{Condition, Hindered, Hindrance, HindranceKind, NodeId, Observed, Timestamp};
 
 use crate::execute::StepError;
 
-/// Losing it costs nothing: what still stands in the way is seen again.
+/// Losing it costs little: what still stands in the way is seen again, or answered again to the
+/// next try.
 #[derive(Debug, Default)]
 pub(crate) struct Hindrances {
+    /// Before its first look: a former process saw something stand in the way that lasted.
+    resumes: bool,
     /// As of the last look, with the time of the first.
     seen: BTreeMap<NodeId, Hindered>,
     /// The answers to steps that were not taken.
@@ -19,6 +22,20 @@ pub(crate) struct Hindrances {
 }
 
 impl Hindrances {
+    /// What a former process has told: what it saw is not new.
+    pub(crate) fn resume(&mut self, told: &[Condition]) {
+        self.resumes = told.iter().any(|condition| condition.kind == "node-blocked");
+    }
+
+    /// The container cluster does not answer: nothing says that what stood in the way does not.
+    pub(crate) fn remain(&self, observed: &mut Observed) {
+        for (id, hindered) in &self.seen {
+            if let Some(node) = observed.nodes.get_mut(id) {
+                node.hindered = Some(hindered.clone());
+            }
+        }
+    }
+
     /// Puts into `observed` what stands in the way. `said` is what the container cluster shows; its
     /// answer to a step counts where it shows nothing.
     pub(crate) fn look(
@@ -28,11 +45,15 @@ impl Hindrances {
         now: Timestamp,
     ) {
         let former = std::mem::take(&mut self.seen);
+        let resumes = std::mem::take(&mut self.resumes);
         for (id, node) in &mut observed.nodes {
             let Some(by) = said.get(id).or_else(|| self.refused.get(id)) else { continue };
             // One may follow another without a moment in which nothing stands in the way.
-            let since = former.get(id).map_or(now, |former| former.since);
-            let hindered = Hindered { by: by.clone(), since };
+            let hindered = match former.get(id) {
+                Some(former) => Hindered { by: by.clone(), since: former.since },
+                None if resumes => Hindered::lasting(by.clone(), now),
+                None => Hindered { by: by.clone(), since: now },
+            };
             self.seen.insert(id.clone(), hindered.clone());
             node.hindered = Some(hindered);
         }
@@ -115,6 +136,42 @@ mod tests {
         assert_eq!(since(after(&mut all, &says(VolumeUnbound, "no class"), 30)), 10);
         assert!(after(&mut all, &BTreeMap::new(), 40).is_none());
         assert_eq!(since(after(&mut all, &says(VolumeUnbound, "no class"), 50)), 50);
+    }
+
+    #[test]
+    fn silence_of_the_container_cluster_takes_nothing_out_of_the_way() {
+        let mut all = Hindrances::default();
+        let kind = HindranceKind::Unschedulable;
+        let before = after(&mut all, &says(kind, "0 of 3"), 10);
+        let mut silent = observed();
+        all.remain(&mut silent);
+        assert_eq!(silent.nodes[&node()].hindered, before);
+        let seen = after(&mut all, &says(kind, "0 of 3"), 20).expect("hindered");
+        assert_eq!(seen.since.0, 10, "it is the same one");
+    }
+
+    #[test]
+    fn what_a_former_process_told_of_is_not_new() {
+        let blocked = Condition {
+            kind: "node-blocked".to_owned(),
+            status: true,
+            reason: "unschedulable".to_owned(),
+            message: "0 of 3".to_owned(),
+        };
+        let kind = HindranceKind::Unschedulable;
+        let lasts = |told: &[Condition]| {
+            let mut all = Hindrances::default();
+            all.resume(told);
+            let now = Timestamp(1_000_000);
+            let first = after(&mut all, &says(kind, "0 of 3"), now.0).expect("hindered");
+            let other = after(&mut all, &BTreeMap::new(), now.0);
+            assert!(other.is_none());
+            let new = after(&mut all, &says(kind, "0 of 3"), now.0).expect("hindered");
+            assert!(!new.lasts(now), "a new one begins");
+            first.lasts(now)
+        };
+        assert!(lasts(&[blocked]));
+        assert!(!lasts(&[]));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use larder_model::plan::Step;
-use larder_model::{EndpointKind, NodeId, Observation, Observed};
+use larder_model::{EndpointKind, NodeId, Observed};
 
 /// What was there whole, and what of that is not any more. Losing it costs an event.
 #[derive(Debug, Default)]
@@ -27,8 +27,16 @@ impl MadeAgain {
             self.seen(Part::Node(id.clone()), is_whole);
         }
         for (kind, endpoint) in &observed.endpoints {
-            self.seen(Part::Endpoint(*kind), matches!(endpoint, Observation::Known { .. }));
+            let is_whole = endpoint.known().is_some_and(|seen| seen.whole);
+            self.seen(Part::Endpoint(*kind), is_whole);
         }
+        // What was removed on purpose is nobody's to make again.
+        let is_there = |part: &Part| match part {
+            Part::Node(id) => observed.nodes.contains_key(id),
+            Part::Endpoint(kind) => observed.endpoints.contains_key(kind),
+        };
+        self.whole.retain(is_there);
+        self.gone.retain(is_there);
     }
 
     fn seen(&mut self, part: Part, is_whole: bool) {
@@ -62,7 +70,9 @@ impl MadeAgain {
 mod tests {
     use std::collections::BTreeMap;
 
-    use larder_model::{Address, BackendNode, Exposed, ObservedNode, Timestamp, WorkerName};
+    use larder_model::{
+        Address, BackendNode, Exposed, Observation, ObservedNode, Timestamp, WorkerName,
+    };
 
     use super::*;
 

@@ -60,7 +60,8 @@ pub enum TickOutcome {
 /// What is remembered between two rounds only to write less; losing it costs nothing.
 #[derive(Default)]
 struct Memory {
-    last_state: Option<InstanceState>,
+    /// What the record says; `None`: not read yet by this process.
+    told: Option<Told>,
     last_written: Option<Written>,
     node_events: HashMap<NodeId, u64>,
     backend_seen_at: Option<Timestamp>,
@@ -71,10 +72,17 @@ struct Memory {
     made_again: MadeAgain,
 }
 
-/// What the record of an instance says.
+/// What the record of an instance says of it: events tell what is different now.
+#[derive(Default)]
+struct Told {
+    /// `None`: nothing was written yet.
+    state: Option<InstanceState>,
+    conditions: Vec<Condition>,
+}
+
+/// The observation that this process wrote last.
 struct Written {
     at: Timestamp,
-    conditions: Vec<Condition>,
     digest: String,
     figures: Figures,
 }
@@ -132,20 +140,26 @@ impl Reconciler {
             self.memory_of(instance, |memory| *memory.backend_seen_at.get_or_insert(now));
         let cluster = self.clusters.get(&desired.spec.container_cluster);
         larder_planner::rule_of_spread(&mut desired, cluster.spreads_strictly());
+        self.recall(instance).await?;
         let mut seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
         correct_places(&mut desired, &seen.observed);
-        if seen.trouble.is_none() {
-            self.memory_of(instance, |memory| {
+        let answered = seen.trouble.is_none();
+        self.memory_of(instance, |memory| {
+            if answered {
                 memory.backend_seen_at = Some(now);
                 memory.hindrances.look(&mut seen.observed, &seen.hindrances, now);
                 memory.made_again.look(&seen.observed);
-            });
-        }
+            } else {
+                memory.hindrances.remain(&mut seen.observed);
+            }
+        });
         self.collect_node_events(instance, &seen).await?;
 
         let plan = self.plan(&desired, &seen, now);
         tracing::debug!(%instance, generation = plan.generation, "{plan}");
-        self.memory_of(instance, |memory| memory.hindrances.planned(&plan.steps));
+        if answered {
+            self.memory_of(instance, |memory| memory.hindrances.planned(&plan.steps));
+        }
         self.record(&desired, &seen, &plan, now).await?;
         let operation = desired.operation.as_ref().map(|operation| &operation.id);
         let due = self.memory_of(instance, |memory| memory.pace.due(&plan.steps, operation, now));
@@ -178,6 +192,24 @@ impl Reconciler {
         self.judge(&desired, &plan.report, outcomes, due.repeated, now).await
     }
 
+    /// In the first round of this process: what the former one has told.
+    async fn recall(&self, instance: &InstanceId) -> Result<(), BookError> {
+        if self.memory_of(instance, |memory| memory.told.is_some()) {
+            return Ok(());
+        }
+        let last = self.book.last_observation(instance).await?;
+        let told = last.map(|last| Told {
+            state: Some(last.state),
+            conditions: last.conditions.into_iter().map(|dated| dated.condition).collect(),
+        });
+        let told = told.unwrap_or_default();
+        self.memory_of(instance, |memory| {
+            memory.hindrances.resume(&told.conditions);
+            memory.told = Some(told);
+        });
+        Ok(())
+    }
+
     fn plan(&self, desired: &Desired, seen: &Seen, now: Timestamp) -> Plan {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         larder_planner::plan(desired, &seen.observed, now, &mut **ids)
@@ -203,39 +235,36 @@ impl Reconciler {
         let view = observation(desired, &seen.observed, plan, now);
         let digest = digest(&view);
         let figures = Figures::of(&view);
-        let known = self.memory_of(instance, |memory| memory.last_state);
-        let before = match known {
-            Some(state) => Some(state),
-            // The first round of this process: what the former one wrote.
-            None => self.book.last_state(instance).await?,
-        };
-        let change = before
-            .filter(|before| *before != plan.report.state)
-            .map(|before| state_change(desired, before, plan, now));
-        let told = self.memory_of(instance, |memory| {
-            memory.last_written.as_ref().map(|last| last.conditions.clone())
-        });
-        let told = match told {
-            Some(told) => told,
-            None => self.book.last_conditions(instance).await?,
-        };
-        let mut events: Vec<Event> = change.into_iter().collect();
-        events.extend(condition_changes(desired, &told, &plan.report.conditions, now));
-        let due = self.memory_of(instance, |memory| match &memory.last_written {
-            Some(last) => {
-                last.conditions != plan.report.conditions
-                    || last.digest != digest
-                    || now.since(last.at) >= figures.keep(&last.figures)
-            }
-            None => true,
+        let (due, events) = self.memory_of(instance, |memory| {
+            let told = memory.told.get_or_insert_default();
+            let change = (told.state)
+                .filter(|before| *before != plan.report.state)
+                .map(|before| state_change(desired, before, plan, now));
+            let mut events: Vec<Event> = change.into_iter().collect();
+            events.extend(condition_changes(
+                desired,
+                &told.conditions,
+                &plan.report.conditions,
+                now,
+            ));
+            let due = match &memory.last_written {
+                Some(last) => {
+                    told.conditions != plan.report.conditions
+                        || last.digest != digest
+                        || now.since(last.at) >= figures.keep(&last.figures)
+                }
+                None => true,
+            };
+            (due, events)
         });
         if due || !events.is_empty() {
             // With its event or not at all: a kill in between neither loses nor doubles it.
             self.book.observation_set(instance, &view, &events).await?;
-            let conditions = plan.report.conditions.clone();
+            let told =
+                Told { state: Some(plan.report.state), conditions: plan.report.conditions.clone() };
             self.memory_of(instance, |memory| {
-                memory.last_state = Some(plan.report.state);
-                memory.last_written = Some(Written { at: now, conditions, digest, figures });
+                memory.told = Some(told);
+                memory.last_written = Some(Written { at: now, digest, figures });
             });
         }
         if let (Some(operation), Some(progress)) = (&desired.operation, &report.operation) {

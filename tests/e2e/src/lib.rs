@@ -5,7 +5,9 @@ pub mod faults;
 pub mod stories;
 pub mod tidy;
 pub mod world;
+pub mod writing;
 
 pub use faults::Fault;
 pub use tidy::check_tidy;
 pub use world::{Tested, cluster_is_whole, replication_is_whole};
+pub use writing::Writing;

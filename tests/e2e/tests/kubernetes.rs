@@ -2,47 +2,22 @@
 //! `LARDER_TEST_IMAGE`. `LARDER_TEST_BED` is the command of its test bed (`testbed --dir DIR`):
 //! clients run in its network, and its workers are switched off. `make test-kubernetes` sets them.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_testkit::kubernetes::{bed, bed_does, bound, kubectl};
-use larder_testkit::{Larder, PASSWORD, eventually};
+use larder_e2e::Writing;
+use larder_testkit::kubernetes::{bed_does, bound, kubectl};
+use larder_testkit::{Larder, eventually};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Child;
 
 /// Design: a lost worker costs a lease (4 s), an election and a change of the route; kube-proxy
 /// may rest for a second, and the machine may be busy.
 const LOST_WORKER: u64 = 8_000;
 
-/// A client in the cluster's network that has begun to write.
-async fn write_to(
-    instance: &Value,
-    seconds: u64,
-) -> Result<(Child, BufReader<tokio::process::ChildStdout>)> {
-    let write = &instance["endpoints"]["write"];
-    let host = write["host"].as_str().context("no write endpoint")?;
-    let (port, seconds) = (write["port"].to_string(), seconds.to_string());
-    let mut command = bed(&["exec", "--", env!("CARGO_BIN_EXE_writer"), host, &port, &seconds])?;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn()?;
-    let mut stdin = child.stdin.take().context("no standard input")?;
-    stdin.write_all(format!("{PASSWORD}\n").as_bytes()).await?;
-    drop(stdin);
-    let mut lines = BufReader::new(child.stdout.take().context("no standard output")?);
-    let mut line = String::new();
-    lines.read_line(&mut line).await?;
-    ensure!(line.trim() == "writing", "the client says `{line}`");
-    Ok((child, lines))
-}
-
-async fn told(client: (Child, BufReader<tokio::process::ChildStdout>)) -> Result<Value> {
-    let (mut child, mut lines) = client;
-    let mut line = String::new();
-    lines.read_line(&mut line).await?;
-    child.wait().await?;
-    serde_json::from_str(&line).with_context(|| format!("the client says `{line}`"))
+/// A client in the cluster's network that has begun to write into `shop`.
+async fn writing(larder: &Larder, seconds: u64) -> Result<Writing> {
+    let shop = larder.get("shop").await?;
+    Writing::to(env!("CARGO_BIN_EXE_writer"), shop.endpoint("write")?, seconds).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,15 +43,13 @@ async fn a_read_write_instance_survives_the_loss_of_its_primarys_worker() -> Res
     ensure!(workers.as_array().is_some_and(|all| all.len() >= 3), "{workers}");
     let worker = primary["worker"].as_str().context("the primary has no worker")?.to_owned();
 
-    let client = write_to(&instance, 20).await?;
+    let client = writing(&larder, 20).await?;
     // What is lost is looked for in what was written until then.
     tokio::time::sleep(Duration::from_secs(3)).await;
     bed_does(&["worker", "off", &worker]).await?;
-    let told = told(client).await?;
-    ensure!(told["lost"] == 0, "acknowledged writes are lost: {told}");
-    let gap = told["worst_gap_ms"].as_u64().context("no gap")?;
+    let gap = client.gap().await?;
     // It was the primary's worker that went, and somebody took over.
-    ensure!((1_000..=LOST_WORKER).contains(&gap), "the gap is {gap} ms: {told}");
+    ensure!((1_000..=LOST_WORKER).contains(&gap), "the gap is {gap} ms");
 
     bed_does(&["worker", "on", &worker]).await?;
     larder.wait_state("shop", "running", Duration::from_secs(90)).await?;
@@ -233,8 +206,7 @@ async fn slices_that_somebody_deletes_are_made_again_and_lead_where_they_led() -
         .await?;
     }
     larder.wait_state("shop", "running", Duration::from_secs(60)).await?;
-    let told = told(write_to(&instance, 3).await?).await?;
-    ensure!(told["lost"] == 0 && told["acked"].as_u64() > Some(0), "{told}");
+    writing(&larder, 3).await?.gap().await?;
     // It led, and nobody took over.
     let after = larder.json(&["instance", "get", "shop"]).await?;
     ensure!(primary_of(&after) == primary_of(&instance), "another one leads: {after}");
@@ -249,13 +221,11 @@ async fn a_lease_that_somebody_deletes_is_made_again_and_nothing_is_lost() -> Re
     let instance = read_write_of_two(&larder).await?;
     let id = instance["id"].as_str().context("no id")?.to_owned();
     let epoch = epoch_of("story-lease", &id).await?;
-    let client = write_to(&instance, 30).await?;
+    let client = writing(&larder, 30).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     kubectl_in("story-lease", &["delete", "lease", &id]).await?;
-    let told = told(client).await?;
-    ensure!(told["lost"] == 0, "acknowledged writes are lost: {told}");
-    let gap = told["worst_gap_ms"].as_u64().context("no gap")?;
-    ensure!(gap <= LOST_WORKER, "the gap is {gap} ms: {told}");
+    let gap = client.gap().await?;
+    ensure!(gap <= LOST_WORKER, "the gap is {gap} ms");
     larder.wait_state("shop", "running", Duration::from_secs(60)).await?;
     // Above every epoch that anybody has seen, and one leads.
     let now = epoch_of("story-lease", &id).await?;

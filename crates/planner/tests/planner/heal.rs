@@ -1,10 +1,8 @@
 //! Healing of leased instances, and what must not be taken for a reason to act.
 
-use larder_model::agent::{Problem, ProblemCode, ServerState, VolumeState};
+use larder_model::agent::{ServerState, VolumeState};
 use larder_model::plan::{Plan, PlannedStep, Step, Wait};
-use larder_model::{
-    Architecture, EndpointKind, InstanceState, Millis, NodeId, NodePhase, WorkerState,
-};
+use larder_model::{Architecture, EndpointKind, InstanceState, Millis, NodePhase, WorkerState};
 
 use crate::world::World;
 
@@ -338,21 +336,4 @@ fn more_nodes_than_workers_is_no_drift() {
     let plan = world.plan();
     assert!(plan.steps.is_empty(), "{plan}");
     assert!(!plan.report.conditions.iter().any(|c| c.kind == "drifted"), "{plan}");
-}
-
-/// A Kubernetes Lease that somebody deletes is nobody else's to make.
-#[test]
-fn a_lease_that_agents_do_not_reach_is_made_again_where_they_cannot_make_it() {
-    let mut world = World::running(Architecture::ReadWrite, 1, 2, &["w1", "w2"]);
-    world.frozen = true;
-    let message = "the lease cannot be renewed".to_owned();
-    let problem = Problem { code: ProblemCode::LeaseUnreachable, message };
-    world.node("n1").problem = Some(problem);
-    assert!(world.plan().steps.is_empty(), "on one machine it is a folder");
-    world.desired.spec.container_cluster = "east".to_owned();
-    let node = NodeId::new("n1").expect("valid");
-    let steps: Vec<Step> = world.plan().steps.into_iter().map(|planned| planned.step).collect();
-    assert_eq!(steps, [Step::EnsureNode { node }]);
-    world.backend_unknown = true;
-    assert!(world.plan().steps.is_empty(), "nobody knows");
 }

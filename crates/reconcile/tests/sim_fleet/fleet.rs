@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use larder_cluster::Cluster as _;
 use larder_cluster::sim::{Sim, SimConfig};
@@ -16,7 +15,7 @@ use larder_reconcile::{
     Book as _, Clock, DirectStatuses, MemoryBook, OnlyCluster, Reconciler, TickOutcome,
 };
 
-use crate::placing::Placing;
+use crate::placing::{Obstacles, Placing};
 
 /// Virtual time between two rounds of the control plane.
 const ROUND: i64 = 250;
@@ -40,8 +39,7 @@ pub(crate) struct Fleet {
     pub(crate) sim: Sim,
     pub(crate) book: Arc<MemoryBook>,
     pub(crate) reconciler: Reconciler,
-    /// The container cluster refuses to make nodes.
-    pub(crate) no_room: Arc<AtomicBool>,
+    pub(crate) obstacles: Arc<Obstacles>,
     controller_epoch: u64,
     ids: SeededIds,
     pub(crate) instances: Vec<InstanceId>,
@@ -54,15 +52,15 @@ impl Fleet {
             sim.keep_all_events();
         }
         let book = Arc::new(MemoryBook::default());
-        let no_room = Arc::<AtomicBool>::default();
-        let reconciler = control_plane(&sim, &book, &no_room, seed, 1);
+        let obstacles = Arc::<Obstacles>::default();
+        let reconciler = control_plane(&sim, &book, &obstacles, seed, 1);
         let ids = SeededIds(seed ^ 0xf1ee7);
         Self {
             seed,
             sim,
             book,
             reconciler,
-            no_room,
+            obstacles,
             controller_epoch: 1,
             ids,
             instances: Vec::new(),
@@ -141,7 +139,7 @@ impl Fleet {
         self.controller_epoch += 1;
         let seed = self.ids.next_u64();
         self.reconciler =
-            control_plane(&self.sim, &self.book, &self.no_room, seed, self.controller_epoch);
+            control_plane(&self.sim, &self.book, &self.obstacles, seed, self.controller_epoch);
     }
 
     async fn round(&self) -> Run {
@@ -252,7 +250,7 @@ pub(crate) fn no_limit_of_failovers() -> PlannerPolicy {
 fn control_plane(
     sim: &Sim,
     book: &Arc<MemoryBook>,
-    no_room: &Arc<AtomicBool>,
+    obstacles: &Arc<Obstacles>,
     seed: u64,
     epoch: u64,
 ) -> Reconciler {
@@ -260,7 +258,12 @@ fn control_plane(
     let agents = Arc::new(sim.clone());
     Reconciler::new(
         book.clone(),
-        Arc::new(OnlyCluster(Arc::new(Placing::new(sim, "local", book.clone(), no_room.clone())))),
+        Arc::new(OnlyCluster(Arc::new(Placing::new(
+            sim,
+            "local",
+            book.clone(),
+            obstacles.clone(),
+        )))),
         agents.clone(),
         Arc::new(DirectStatuses::new(agents, clock.clone())),
         clock,

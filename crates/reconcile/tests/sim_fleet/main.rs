@@ -265,7 +265,7 @@ fn new_settings_of_a_container_cluster_reach_every_node_and_restart_none() {
 fn a_creation_that_finds_no_room_ends_at_the_step_that_failed() {
     or_panic(run(async {
         let mut fleet = Fleet::new(4);
-        fleet.no_room.store(true, Ordering::Relaxed);
+        fleet.obstacles.no_room.store(true, Ordering::Relaxed);
         fleet.create(Architecture::ReadWrite, 1, 2, &no_limit_of_failovers());
         fleet.run_for(5000).await?;
         let finished = fleet.book.finished();
@@ -331,7 +331,49 @@ fn what_somebody_has_deleted_of_an_instance_is_made_again() {
             assert!(seen.nodes.values().all(|node| node.realised), "{seen:?}");
             assert!(seen.endpoints.values().all(|one| one.whole && one.answers), "{seen:?}");
         }
+        // Both parts of each instance, and nothing that was merely changed.
+        let mut told: Vec<_> = fleet.book.events().into_iter().collect();
+        told.retain(|event| event.reason == "made-again");
+        let of = |instance: &InstanceId, what: &str| {
+            told.iter()
+                .filter(|one| {
+                    one.instance.as_ref() == Some(instance) && one.message.starts_with(what)
+                })
+                .count()
+        };
+        for instance in &fleet.instances {
+            assert!(of(instance, "node ") > 0 && of(instance, "the ") > 0, "{told:?}");
+        }
         fleet.holds_what_is_recorded().await
+    }));
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_once_through_silence_and_a_restart_of_the_control_plane() {
+    or_panic(run(async {
+        let mut fleet = Fleet::new(13);
+        let instance = fleet.create(Architecture::ReadWrite, 1, 2, &no_limit_of_failovers());
+        fleet.run_until_whole(60_000).await?;
+        let node = fleet.book.desired(&instance).await.unwrap().unwrap().nodes[0].id.clone();
+        fleet.sim.inject(Fault::StopKeeper { node: node.clone(), length: 60_000 });
+        fleet.sim.inject(Fault::KillNode { node });
+        fleet.obstacles.unschedulable.store(true, Ordering::Relaxed);
+        fleet.run_for(12_000).await?;
+        let told = |fleet: &Fleet, reason: &str| {
+            fleet.book.events().iter().filter(|event| event.reason == reason).count()
+        };
+        assert_eq!(told(&fleet, "node-blocked"), 1, "{:?}", fleet.book.events());
+        fleet.sim.inject(Fault::ClusterUnreachable { length: 8_000 });
+        fleet.run_for(12_000).await?;
+        fleet.restart_control_plane();
+        fleet.run_for(12_000).await?;
+        assert_eq!(told(&fleet, "node-unblocked"), 0, "{:?}", fleet.book.events());
+        assert_eq!(told(&fleet, "node-blocked"), 1, "{:?}", fleet.book.events());
+        fleet.obstacles.unschedulable.store(false, Ordering::Relaxed);
+        fleet.run_for(1_000).await?;
+        assert_eq!(told(&fleet, "node-unblocked"), 1, "{:?}", fleet.book.events());
+        fleet.run_for(40_000).await?;
+        fleet.run_until_whole(HEALED_WITHIN).await
     }));
 }
 

@@ -13,15 +13,25 @@ use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeE
 use larder_model::agent::{Fence, NodeConfig};
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Code, EndpointKind, InstanceId, NodeId, OuterAddress, Refusal, Worker,
+    Address, Code, EndpointKind, Hindrance, HindranceKind, InstanceId, NodeId, OuterAddress,
+    Refusal, Worker,
 };
 use larder_reconcile::{Book as _, MemoryBook};
+
+/// What the container cluster says of its own.
+#[derive(Default)]
+pub(crate) struct Obstacles {
+    /// It refuses to make nodes.
+    pub(crate) no_room: AtomicBool,
+    /// It says of every node that it has no worker for it.
+    pub(crate) unschedulable: AtomicBool,
+}
 
 pub(crate) struct Placing {
     sim: Sim,
     inner: SimCluster,
     book: Arc<MemoryBook>,
-    no_room: Arc<AtomicBool>,
+    obstacles: Arc<Obstacles>,
 }
 
 impl Placing {
@@ -29,9 +39,9 @@ impl Placing {
         sim: &Sim,
         name: &str,
         book: Arc<MemoryBook>,
-        no_room: Arc<AtomicBool>,
+        obstacles: Arc<Obstacles>,
     ) -> Self {
-        Self { sim: sim.clone(), inner: sim.cluster(name), book, no_room }
+        Self { sim: sim.clone(), inner: sim.cluster(name), book, obstacles }
     }
 
     async fn place(&self, instance: &InstanceId, node: &NodeId) {
@@ -57,7 +67,12 @@ impl Cluster for Placing {
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
-        self.inner.observe(instance).await
+        let mut seen = self.inner.observe(instance).await?;
+        if self.obstacles.unschedulable.load(Ordering::Relaxed) {
+            let by = Hindrance::new(HindranceKind::Unschedulable, "0 of 3 workers have room");
+            seen.hindrances.extend(seen.nodes.keys().map(|node| (node.clone(), by.clone())));
+        }
+        Ok(seen)
     }
 
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, ClusterError> {
@@ -88,7 +103,7 @@ impl Cluster for Placing {
         config: &NodeConfig,
         secrets: &NodeSecrets,
     ) -> Result<(), ClusterError> {
-        if self.no_room.load(Ordering::Relaxed) {
+        if self.obstacles.no_room.load(Ordering::Relaxed) {
             return Err(Refusal::new(Code::CapacityExceeded, "no room is left").into());
         }
         self.place(&config.instance, &config.node).await;

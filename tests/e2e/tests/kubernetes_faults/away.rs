@@ -35,7 +35,7 @@ async fn a_worker_that_returns_late_brings_no_second_primary() -> Result<()> {
     let place = ["get", "pod", &pod, "-o", "jsonpath={.spec.nodeName} {.status.podIP}"];
     let place = kube_in(namespace, &place).await?;
     let (worker, ip) = place.split_once(' ').context("the pod is nowhere")?;
-    let client = Writing::to(&shop, 40).await?;
+    let client = writing(&shop, 40).await?;
     bed_does(&["worker", "cut", worker]).await?;
     let alone = async {
         let other = |i: &Instance| i.primary(0).is_ok_and(|now| now.id != old.id);
@@ -72,7 +72,7 @@ async fn an_api_server_that_is_away_for_a_minute_costs_clients_nothing() -> Resu
     let larder = story(namespace).await?;
     let shop = larder.create("shop", &READ_WRITE).await?;
     let before = claims(namespace, &shop).await?;
-    let client = Writing::to(&shop, 75).await?;
+    let client = writing(&shop, 75).await?;
     bed_does(&["kill", "apiserver"]).await?;
     let away = async {
         let kind = "container-cluster-unreachable";
@@ -102,7 +102,7 @@ async fn a_slow_etcd_costs_clients_nothing_and_a_creation_only_time() -> Result<
     let namespace = "story-slow";
     let larder = story(namespace).await?;
     let shop = larder.create("shop", &READ_WRITE).await?;
-    let client = Writing::to(&shop, 30).await?;
+    let client = writing(&shop, 30).await?;
     ask_for(&larder, "more", &READ_WRITE).await?;
     for _ in 0..3 {
         bed_does(&["pause", "etcd"]).await?;

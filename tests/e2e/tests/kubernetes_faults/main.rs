@@ -15,11 +15,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use larder_e2e::Writing;
 use larder_testkit::kubernetes::{bed, bound, variable};
 use larder_testkit::{Instance, Larder, PASSWORD, eventually};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
 /// What nobody hurries, on a busy machine.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -186,39 +187,6 @@ async fn claims(namespace: &str, instance: &Instance) -> Result<Vec<String>> {
 }
 
 /// A client in the cluster's network that has begun to write.
-struct Writing {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Writing {
-    async fn to(instance: &Instance, seconds: u64) -> Result<Self> {
-        let write = instance.endpoint("write")?;
-        let (port, seconds) = (write.port.to_string(), seconds.to_string());
-        let writer = env!("CARGO_BIN_EXE_writer");
-        let mut command = bed(&["exec", "--", writer, &write.host, &port, &seconds])?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn()?;
-        let mut stdin = child.stdin.take().context("no standard input")?;
-        stdin.write_all(format!("{PASSWORD}\n").as_bytes()).await?;
-        drop(stdin);
-        let mut lines = BufReader::new(child.stdout.take().context("no standard output")?);
-        let mut line = String::new();
-        lines.read_line(&mut line).await?;
-        ensure!(line.trim() == "writing", "the client says `{line}`");
-        Ok(Self { child, lines })
-    }
-
-    /// The longest time without an answered write, in milliseconds, once nothing acknowledged is
-    /// seen to be lost.
-    async fn gap(mut self) -> Result<u64> {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).await?;
-        self.child.wait().await?;
-        let told: Value =
-            serde_json::from_str(&line).with_context(|| format!("the client says `{line}`"))?;
-        ensure!(told["lost"] == 0, "acknowledged writes are lost: {told}");
-        ensure!(told["acked"].as_u64().is_some_and(|acked| acked > 0), "nothing written: {told}");
-        told["worst_gap_ms"].as_u64().context("no gap")
-    }
+async fn writing(instance: &Instance, seconds: u64) -> Result<Writing> {
+    Writing::to(env!("CARGO_BIN_EXE_writer"), instance.endpoint("write")?, seconds).await
 }
