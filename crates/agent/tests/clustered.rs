@@ -464,11 +464,11 @@ async fn a_leaving_primary_begins_no_failover_that_cannot_get_its_votes() {
         assert!(told_by_its_primary(&world, new).await < 300);
         world.wait("handed over", Duration::from_secs(6), |all| owns_slots(&all[new])).await;
         world.wait("follows", Duration::from_secs(10), |all| is_linked_replica(&all[old])).await;
-        // Who votes has heard of it, too.
+        // Who votes has heard of it, too, and so has the new primary: it heeds its own replicas only.
         world
             .wait("heard of", Duration::from_secs(10), |all| {
                 let former = cluster_id(&all[old]);
-                [0, 2].iter().all(|voter| {
+                [0, 2, new].iter().all(|voter| {
                     view(&all[*voter]).is_some_and(|view| {
                         view.nodes.iter().any(|n| n.id == former && n.role == Role::Replica)
                     })

@@ -22,7 +22,7 @@ async fn objects_deleted_by_hand_are_made_again_with_their_data_and_addresses() 
         ("service", write.as_str(), true),
         ("statefulset", primary.as_str(), true),
         ("pod", pod.as_str(), false),
-        ("lease", shop.id.as_str(), false),
+        ("lease", shop.id.as_str(), true),
     ] {
         let uid = ["get", kind, name, "-o", "jsonpath={.metadata.uid}"];
         let former = kube_in(namespace, &uid).await?;

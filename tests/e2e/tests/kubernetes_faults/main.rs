@@ -18,7 +18,6 @@ use anyhow::{Context, Result, ensure};
 use larder_e2e::Writing;
 use larder_testkit::kubernetes::{bed, bound, variable};
 use larder_testkit::{Instance, Larder, PASSWORD, eventually};
-use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
