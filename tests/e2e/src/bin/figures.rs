@@ -287,7 +287,16 @@ async fn one_gap(
     let mut instance = larder.wait_state(name, "running", PATIENCE).await?;
     let clustered = instance.architecture == "cluster";
     if !clustered {
-        instance = settled(larder, &instance, PATIENCE).await?;
+        // Each fault but a stopped agent has made another node primary: what shows that one is news.
+        instance = if fault == Fault::AgentStopped {
+            settled(larder, &instance, PATIENCE).await?
+        } else {
+            let primary = replication_is_whole(&instance, PATIENCE).await?;
+            let leads = |i: &Instance| {
+                i.state == "running" && i.primary(0).is_ok_and(|now| now.id == primary)
+            };
+            larder.wait_for(name, "running under its primary", PATIENCE, leads).await?
+        };
     }
     let (endpoint, prefix) = if clustered {
         let (first, last) = instance.primary(0)?.first_range().context("no slots")?;
