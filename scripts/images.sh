@@ -8,7 +8,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$here/target/images}
 binary=${LARDER_IMAGE_BINARY:-$here/target/release/larder}
-engines=${LARDER_IMAGE_ENGINES:-redis-6.2 redis-7.0 valkey-8.0 valkey-9.1}
+engines=${LARDER_IMAGE_ENGINES-redis-6.2 redis-7.0 valkey-8.0 valkey-9.1}
 export LARDER_TEST_ENGINES=${LARDER_TEST_ENGINES:-$here/target/engines}
 
 command -v buildah >/dev/null || { echo "images: buildah is missing: apt-get install buildah" >&2; exit 1; }

@@ -28,12 +28,15 @@ else
 fi
 built=$(realpath "${CARGO_TARGET_DIR:-target}")/$built
 
+# Outside of what CI keeps.
+secrets=$(mktemp -d)
+trap 'rm -rf "$secrets"' EXIT
 bed=
 if [ -z "${LARDER_TEST_KUBECONFIG:-}" ]; then
     # Short: sockets of the test bed are in it, and their paths must fit.
     work=$(mktemp -d /tmp/l-XXXXXX)
     bed=$work/bed
-    trap 'scripts/testbed.sh --dir "$bed" down >/dev/null || true; cp -r "$bed/logs" "$logs/testbed" 2>/dev/null || true; rm -rf "$work"' EXIT
+    trap 'scripts/testbed.sh --dir "$bed" down >/dev/null || true; cp -r "$bed/logs" "$logs/testbed" 2>/dev/null || true; rm -rf "$work" "$secrets"' EXIT
     rm -rf "$logs/testbed"
     scripts/testbed.sh --dir "$bed" up --workers 3 --zones 3 --audit
     export LARDER_TEST_KUBECONFIG=$bed/kubeconfig
@@ -69,8 +72,8 @@ check() { # name command...
 # Stories of tests/e2e, told of instances in pods. They run in the control plane's network, where Services are reached, and
 # where the API server is at another port than on the machine.
 inside() { # command...
-    sed 's#https://127.0.0.1:[0-9]*#https://127.0.0.1:6443#' "$LARDER_TEST_KUBECONFIG" >"$logs/inside.kubeconfig"
-    LARDER_TEST_STORIES=kubernetes LARDER_TEST_KUBECONFIG="$root/$logs/inside.kubeconfig" "$@"
+    sed 's#https://127.0.0.1:[0-9]*#https://127.0.0.1:6443#' "$LARDER_TEST_KUBECONFIG" >"$secrets/kubeconfig"
+    LARDER_TEST_STORIES=kubernetes LARDER_TEST_KUBECONFIG=$secrets/kubeconfig "$@"
 }
 told() { # test filter...
     local test=$1
@@ -93,6 +96,10 @@ long() {
         told kubernetes_pods
 }
 
+if [ "$form" != long ] && [ -z "${LARDER_TEST_BED:-}" ]; then
+    echo "SKIP kubernetes: these stories switch workers off, and LARDER_TEST_KUBECONFIG is of no test bed that runs here"
+    exit
+fi
 case $form in
 short) short; exit ;;
 figures)

@@ -23,10 +23,16 @@ if [ -n "$off" ]; then
 fi
 
 # Each start of a test bed has keys of its own, so its kubeconfig says which one it is. What was loaded is written
-# down outside of its folder, which may be root's.
-loaded=$root/target/testbed-images
+# down outside of its folder, which may be root's; that of a test bed that was not used for days is forgotten.
+bed=$(sha256sum "$LARDER_TESTBED_DIR/kubeconfig" | cut -c1-16)
+loaded=$root/target/testbed-images/$bed
 mkdir -p "$loaded"
-of_all=$(cat "$binary" "$LARDER_TESTBED_DIR/kubeconfig" scripts/images.sh packaging/images/* | sha256sum | cut -c1-32)
+touch "$loaded"
+find "$root/target/testbed-images" -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -r {} +
+of_all=$({
+    cat "$binary" scripts/images.sh packaging/images/*
+    find "${LARDER_TEST_ENGINES:-$root/target/engines}" -name '*-server' -type f -exec sha256sum {} + 2>/dev/null | sort
+} | sha256sum | cut -c1-32)
 missing=()
 for engine in "${engines[@]}"; do
     [ "$(cat "$loaded/$engine" 2>/dev/null)" = "$of_all" ] || missing+=("$engine")

@@ -84,8 +84,9 @@ pub(crate) async fn refuse_another_cluster(
         return Ok(());
     }
     Err(unusable(format!(
-        "it is another Kubernetes cluster than before: in its namespace {} there is nothing of `{}` \
-         and of whatever else lives on container cluster `{}`",
+        "it is another Kubernetes cluster than before, or everything was deleted there: in its \
+         namespace {} there is nothing of `{}` and of whatever else lives on container cluster \
+         `{}`; bind the cluster that they are on, or delete these instances first",
         kube.namespace, one.spec.name, known.name
     )))
 }

@@ -44,6 +44,8 @@ pub(crate) async fn watch_keeper(
         }
         Err(error) => tracing::warn!(%error, "what was told of restarts is not known any more"),
     }
+    // Of the keeper itself, until it is recorded.
+    let mut owed: Vec<Event> = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -61,7 +63,8 @@ pub(crate) async fn watch_keeper(
             tracing::error!(%error, "the keeper cannot be looked after");
             None
         });
-        let mut events: Vec<Event> = news.into_iter().collect();
+        owed.extend(news);
+        let mut events = owed.clone();
         let told_before = teller.told.clone();
         if let Some(all) = teller.read(&data) {
             events.extend(teller.news(all, Instant::now()));
@@ -71,6 +74,7 @@ pub(crate) async fn watch_keeper(
             teller.untold(told_before);
             continue;
         }
+        owed.clear();
         let told = teller.to_remember();
         if told == remembered {
             continue;

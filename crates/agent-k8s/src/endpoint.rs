@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::{join_all, try_join_all};
@@ -20,6 +20,7 @@ use larder_model::lease::Route;
 use larder_model::{EndpointKind, InstanceId, NodeId};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::error::said;
 use crate::slices::{endpoints, route_of, targets, updated};
@@ -57,9 +58,10 @@ struct Inner {
     missing: Option<Missing>,
 }
 
-/// The route that could not be published, which slice was not there, and when.
+/// The route that could not be published whole, which slice was not there, and when.
 struct Missing {
     route: Route,
+    kind: EndpointKind,
     slice: String,
     at: Instant,
 }
@@ -170,6 +172,7 @@ impl Inner {
     ) -> Result<Option<Route>, LeaseError> {
         self.published = None;
         if let Some(missing) = &self.missing
+            && missing.kind == EndpointKind::Write
             && missing.route == *route
             && missing.at.elapsed() < LOOK_FOR_MISSING
         {
@@ -227,10 +230,14 @@ impl Inner {
             if conflict {
                 continue;
             }
-            // What is there leads right; what is not leads nobody, and that is no success.
+            // What is there leads right; what is not leads nobody. For writes that is no success; a
+            // way for reads that is gone must not hold up the one for writes.
             self.missing = self.missing_slice(route, &known);
             if let Some(missing) = &self.missing {
-                return Err(missing.error(doing));
+                if missing.kind == EndpointKind::Write {
+                    return Err(missing.error(doing));
+                }
+                tracing::info!(error = %missing.error(doing), "reads lead nowhere");
             }
             self.known = Some(known);
             return Ok(None);
@@ -238,18 +245,18 @@ impl Inner {
         Err(LeaseError::Conflict)
     }
 
-    /// Publishes once more, over what was made of it. Answers when to do so again.
-    async fn look(&mut self, route: &Route, doing: &'static str) -> Duration {
+    /// Publishes once more, over what was made of it.
+    async fn look(&mut self, route: &Route, doing: &'static str) {
         self.known = None;
-        self.missing = None;
+        let former = self.missing.take();
         match tokio::time::timeout(DEADLINE, self.publish(route, doing)).await {
-            Ok(Ok(_)) => return LOOK,
+            Ok(Ok(_)) => return,
             Ok(Err(error)) => tracing::info!(%error, "endpoint slices not looked at"),
             Err(_) => tracing::info!(error = %late(doing), "endpoint slices not looked at"),
         }
-        // It is this node's all the same.
+        // It is this node's all the same, and silence brings back nothing.
         self.published = Some(route.clone());
-        if self.missing.is_some() { LOOK_FOR_MISSING } else { LOOK }
+        self.missing = self.missing.take().or(former);
     }
 
     /// Every instance with a lease leads writes; only one with replicas has another way for reads.
@@ -264,7 +271,7 @@ impl Inner {
         };
         let kind = KINDS.into_iter().filter(is_needed).find(|kind| !known.contains_key(kind))?;
         let slice = endpoint_name(&self.instance, kind);
-        Some(Missing { route: route.clone(), slice, at: Instant::now() })
+        Some(Missing { route: route.clone(), kind, slice, at: Instant::now() })
     }
 
     /// Asks for the addresses of the pods that the route leads to.
@@ -305,12 +312,15 @@ impl Missing {
 /// Puts back what somebody else has changed, for as long as this node's route is the newest.
 async fn keep(inner: Arc<Mutex<Inner>>) {
     const DOING: &str = "looking at the endpoint slices";
-    let mut pause = LOOK;
+    let mut looked_at = Instant::now();
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(LOOK_FOR_MISSING).await;
         let mut inner = inner.lock().await;
         let Some(route) = inner.published.clone() else { continue };
-        pause = inner.look(&route, DOING).await;
+        if inner.missing.is_some() || looked_at.elapsed() >= LOOK {
+            inner.look(&route, DOING).await;
+            looked_at = Instant::now();
+        }
     }
 }
 
@@ -420,11 +430,11 @@ mod tests {
         endpoint.publish(&route(3)).await.expect("published");
         fake.put(WRITE, empty());
         let mut inner = endpoint.inner.lock().await;
-        assert_eq!(inner.look(&route(3), "looking").await, LOOK);
+        inner.look(&route(3), "looking").await;
         assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
         assert_eq!(inner.published, Some(route(3)));
         fake.fails("GET endpointslices", 500);
-        assert_eq!(inner.look(&route(3), "looking").await, LOOK);
+        inner.look(&route(3), "looking").await;
         assert_eq!(inner.published, Some(route(3)), "silence takes nothing away");
     }
 
@@ -445,10 +455,33 @@ mod tests {
         // One that goes later is looked for more often, until it is there again.
         fake.delete(READ);
         let mut inner = endpoint.inner.lock().await;
-        assert_eq!(inner.look(&route(3), "looking").await, LOOK_FOR_MISSING);
+        inner.look(&route(3), "looking").await;
+        assert!(inner.missing.is_some());
+        fake.fails("GET endpointslices", 500);
+        inner.look(&route(3), "looking").await;
+        assert!(inner.missing.is_some(), "silence brings back nothing");
         fake.put(READ, empty());
-        assert_eq!(inner.look(&route(3), "looking").await, LOOK);
+        inner.look(&route(3), "looking").await;
+        assert!(inner.missing.is_none());
         assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
+    }
+
+    /// Only `serve` makes slices, and a failover waits for no `serve`.
+    #[tokio::test]
+    async fn a_way_for_reads_that_is_gone_does_not_hold_up_the_one_for_writes() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        fake.delete(READ);
+        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
+        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
+        assert_eq!(endpoint.inner.lock().await.published, Some(route(3)), "it is defended");
+        // The keeper looks for what is missing, and not only every ten seconds.
+        fake.put(READ, empty());
+        let deadline = Instant::now() + LOOK / 2;
+        while leads_to(&fake, READ).is_empty() {
+            assert!(Instant::now() < deadline, "reads lead nowhere");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     #[tokio::test]
@@ -474,7 +507,8 @@ mod tests {
         assert!(endpoint.publish(&route(3)).await.is_err());
         assert!(endpoint.read().await.is_err());
         let took = begin.elapsed();
-        assert!(took < 2 * DEADLINE + Duration::from_millis(400), "it took {took:?}");
+        // Else for as long as it is held.
+        assert!(took < 2 * DEADLINE + Duration::from_secs(5), "it took {took:?}");
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Bindings of container clusters: one change at a time, each whole or not at all. Used by the
 //! routes, and for the cluster that a configuration names.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use larder_api_types::{BindContainerCluster, SetContainerCluster};
@@ -60,14 +61,15 @@ pub struct Bindings {
     store: Store,
     binder: Arc<dyn Binder>,
     /// A binding is read, changed and kept by one at a time: two first ones of a name would draw
-    /// two owners, and two changes would lose one of each other's.
-    turn: Arc<Mutex<()>>,
+    /// two owners, and two changes would lose one of each other's. One for each name: a container
+    /// cluster that does not answer keeps nobody from another one.
+    turns: Arc<std::sync::Mutex<HashMap<String, Arc<Mutex<()>>>>>,
     patience: Duration,
 }
 
 impl Bindings {
     pub fn new(store: Store, binder: Arc<dyn Binder>) -> Self {
-        Self { store, binder, turn: Arc::default(), patience: PATIENCE }
+        Self { store, binder, turns: Arc::default(), patience: PATIENCE }
     }
 
     /// Waits for so long, and not 20 s, for a container cluster to say what it is.
@@ -101,7 +103,7 @@ impl Bindings {
         check_container_cluster_name(&asked.name)?;
         let name = &asked.name;
         let prepared = async {
-            let turn = self.turn.clone().lock_owned().await;
+            let turn = self.turn(name).lock_owned().await;
             let known = self.known(name).await?;
             match (how, &known) {
                 (How::First, Some(_)) => {
@@ -143,7 +145,7 @@ impl Bindings {
         by: &By,
     ) -> Result<(), ApiError> {
         let changed = async {
-            let turn = self.turn.clone().lock_owned().await;
+            let turn = self.turn(name).lock_owned().await;
             let known = self.known(name).await?.ok_or_else(|| missing(name))?;
             Ok::<_, ApiError>((turn, self.binder.change(asked, &known).await?))
         };
@@ -157,7 +159,7 @@ impl Bindings {
     /// # Errors
     /// `not-found`; `container-cluster-in-use`; of the store.
     pub(crate) async fn unbind(&self, name: &str, by: &By) -> Result<(), ApiError> {
-        let turn = self.turn.clone().lock_owned();
+        let turn = self.turn(name).lock_owned();
         let turn = tokio::time::timeout(self.patience, turn).await.map_err(|_| self.late(name))?;
         let record = by.record(Action::ContainerClusterUnbind, name, json!({}));
         let (all, name) = (self.clone(), name.to_owned());
@@ -194,6 +196,11 @@ impl Bindings {
         .await
     }
 
+    fn turn(&self, name: &str) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry(name.to_owned()).or_default().clone()
+    }
+
     async fn known(&self, name: &str) -> Result<Option<ContainerClusterRow>, ApiError> {
         let all = self.store.container_cluster_list().await?;
         Ok(all.into_iter().find(|row| row.name == name))
@@ -201,7 +208,8 @@ impl Bindings {
 
     fn late(&self, name: &str) -> ApiError {
         let detail = format!(
-            "container cluster `{name}` has not said within {} s what it is: nothing was changed",
+            "container cluster `{name}` has not said within {} s what it is, or somebody else is \
+             changing its binding: nothing was changed; try again",
             self.patience.as_secs()
         );
         ApiError::new(Code::Timeout, detail)

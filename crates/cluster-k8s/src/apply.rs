@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{
+    DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions,
+};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource};
 use larder_cluster::ClusterError;
@@ -169,6 +171,28 @@ impl Place {
             self.writes.deleted(<K as k8s_openapi::Resource>::KIND, &metadata);
         }
         Ok(())
+    }
+
+    /// Deletes the very object that was seen, as it was seen; another one of its name, or one that has
+    /// changed since, is left.
+    pub(crate) async fn delete_this<K: Object>(
+        &self,
+        seen: &ObjectMeta,
+    ) -> Result<(), ClusterError> {
+        let name = seen.name.as_deref().unwrap_or_default();
+        let preconditions = Preconditions {
+            uid: seen.uid.clone(),
+            resource_version: seen.resource_version.clone(),
+        };
+        let params = DeleteParams::background().preconditions(preconditions);
+        let api = self.api::<K>();
+        self.ask(&format!("deleting {} {name}", K::KIND), async {
+            match api.delete(name, &params).await {
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+                other => other.map(drop),
+            }
+        })
+        .await
     }
 
     /// Deletes one object; one that is not there is deleted.

@@ -8,10 +8,10 @@ use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{Client, ResourceExt};
+use kube::Client;
 use larder_cluster::{BackendObserved, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, NodeConfig};
-use larder_model::kube::{LABEL_ENDPOINT, LABEL_NODE, VolumeIds};
+use larder_model::kube::{LABEL_ENDPOINT, LABEL_NODE, VolumeIds, pod_name};
 use larder_model::local::NodeSecrets;
 use larder_model::{Address, Code, EndpointKind, Expose, InstanceId, NodeId, OuterAddress, Worker};
 
@@ -20,6 +20,7 @@ use crate::apply::Place;
 use crate::connect::{Check, check};
 use crate::error::refused;
 use crate::expose::{self, Outside};
+use crate::hindrance::waits_for_other_settings;
 use crate::mirror::{Mirror, Wake};
 use crate::objects;
 use crate::observe::{cluster_address, generation};
@@ -120,12 +121,16 @@ impl KubeCluster {
         let (place, key) = (&*self.place, volume_key(&config.node));
         let mut notes = place.notes(instance).await?;
         let noted = notes.remove(&key);
+        let is_noted = noted.is_some();
+        // `None`: it has had no volume yet.
+        let first = noted
+            .or_else(|| is_forgotten(&notes, config.initialized).then(|| FORGOTTEN.to_owned()));
         let claim = objects::claim(&place.options, config);
-        let found = match noted {
+        let found = match first {
             Some(_) => place.find::<PersistentVolumeClaim>(&claim).await?,
             None => None,
         };
-        if let (Some(first), None) = (&noted, &found) {
+        if let (Some(first), None) = (&first, &found) {
             // A pod that waits for the claim starts with it at once, maybe before anything more is
             // written here: never with a file that calls the new volume the first one.
             let replaced = VolumeIds { first: first.clone(), now: String::new() };
@@ -136,34 +141,25 @@ impl KubeCluster {
             None => place.make::<PersistentVolumeClaim>(&claim).await?,
         };
         let now = claim.uid.unwrap_or_default();
-        let first = match noted {
-            Some(first) => first,
-            None => {
-                let first = first_volume(&notes, config.initialized, &now);
-                place.note(instance, &key, Some(first)).await?;
-                first.to_owned()
-            }
-        };
+        let first = first.unwrap_or_else(|| now.clone());
+        if !is_noted {
+            place.note(instance, &key, Some(&first)).await?;
+        }
         Ok(VolumeIds { first, now })
     }
 
-    /// What the binding's pods may run.
-    fn images(&self) -> Vec<String> {
-        let options = &self.place.options;
-        options.engines.iter().map(|engine| options.image_of(engine)).collect()
-    }
-
-    /// A pod whose image cannot be had, and is another one by now, would wait for ever: a
-    /// StatefulSet does not replace it. It has never run, so nothing ends with it.
-    async fn leave_other_image(
-        &self,
-        instance: &InstanceId,
-        node: &NodeId,
-    ) -> Result<(), ClusterError> {
-        let seen = self.mirror().see(instance).await?;
-        match seen.waits_for_other_image(node, &self.images()) {
-            Some(pod) => self.place.delete::<Pod>(&pod.name_any()).await,
-            None => Ok(()),
+    /// A pod that cannot start as it was once asked for would wait for ever: its StatefulSet does not
+    /// replace it. It has never run, so nothing ends with it. Where the StatefulSet's controller has
+    /// not looked at what is asked for now, the pod is left for the next time.
+    async fn leave_what_waits(&self, set: &StatefulSet, node: &NodeId) -> Result<(), ClusterError> {
+        let place = &self.place;
+        let (name, pods) = (pod_name(node), place.api::<Pod>());
+        let pod = place.ask(&format!("reading Pod {name}"), pods.get_opt(&name)).await?;
+        match pod {
+            Some(pod) if waits_for_other_settings(set, &pod) => {
+                place.delete_this::<Pod>(&pod.metadata).await
+            }
+            _ => Ok(()),
         }
     }
 
@@ -226,12 +222,8 @@ impl Cluster for KubeCluster {
             Vec::new()
         };
         let mut observed = seen.observed(&Outside { workers: &workers, address });
-        let images = self.images();
         for (id, node) in &mut observed.nodes {
-            // A kill of `serve` may have come between the new settings and the end of a pod that
-            // waits for an image of the old ones.
-            node.outdated = seen.is_outdated(id, &self.place.options)
-                || seen.waits_for_other_image(id, &images).is_some();
+            node.outdated = seen.is_outdated(id, &self.place.options);
         }
         Ok(observed)
     }
@@ -286,8 +278,9 @@ impl Cluster for KubeCluster {
         let volume = self.ensure_volume(config, secrets).await?;
         self.write_secret(config, secrets, &volume).await?;
         // Last: by it the node is realised, and at this generation.
-        place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
-        self.leave_other_image(instance, node).await
+        let set = place.apply::<StatefulSet>(&objects::stateful_set(options, config)).await?;
+        // Nothing waits of what was not there.
+        if present > 0 { self.leave_what_waits(&set, node).await } else { Ok(()) }
     }
 
     async fn remove_node(
@@ -374,13 +367,13 @@ const VOLUME: &str = "volume-";
 /// In place of the UID: nobody knows any more which volume the node was made with.
 const FORGOTTEN: &str = "forgotten";
 
-/// What to note of a node of which nothing is noted. The record of an instance that has served has
+/// Whether a node of which nothing is noted may have had a volume before. The record of an instance that has served has
 /// notes of its nodes, so where there are none somebody has deleted it, with the namespace perhaps:
 /// what looks like a new node's first volume is then not taken for one.
-fn first_volume<'a>(notes: &BTreeMap<String, String>, has_served: bool, now: &'a str) -> &'a str {
+fn is_forgotten(notes: &BTreeMap<String, String>, has_served: bool) -> bool {
     let mut others = notes.iter().filter(|(key, _)| key.starts_with(VOLUME)).map(|(_, uid)| uid);
     let knows = others.clone().next().is_some() && !others.any(|uid| uid == FORGOTTEN);
-    if has_served && !knows { FORGOTTEN } else { now }
+    has_served && !knows
 }
 
 /// Where the record of the instance has the endpoint's node port.
@@ -434,10 +427,16 @@ mod tests {
     /// `serve` may end between any two writes, and the pod that waits for the claim starts.
     #[tokio::test]
     async fn a_second_volume_is_called_one_before_it_can_be_mounted() {
+        called_replaced_before_it_is_made(json!({ "volume-n-1": "u-1" }), "u-1").await;
+        // The instance's record was deleted with the claim: it may be the second one.
+        called_replaced_before_it_is_made(json!({}), FORGOTTEN).await;
+    }
+
+    async fn called_replaced_before_it_is_made(notes: Value, first: &str) {
         let asked: Arc<Mutex<Vec<(Method, String, Value)>>> = Arc::default();
         let log = asked.clone();
         let server = tower::service_fn(move |request: Request<Body>| {
-            let log = log.clone();
+            let (log, notes) = (log.clone(), notes.clone());
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect_bytes().await.expect("a body");
@@ -446,10 +445,9 @@ mod tests {
                 let kind = path.split('/').nth_back(usize::from(head.method != Method::POST));
                 let metadata = json!({ "name": "n-1", "uid": "u-2", "resourceVersion": "7" });
                 let (status, answer) = match (&head.method, kind.unwrap_or_default()) {
-                    (&Method::GET, "configmaps") => (
-                        200,
-                        json!({ "metadata": { "name": "i-1" }, "data": { "volume-n-1": "u-1" } }),
-                    ),
+                    (&Method::GET, "configmaps") => {
+                        (200, json!({ "metadata": { "name": "i-1" }, "data": notes }))
+                    }
                     (&Method::GET, _) => (
                         404,
                         json!({ "kind": "Status", "status": "Failure", "reason": "NotFound",
@@ -472,14 +470,14 @@ mod tests {
             agent_key: Password::new("agents"),
         };
         let ids = cluster.ensure_volume(&config(), &secrets).await.expect("made");
-        assert_eq!(ids, VolumeIds { first: "u-1".to_owned(), now: "u-2".to_owned() });
+        assert_eq!(ids, VolumeIds { first: first.to_owned(), now: "u-2".to_owned() });
         let asked = asked.lock().expect("no panic");
         let at = |method: &Method, kind: &str| {
             asked.iter().position(|(m, k, _)| m == method && k == kind).expect("asked for")
         };
         let secret = at(&Method::PATCH, "secrets");
         assert!(secret < at(&Method::POST, "persistentvolumeclaims"), "{asked:?}");
-        let told = VolumeIds { first: "u-1".to_owned(), now: String::new() };
+        let told = VolumeIds { first: first.to_owned(), now: String::new() };
         let wish = objects::secret(&cluster.place.options, &config(), &secrets, &told);
         let written = &asked[secret].2["data"]["volume.json"];
         assert_eq!(*written, wish.expect("plain data")["data"]["volume.json"]);
@@ -491,10 +489,10 @@ mod tests {
         let notes = |all: &[(&str, &str)]| {
             all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };
-        let first = |all: &[(&str, &str)], has_served| first_volume(&notes(all), has_served, "u-9");
-        assert_eq!(first(&[("fence", "{}")], false), "u-9", "the first node of a new instance");
-        assert_eq!(first(&[("fence", "{}"), ("volume-n-1", "u-1")], true), "u-9", "one more node");
-        assert_eq!(first(&[("fence", "{}")], true), FORGOTTEN);
-        assert_eq!(first(&[("volume-n-1", FORGOTTEN)], true), FORGOTTEN);
+        let forgotten = |all: &[(&str, &str)], has_served| is_forgotten(&notes(all), has_served);
+        assert!(!forgotten(&[("fence", "{}")], false), "the first node of a new instance");
+        assert!(!forgotten(&[("fence", "{}"), ("volume-n-1", "u-1")], true), "one more node");
+        assert!(forgotten(&[("fence", "{}")], true));
+        assert!(forgotten(&[("volume-n-1", FORGOTTEN)], true));
     }
 }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
@@ -161,6 +163,9 @@ pub struct Check {
     pub pull_secrets: Vec<PullSecret>,
 }
 
+/// Of the questions what may be done.
+const QUESTIONS_AT_ONCE: usize = 8;
+
 /// Every right that the backend uses, by API group; those on whole-cluster objects at the end.
 const RIGHTS: &[(&str, &str, &[&str])] = &[
     ("", "configmaps", &["get", "list", "watch", "create", "update", "patch", "delete"]),
@@ -300,19 +305,27 @@ impl Place {
             .filter(|(_, resource, _)| is_needed(resource, self.options.reach))
             .map(|right| (right, Some(self.options.namespace.clone())));
         let everywhere = CLUSTER_RIGHTS.iter().map(|right| (right, None));
-        let mut missing = Vec::new();
+        // Made one by one: a stream of borrowing closures is not `Send` for every lifetime.
+        let mut questions: Vec<BoxFuture<'_, Result<Option<String>, ClusterError>>> = Vec::new();
         for ((group, resource, verbs), namespace) in own.chain(everywhere) {
             for verb in *verbs {
-                if !self.may(group, resource, verb, namespace.as_deref()).await? {
+                let namespace = namespace.clone();
+                questions.push(Box::pin(async move {
+                    if self.may(group, resource, verb, namespace.as_deref()).await? {
+                        return Ok(None);
+                    }
                     let place = match namespace {
                         None if *resource == "pods" => " (all namespaces)",
                         _ => "",
                     };
-                    missing.push(format!("{verb} {resource}{place}"));
-                }
+                    Ok(Some(format!("{verb} {resource}{place}")))
+                }));
             }
         }
-        Ok(missing)
+        // Some at a time: one after the other they would take longer than anybody waits, where the
+        // API server is far away.
+        let answers = stream::iter(questions).buffered(QUESTIONS_AT_ONCE);
+        answers.try_filter_map(|missing| async { Ok(missing) }).try_collect().await
     }
 
     /// Whether it may what not everybody grants.

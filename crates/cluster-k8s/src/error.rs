@@ -84,7 +84,7 @@ pub(crate) fn with_next_move(code: u16, text: String) -> String {
             "{text} (the binding's credentials have lost a right: give it back, or `larder \
              container-cluster rebind` with others)"
         ),
-        429 => format!("{text} (the API server is overloaded; it is asked less often meanwhile)"),
+        429 => format!("{text} (the API server is overloaded)"),
         _ => text,
     }
 }

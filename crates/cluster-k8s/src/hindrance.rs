@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
@@ -12,6 +13,9 @@ use larder_model::{Hindrance, HindranceKind, NodeId};
 
 use crate::error::{is_admission, is_quota};
 use crate::observe::{SELECTED_NODE, Seen, node_of};
+
+/// Which revision of its StatefulSet a pod was made of (`controller-revision-hash`).
+const LABEL_REVISION: &str = "controller-revision-hash";
 
 /// What an event says, without the rest of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,12 +89,15 @@ impl Seen {
             return self.without_worker(id, pod, claim);
         }
         let waits = (container_waits(pod)).is_some_and(|(why, _)| why == "ContainerCreating");
-        let newest = self.newest(id, &pod.metadata, |told| told.warning).filter(|_| waits)?;
+        // Others are no reason, and do not hide one. "failed to sync": the kubelet has not heard of a
+        // ConfigMap or Secret of a new pod, and has in a moment.
+        let is_cause = |told: &Told| {
+            ["FailedAttachVolume", "FailedMount", "FailedCreatePodSandBox"]
+                .contains(&told.reason.as_str())
+                && !told.message.contains("failed to sync")
+        };
+        let newest = self.newest(id, &pod.metadata, is_cause).filter(|_| waits)?;
         let message = line(&newest.message);
-        // The kubelet has not heard of a ConfigMap or Secret of a new pod: it has in a moment.
-        if message.contains("failed to sync") {
-            return None;
-        }
         match newest.reason.as_str() {
             "FailedAttachVolume" => Some(Hindrance::new(
                 HindranceKind::VolumeUnbound,
@@ -148,17 +155,24 @@ impl Seen {
         let all = self.told.get(id).into_iter().flatten().map(|told| &**told);
         all.filter(|told| told.uid == uid && is_asked_for(told)).max_by_key(|told| told.at)
     }
+}
 
-    /// The node's pod waits for an image that is none of `images`, and has never run: it was made
-    /// before the binding was told another one.
-    pub(crate) fn waits_for_other_image(&self, id: &NodeId, images: &[String]) -> Option<&Pod> {
-        let is_of = |pod: &Pod| node_of(&pod.metadata).as_ref() == Some(id);
-        let pod = self.pods.iter().map(|pod| &**pod).find(|pod| is_of(pod))?;
-        let image = pod.spec.as_ref()?.containers.first()?.image.as_ref()?;
-        let waits = in_container(pod)?.kind == HindranceKind::ImageMissing && never_ran(pod);
-        (waits && !images.contains(image) && pod.metadata.deletion_timestamp.is_none())
-            .then_some(pod)
-    }
+/// The pod was made for what its StatefulSet asked for before, and cannot start so. It has never run.
+/// False while the StatefulSet's controller has not looked at what it asks for now.
+pub(crate) fn waits_for_other_settings(set: &StatefulSet, pod: &Pod) -> bool {
+    let Some(status) = &set.status else { return false };
+    let (Some(wanted), Some(has)) = (&status.update_revision, pod.labels().get(LABEL_REVISION))
+    else {
+        return false;
+    };
+    let is_seen = status.observed_generation.is_some()
+        && status.observed_generation == set.metadata.generation;
+    let is_nowhere = pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none());
+    is_seen
+        && wanted != has
+        && pod.metadata.deletion_timestamp.is_none()
+        && never_ran(pod)
+        && (is_nowhere || in_container(pod).is_some())
 }
 
 /// No container of it has ever been there.
@@ -358,17 +372,38 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pod_that_never_ran_waits_for_another_image() {
-        let image = "registry.example/larder-redis-7.0:1".to_owned();
-        let seen = waiting("ImagePullBackOff", "");
-        assert!(seen.waits_for_other_image(&id(), &["r/other:2".to_owned()]).is_some());
-        assert!(seen.waits_for_other_image(&id(), &[image]).is_none(), "it is the right one");
-        let container = json!({
-            "name": "node", "image": "", "imageID": "", "ready": false, "restartCount": 1,
-            "state": { "waiting": { "reason": "ImagePullBackOff" } },
-        });
-        let ran = with_pod(json!({ "containerStatuses": [container] }), Some("w1"));
-        assert!(ran.waits_for_other_image(&id(), &[]).is_none());
+    fn only_a_pod_of_other_settings_that_never_ran_is_left() {
+        let set = |revision: &str, observed: i64| -> StatefulSet {
+            serde_json::from_value(json!({
+                "metadata": { "name": "n-1", "generation": 2 },
+                "status": {
+                    "replicas": 1, "observedGeneration": observed, "updateRevision": revision,
+                },
+            }))
+            .expect("a StatefulSet")
+        };
+        let pod = |container: Value, worker: Option<&str>| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": { "name": "n-1-0", "labels": { LABEL_REVISION: "old" } },
+                "spec": { "nodeName": worker, "containers": [] },
+                "status": { "containerStatuses": container },
+            }))
+            .expect("a Pod")
+        };
+        let waits = |reason: &str, restarts: u32| {
+            json!([{
+                "name": "node", "image": "", "imageID": "", "ready": false,
+                "restartCount": restarts, "state": { "waiting": { "reason": reason } },
+            }])
+        };
+        let left = waits_for_other_settings;
+        let no_image = pod(waits("ImagePullBackOff", 0), Some("w1"));
+        assert!(left(&set("new", 2), &no_image));
+        assert!(!left(&set("old", 2), &no_image), "it is what is asked for");
+        assert!(!left(&set("new", 1), &no_image), "the controller has not looked yet");
+        assert!(!left(&set("new", 2), &pod(waits("ImagePullBackOff", 1), Some("w1"))), "it ran");
+        assert!(!left(&set("new", 2), &pod(waits("ContainerCreating", 0), Some("w1"))), "it comes");
+        assert!(left(&set("new", 2), &pod(json!([]), None)), "no worker takes it");
     }
 
     #[test]

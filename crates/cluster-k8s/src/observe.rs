@@ -19,7 +19,7 @@ use larder_model::{
 
 use crate::apply;
 use crate::expose::{Outside, Place, endpoint_place, exposed, is_at_a_worker, is_outer};
-use crate::hindrance::Told;
+use crate::hindrance::{Told, waits_for_other_settings};
 use crate::objects;
 use crate::options::KubeOptions;
 use crate::shared::{Parts, is_whole};
@@ -124,11 +124,14 @@ impl Seen {
         }
     }
 
-    /// The node's StatefulSet says that it was rendered from other settings of the binding.
+    /// The node's StatefulSet says that it was rendered from other settings of the binding, or was
+    /// before, and its pod still waits for what those ask for.
     pub(crate) fn is_outdated(&self, id: &NodeId, options: &KubeOptions) -> bool {
         let set = self.sets.iter().find(|o| node_of(&o.metadata).as_ref() == Some(id));
+        let pod = self.pods.iter().find(|o| node_of(&o.metadata).as_ref() == Some(id));
         set.is_some_and(|set| {
             set.annotations().get(ANNOTATION_SETTINGS) != Some(&options.settings())
+                || pod.is_some_and(|pod| waits_for_other_settings(set, pod))
         })
     }
 

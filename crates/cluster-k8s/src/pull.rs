@@ -10,6 +10,8 @@ use crate::cluster::KubeCluster;
 
 /// What the kubelet takes credentials for registries from.
 pub const PULL_SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
+/// The older form of it, which the kubelet takes as well.
+const OLD_PULL_SECRET_TYPE: &str = "kubernetes.io/dockercfg";
 
 /// A pull secret of a binding, as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ pub struct PullSecret {
 /// What there is under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// A Secret of type [`PULL_SECRET_TYPE`].
+    /// A Secret of type [`PULL_SECRET_TYPE`], or of the older one.
     Fit,
     /// A Secret of another type.
     OtherType,
@@ -46,7 +48,10 @@ impl Place {
         let mut all = Vec::new();
         for name in names {
             let named = format!("metadata.name={name}");
-            let found = if self.has_secret(&format!("{named},type={PULL_SECRET_TYPE}")).await? {
+            let of_type = |kind: &str| format!("{named},type={kind}");
+            let found = if self.has_secret(&of_type(PULL_SECRET_TYPE)).await?
+                || self.has_secret(&of_type(OLD_PULL_SECRET_TYPE)).await?
+            {
                 Found::Fit
             } else if self.has_secret(&named).await? {
                 Found::OtherType

@@ -27,7 +27,8 @@ use crate::objects;
 
 /// The pause between two looks.
 const EVERY: Duration = Duration::from_secs(20);
-/// The pause when somebody misses something.
+/// The shortest pause, when somebody misses something; it doubles while nothing is found to be gone:
+/// who misses the lease of an overloaded API server is not helped by more questions.
 const SOON: Duration = Duration::from_secs(2);
 
 /// Of every node.
@@ -170,12 +171,11 @@ fn gives_lease(role: &Role) -> bool {
     })
 }
 
-/// The role is still given to the agents.
+/// The role is still given to the agents. Which role it gives cannot be changed once it is made.
 fn binds(binding: &RoleBinding) -> bool {
     let name = binding.name_any();
-    binding.role_ref.name == name
-        && (binding.subjects.iter().flatten())
-            .any(|subject| subject.kind == "ServiceAccount" && subject.name == name)
+    (binding.subjects.iter().flatten())
+        .any(|subject| subject.kind == "ServiceAccount" && subject.name == name)
 }
 
 /// Looks for ever; to be aborted. `instances` are those that may miss something.
@@ -184,11 +184,14 @@ pub(crate) async fn look(
     wake: Arc<OnceLock<Wake>>,
     instances: impl Fn() -> BTreeSet<String>,
 ) {
+    let mut pause = SOON;
     loop {
         place.shared.begins();
+        let mut found_gone = false;
         match Box::pin(place.list_shared()).await {
             Ok(there) => {
                 let gone = place.shared.listed(there);
+                found_gone = !gone.is_empty();
                 for instance in of_which(&gone, instances()) {
                     tracing::info!(%instance, "something that its nodes share was deleted");
                     if let Some(wake) = wake.get() {
@@ -200,8 +203,12 @@ pub(crate) async fn look(
                 tracing::debug!(cluster = place.options.name, %error, "shared objects not listed");
             }
         }
-        tokio::time::sleep(SOON).await;
-        let _ = tokio::time::timeout(EVERY - SOON, place.shared.missed.notified()).await;
+        tokio::time::sleep(pause).await;
+        let asked = tokio::time::timeout(EVERY - pause, place.shared.missed.notified()).await;
+        pause = match asked {
+            Ok(()) if !found_gone => (pause * 2).min(EVERY),
+            _ => SOON,
+        };
     }
 }
 

@@ -86,6 +86,7 @@ where
                         pause = PAUSE.0;
                     }
                     if forgotten {
+                        version = None;
                         self.store.missed(reason);
                     } else {
                         self.store.broke(reason);
@@ -132,7 +133,9 @@ where
         loop {
             let until = settles.unwrap_or(due);
             let event = tokio::time::timeout_at(until, events.next()).await;
-            if settles.is_some_and(|at| Instant::now() >= at) && !matches!(event, Ok(None)) {
+            // Its end is no proof of life either.
+            let ends = matches!(event, Ok(None | Some(Err(_) | Ok(WatchEvent::Error(_)))));
+            if settles.is_some_and(|at| Instant::now() >= at) && !ends {
                 self.store.mended();
                 settles = None;
             }

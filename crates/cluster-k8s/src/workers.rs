@@ -40,15 +40,6 @@ impl Place {
 
     /// Marks a worker that is not ready as out of service.
     pub(crate) async fn confirm_lost(&self, worker: &str) -> Result<(), ClusterError> {
-        // First: who lacks the right should not wait for Kubernetes to miss the worker to be told.
-        if !self.may_also(&CONFIRM_LOST).await? {
-            let detail = format!(
-                "{}; or say it to Kubernetes yourself: `kubectl taint node {worker} \
-                 {OUT_OF_SERVICE}=nodeshutdown:NoExecute`",
-                CONFIRM_LOST.missing(self.options.reach)
-            );
-            return Err(refused(Code::ContainerClusterUnusable, detail));
-        }
         let api: Api<Node> = Api::all(self.client.clone());
         // Live, and compared and set: it must not be marked when it has just come back.
         let nodes = self.nodes().await?;
@@ -64,6 +55,16 @@ impl Place {
             );
             return Err(refused(Code::NotFound, text));
         };
+        // First: who lacks the right should not wait for Kubernetes to miss the worker to be told so.
+        if !self.may_also(&CONFIRM_LOST).await? {
+            let detail = format!(
+                "{}; or say it to Kubernetes yourself: `kubectl taint node {} \
+                 {OUT_OF_SERVICE}=nodeshutdown:NoExecute`",
+                CONFIRM_LOST.missing(self.options.reach),
+                node.name_any()
+            );
+            return Err(refused(Code::ContainerClusterUnusable, detail));
+        }
         match state(node) {
             WorkerState::Lost => return Ok(()),
             WorkerState::Unreachable => {}

@@ -266,14 +266,16 @@ impl History {
         self.writes.iter().filter(|w| w.outcome == Outcome::Acked)
     }
 
-    /// The longest time between two acknowledgements that follow each other, and when it began.
+    /// The longest time between two acknowledgements that follow each other, and when it began. The
+    /// time from the last one to the end of the last try counts, too: writes may never have come back.
     pub fn worst_gap(&self) -> (Duration, Duration) {
         self.worst_gap_between(Duration::ZERO, Duration::MAX)
     }
 
     /// As [`History::worst_gap`], of gaps that began within the given times.
     pub fn worst_gap_between(&self, from: Duration, to: Duration) -> (Duration, Duration) {
-        let times: Vec<Duration> = self.acked().map(|w| w.done).collect();
+        let mut times: Vec<Duration> = self.acked().map(|w| w.done).collect();
+        times.extend(self.writes.last().filter(|w| w.outcome != Outcome::Acked).map(|w| w.done));
         let gaps = times.windows(2).map(|pair| (pair[1] - pair[0], pair[0]));
         // A gap counts when any of it lies after `from`.
         gaps.filter(|(gap, at)| *at + *gap >= from && *at <= to).max().unwrap_or_default()

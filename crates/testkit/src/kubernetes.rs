@@ -7,6 +7,7 @@
 //! in the control plane's network (`testbed exec`), where the addresses of Services are reached; the
 //! processes of pods are seen from the machine, past Larder's and Kubernetes' own word.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -74,6 +75,26 @@ pub async fn bed_does(args: &[&str]) -> Result<()> {
 /// Another exit code than 0, with what it said.
 pub async fn kubectl(args: &[&str]) -> Result<String> {
     done(kubectl_command(args)?, args).await
+}
+
+/// As [`kubectl`], in one namespace.
+///
+/// # Errors
+/// As [`kubectl`].
+pub async fn kubectl_in(namespace: &str, args: &[&str]) -> Result<String> {
+    kubectl(&[&["--namespace", namespace], args].concat()).await
+}
+
+/// As [`kubectl`], with what `--filename -` reads.
+///
+/// # Errors
+/// As [`kubectl`].
+pub async fn kubectl_with(args: &[&str], input: &str) -> Result<String> {
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(input.as_bytes())?;
+    let mut command = kubectl_command(args)?;
+    command.stdin(file.reopen()?);
+    done(command, args).await
 }
 
 fn kubectl_command(args: &[&str]) -> Result<Command> {
@@ -156,8 +177,7 @@ impl Namespace {
     /// # Errors
     /// As [`kubectl`].
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
-        let args: Vec<&str> = ["--namespace", &self.0].iter().chain(args).copied().collect();
-        kubectl(&args).await
+        kubectl_in(&self.0, args).await
     }
 
     /// Names of objects of a kind that belong to an instance.

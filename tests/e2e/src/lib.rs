@@ -10,4 +10,3 @@ pub mod writing;
 pub use faults::Fault;
 pub use tidy::check_tidy;
 pub use world::{Tested, cluster_is_whole, replication_is_whole};
-pub use writing::Writing;

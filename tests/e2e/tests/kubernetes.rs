@@ -5,19 +5,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::Writing;
-use larder_testkit::kubernetes::{bed_does, bound, kubectl};
+use larder_e2e::writing::{LOST_WORKER, Writing};
+use larder_testkit::kubernetes::{bed_does, bound, kubectl, kubectl_in};
 use larder_testkit::{Larder, eventually};
 use serde_json::Value;
 
-/// Design: a lost worker costs a lease (4 s), an election and a change of the route; kube-proxy
-/// may rest for a second, and the machine may be busy.
-const LOST_WORKER: u64 = 8_000;
-
 /// A client in the cluster's network that has begun to write into `shop`.
-async fn writing(larder: &Larder, seconds: u64) -> Result<Writing> {
+async fn writing(larder: &Larder) -> Result<Writing> {
     let shop = larder.get("shop").await?;
-    Writing::to(env!("CARGO_BIN_EXE_writer"), shop.endpoint("write")?, seconds).await
+    Writing::to(env!("CARGO_BIN_EXE_writer"), shop.endpoint("write")?).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,15 +39,16 @@ async fn a_read_write_instance_survives_the_loss_of_its_primarys_worker() -> Res
     ensure!(workers.as_array().is_some_and(|all| all.len() >= 3), "{workers}");
     let worker = primary["worker"].as_str().context("the primary has no worker")?.to_owned();
 
-    let client = writing(&larder, 20).await?;
+    let client = writing(&larder).await?;
     // What is lost is looked for in what was written until then.
     tokio::time::sleep(Duration::from_secs(3)).await;
     bed_does(&["worker", "off", &worker]).await?;
-    let gap = client.gap().await?;
+    let gap = client.gap(2 * Duration::from_millis(LOST_WORKER)).await;
+    bed_does(&["worker", "on", &worker]).await?;
+    let gap = gap?;
     // It was the primary's worker that went, and somebody took over.
     ensure!((1_000..=LOST_WORKER).contains(&gap), "the gap is {gap} ms");
 
-    bed_does(&["worker", "on", &worker]).await?;
     larder.wait_state("shop", "running", Duration::from_secs(90)).await?;
     larder.cli(&["instance", "delete", "shop", "--permanent", "--yes", "--wait"]).await?;
     larder.cli(&["container-cluster", "unbind", "east"]).await?;
@@ -206,7 +203,7 @@ async fn slices_that_somebody_deletes_are_made_again_and_lead_where_they_led() -
         .await?;
     }
     larder.wait_state("shop", "running", Duration::from_secs(60)).await?;
-    writing(&larder, 3).await?.gap().await?;
+    writing(&larder).await?.gap(Duration::from_secs(3)).await?;
     // It led, and nobody took over.
     let after = larder.json(&["instance", "get", "shop"]).await?;
     ensure!(primary_of(&after) == primary_of(&instance), "another one leads: {after}");
@@ -221,10 +218,10 @@ async fn a_lease_that_somebody_deletes_is_made_again_and_nothing_is_lost() -> Re
     let instance = read_write_of_two(&larder).await?;
     let id = instance["id"].as_str().context("no id")?.to_owned();
     let epoch = epoch_of("story-lease", &id).await?;
-    let client = writing(&larder, 30).await?;
+    let client = writing(&larder).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     kubectl_in("story-lease", &["delete", "lease", &id]).await?;
-    let gap = client.gap().await?;
+    let gap = client.gap(Duration::from_secs(20)).await?;
     ensure!(gap <= LOST_WORKER, "the gap is {gap} ms");
     larder.wait_state("shop", "running", Duration::from_secs(60)).await?;
     // Above every epoch that anybody has seen, and one leads.
@@ -275,11 +272,6 @@ async fn end(larder: Larder) -> Result<()> {
     larder.cli(&["instance", "delete", "shop", "--permanent", "--yes", "--wait"]).await?;
     larder.cli(&["container-cluster", "unbind", "east"]).await?;
     larder.finish().await
-}
-
-/// In the namespace of a story.
-async fn kubectl_in(namespace: &str, args: &[&str]) -> Result<String> {
-    kubectl(&[&["--namespace", namespace], args].concat()).await
 }
 
 /// The epoch in the instance's lease.

@@ -84,7 +84,7 @@ async fn until(
     Ok((told, began.elapsed()))
 }
 
-/// The workers, as they are in the binding's memory: never none.
+/// The workers, as they are in the binding's memory: an instance was made there, so they are known.
 async fn workers(larder: &Larder) -> Result<Value> {
     let workers = larder.json(&["container-cluster", "workers", "east"]).await?;
     ensure!(workers.as_array().is_some_and(|all| !all.is_empty()), "no workers are shown");

@@ -13,7 +13,7 @@ metadata: { name: small }
 spec: { hard: { pods: "1", persistentvolumeclaims: "2" } }
 "#;
 
-/// A rule of the namespace `story-blocked` alone.
+/// A rule of the namespace `story-rule` alone.
 const NO_PODS: &str = r#"
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
@@ -91,10 +91,10 @@ async fn a_quota_is_said_in_its_own_words_and_its_end_is_noticed() -> Result<()>
     let shop = larder.create("shop", &READ_WRITE).await?;
     put(&shop, "kept").await?;
     let before = claims("story-quota", &shop).await?;
-    kube_with(&["--namespace", "story-quota", "apply", "-f", "-"], SMALL).await?;
+    kubectl_with(&["--namespace", "story-quota", "apply", "-f", "-"], SMALL).await?;
     let replica = shop.replicas(0).first().context("no replica")?.id.clone();
-    let pod = format!("{replica}-0");
-    kube_in("story-quota", &["delete", "pod", &pod, "--grace-period=0", "--force"]).await?;
+    let pod = pod_of(&replica);
+    kubectl_in("story-quota", &["delete", "pod", &pod, "--grace-period=0", "--force"]).await?;
     let parts = [replica.as_str(), "exceeded quota: small", "raise the quota"];
     let seen = is_told(&larder, "shop", "node-blocked", "quota-exceeded", &parts).await?;
     ensure!(seen.state == "degraded", "{seen:?}");
@@ -106,7 +106,7 @@ async fn a_quota_is_said_in_its_own_words_and_its_end_is_noticed() -> Result<()>
     let events = larder.json(&["event", "list", "--instance", "more"]).await?.to_string();
     ensure!(events.contains("exceeded quota: small"), "{failed:?}: {events}");
 
-    kube_in("story-quota", &["delete", "resourcequota", "small"]).await?;
+    kubectl_in("story-quota", &["delete", "resourcequota", "small"]).await?;
     is_over(&larder, "shop", "node-blocked").await?;
     check_data(&shop, "kept", MINUTE).await?;
     ensure!(claims("story-quota", &shop).await? == before, "there are other volumes");
@@ -121,7 +121,7 @@ async fn an_admission_rule_is_said_in_its_own_words() -> Result<()> {
         // The API server takes a moment to know of a rule.
         eventually("the rule holds", MINUTE, async || {
             let args = ["--namespace", "story-rule", "apply", "--dry-run=server", "-f", "-"];
-            let said = kube_with(&args, PROBE).await.err().map(|error| error.to_string());
+            let said = kubectl_with(&args, PROBE).await.err().map(|error| error.to_string());
             Ok(said.filter(|text| text.contains("house rule")))
         })
         .await?;
@@ -163,18 +163,18 @@ async fn a_node_that_no_worker_takes_says_so() -> Result<()> {
     let shop = larder.create("shop", &STANDALONE).await?;
     put(&shop, "kept").await?;
     let node = shop.primary(0)?.id.clone();
-    let workers = kube(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]).await?;
+    let workers = kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]).await?;
     for worker in workers.split_whitespace() {
-        kube(&["cordon", worker]).await?;
+        kubectl(&["cordon", worker]).await?;
     }
     let told = async {
-        kube_in("story-room", &["delete", "pod", &format!("{node}-0"), "--wait=false"]).await?;
+        kubectl_in("story-room", &["delete", "pod", &pod_of(&node), "--wait=false"]).await?;
         let parts = [node.as_str(), "no worker", "unschedulable", "add a worker"];
         is_told(&larder, "shop", "node-blocked", "unschedulable", &parts).await
     }
     .await;
     for worker in workers.split_whitespace() {
-        kube(&["uncordon", worker]).await?;
+        kubectl(&["uncordon", worker]).await?;
     }
     let seen = told?;
     ensure!(seen.state == "unavailable", "{seen:?}");

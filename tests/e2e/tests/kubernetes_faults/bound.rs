@@ -27,44 +27,28 @@ fn manifest(namespace: &str) -> Result<String> {
 
 /// A kubeconfig of the service account, as docs/kubernetes.md makes one.
 async fn kubeconfig(namespace: &str) -> Result<String> {
-    let of_secret = async |key: &str| {
-        let path = format!("jsonpath={{.data.{key}}}");
-        let args = ["get", "secret", "larder-token", "-o", &path];
+    let of_secret = async |what: &str| {
+        let args = ["get", "secret", "larder-token", "-o", what];
         let text = eventually("the service account has a token", MINUTE, async || {
-            let text = kube_in(namespace, &args).await?;
+            let text = kubectl_in(namespace, &args).await?;
             Ok((!text.is_empty()).then_some(text))
         })
         .await?;
         Ok::<_, anyhow::Error>(text)
     };
-    let (token, authority) = (of_secret("token").await?, of_secret("ca\\.crt").await?);
+    let token = of_secret("go-template={{with .data.token}}{{base64decode .}}{{end}}").await?;
+    let authority = of_secret("jsonpath={.data.ca\\.crt}").await?;
     let server = ["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"];
-    let server = kube(&server).await?;
+    let server = kubectl(&server).await?;
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "larder",
         "clusters": [{ "name": "larder", "cluster": {
             "server": server, "certificate-authority-data": authority,
         } }],
-        "users": [{ "name": "larder", "user": { "token": base64(&token)? } }],
+        "users": [{ "name": "larder", "user": { "token": token } }],
         "contexts": [{ "name": "larder", "context": { "cluster": "larder", "user": "larder" } }],
     });
     Ok(config.to_string())
-}
-
-/// Decodes; a token is plain text.
-fn base64(text: &str) -> Result<String> {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bits, mut count, mut bytes) = (0_u32, 0, Vec::new());
-    for letter in text.bytes().filter(|letter| *letter != b'=') {
-        let value = ALPHABET.iter().position(|known| *known == letter).context("no base64")?;
-        bits = (bits << 6) | u32::try_from(value)?;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(u8::try_from((bits >> count) & 0xff)?);
-        }
-    }
-    Ok(String::from_utf8(bytes)?)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,7 +73,7 @@ async fn withdrawn_rights_and_a_revoked_token_disturb_nothing_and_rebinding_heal
     let before = claims(namespace, &shop).await?;
     let kind = "container-cluster-unreachable";
 
-    kube_in(namespace, &["delete", "rolebinding", "larder"]).await?;
+    kubectl_in(namespace, &["delete", "rolebinding", "larder"]).await?;
     let parts = ["403", "forbidden", "rebind"];
     let seen = is_told(&larder, "shop", kind, "no-answer", &parts).await?;
     ensure!(seen.state == "degraded" && seen.nodes.len() == 2, "{seen:?}");
@@ -97,7 +81,7 @@ async fn withdrawn_rights_and_a_revoked_token_disturb_nothing_and_rebinding_heal
     apply(&rights).await?;
     is_over(&larder, "shop", kind).await?;
 
-    kube_in(namespace, &["delete", "secret", "larder-token"]).await?;
+    kubectl_in(namespace, &["delete", "secret", "larder-token"]).await?;
     let parts = ["401", "Unauthorized", "rebind"];
     is_told(&larder, "shop", kind, "no-answer", &parts).await?;
     let plan = larder.json(&["instance", "plan", "shop"]).await?;

@@ -11,15 +11,12 @@ mod blocked;
 mod bound;
 mod deleted;
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::Writing;
-use larder_testkit::kubernetes::{bed, bound, variable};
+use larder_e2e::writing::Writing;
+use larder_testkit::kubernetes::{bed, bed_does, bound, kubectl, kubectl_in, kubectl_with, pod_of};
 use larder_testkit::{Instance, Larder, PASSWORD, eventually};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 /// What nobody hurries, on a busy machine.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -39,46 +36,20 @@ const READ_WRITE: [&str; 8] = [
     "east",
 ];
 
-/// kubectl; gives its output. `input` is what `-f -` reads.
-async fn kube_with(args: &[&str], input: &str) -> Result<String> {
-    let program = variable("LARDER_TEST_BED")?;
-    let program = program.split_whitespace().next().context("LARDER_TEST_BED is empty")?.to_owned();
-    let mut command = Command::new(program);
-    command.args(["kubectl", "--kubeconfig", &variable("LARDER_TEST_KUBECONFIG")?]).args(args);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.kill_on_drop(true).spawn()?;
-    let mut stdin = child.stdin.take().context("no standard input")?;
-    stdin.write_all(input.as_bytes()).await?;
-    drop(stdin);
-    let output = child.wait_with_output().await?;
-    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-async fn kube(args: &[&str]) -> Result<String> {
-    kube_with(args, "").await
-}
-
-/// kubectl in one namespace.
-async fn kube_in(namespace: &str, args: &[&str]) -> Result<String> {
-    let args: Vec<&str> = ["--namespace", namespace].iter().chain(args).copied().collect();
-    kube(&args).await
-}
-
-/// Makes objects; answers what takes them away again.
+/// Makes objects, for [`take_away`] to delete.
 async fn apply(manifest: &str) -> Result<()> {
-    kube_with(&["apply", "-f", "-"], manifest).await.map(drop)
+    kubectl_with(&["apply", "-f", "-"], manifest).await.map(drop)
 }
 
 async fn take_away(manifest: &str) -> Result<()> {
     let args = ["delete", "--ignore-not-found", "--wait=false", "-f", "-"];
-    kube_with(&args, manifest).await.map(drop)
+    kubectl_with(&args, manifest).await.map(drop)
 }
 
 /// A Larder with the cluster bound as `east`, in a namespace of its own.
 async fn story(namespace: &str) -> Result<Larder> {
     // Of a run that failed.
-    kube(&["delete", "namespace", namespace, "--ignore-not-found"]).await?;
+    kubectl(&["delete", "namespace", namespace, "--ignore-not-found"]).await?;
     let larder = bound(namespace).await?;
     larder.expect_faults();
     // While nobody answers.
@@ -92,7 +63,7 @@ async fn end(larder: Larder, namespace: &str, instances: &[&str]) -> Result<()> 
         larder.cli(&["instance", "delete", name, "--permanent", "--yes", "--wait"]).await?;
     }
     larder.cli(&["container-cluster", "unbind", "east"]).await?;
-    kube(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"]).await?;
+    kubectl(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"]).await?;
     larder.finish().await
 }
 
@@ -161,7 +132,17 @@ fn host(instance: &Instance) -> Result<String> {
 async fn put(instance: &Instance, value: &str) -> Result<()> {
     let answer = redis(&host(instance)?, &["SET", "story", value]).await?;
     ensure!(answer == "OK", "the write was answered with `{answer}`");
-    Ok(())
+    let replicas: Vec<&str> =
+        instance.replicas(0).iter().filter_map(|node| node.host.as_deref()).collect();
+    eventually("the replicas have it", MINUTE, async || {
+        for host in &replicas {
+            if redis(host, &["GET", "story"]).await? != value {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// It is there, and the endpoint takes writes.
@@ -175,17 +156,26 @@ async fn check_data(instance: &Instance, value: &str, within: Duration) -> Resul
     .await
 }
 
+/// Nobody serves behind its endpoint, or nobody who takes writes.
+async fn takes_no_writes(instance: &Instance) -> Result<()> {
+    // The way there works: the silence is the endpoint's.
+    bed_does(&["exec", "--", "redis-cli", "--version"]).await?;
+    let answer = redis(&host(instance)?, &["SET", "story", "anew"]).await;
+    ensure!(!answer.as_ref().is_ok_and(|text| text == "OK"), "{answer:?}");
+    Ok(())
+}
+
 /// UIDs of the claims of an instance: another one is another, empty volume.
 async fn claims(namespace: &str, instance: &Instance) -> Result<Vec<String>> {
     let label = format!("larder.io/instance={}", instance.id);
     let args = ["get", "pvc", "-l", &label, "-o", "jsonpath={.items[*].metadata.uid}"];
-    let text = kube_in(namespace, &args).await?;
+    let text = kubectl_in(namespace, &args).await?;
     let mut uids: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
     uids.sort();
     Ok(uids)
 }
 
 /// A client in the cluster's network that has begun to write.
-async fn writing(instance: &Instance, seconds: u64) -> Result<Writing> {
-    Writing::to(env!("CARGO_BIN_EXE_writer"), instance.endpoint("write")?, seconds).await
+async fn writing(instance: &Instance) -> Result<Writing> {
+    Writing::to(env!("CARGO_BIN_EXE_writer"), instance.endpoint("write")?).await
 }
