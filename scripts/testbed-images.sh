@@ -31,7 +31,9 @@ touch "$loaded"
 find "$root/target/testbed-images" -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -r {} +
 of_all=$({
     cat "$binary" scripts/images.sh packaging/images/*
-    find "${LARDER_TEST_ENGINES:-$root/target/engines}" -name '*-server' -type f -exec sha256sum {} + 2>/dev/null | sort
+    # Those of the system are not there.
+    mkdir -p "${LARDER_TEST_ENGINES:=$root/target/engines}"
+    find "$LARDER_TEST_ENGINES" -name '*-server' -type f -exec sha256sum {} + | sort
 } | sha256sum | cut -c1-32)
 missing=()
 for engine in "${engines[@]}"; do

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use larder_model::{Address, EndpointKind};
 use larder_node::{Connection, NodeError};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -26,6 +26,7 @@ const FRESH: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     seen: Mutex<HashMap<Address, Seen>>,
+    noted: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +49,17 @@ impl Health {
         })
     }
 
+    /// Waits until each of these was asked at least once since it has been wanted. Cancel-safe.
+    pub(crate) async fn knows(&self, addresses: &HashSet<Address>) {
+        loop {
+            let noted = self.noted.notified();
+            if self.with(|seen| addresses.iter().all(|address| seen.contains_key(address))) {
+                return;
+            }
+            noted.await;
+        }
+    }
+
     fn any_bad(&self) -> bool {
         self.with(|seen| seen.values().any(|s| s.bad))
     }
@@ -60,6 +72,7 @@ impl Health {
                 entry.answered = Some(Instant::now());
             }
         });
+        self.noted.notify_waiters();
     }
 
     fn keep_only(&self, addresses: &HashSet<Address>) {
@@ -128,7 +141,8 @@ pub(crate) async fn watch_health(
     }
 }
 
-fn behind(view: &View, kinds: &[EndpointKind]) -> HashSet<Address> {
+/// Every server that the listeners lead to, or would where nobody else is left.
+pub(super) fn behind(view: &View, kinds: &[EndpointKind]) -> HashSet<Address> {
     let mut found: HashSet<Address> = kinds
         .iter()
         .flat_map(|kind| view.behind(*kind))
@@ -162,5 +176,26 @@ async fn ping(address: &Address, connection: Option<Connection>) -> (Option<Conn
             let answered = error.is_alive();
             (Some(connection).filter(|c| answered && !c.is_closed()), answered)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_was_never_asked_is_waited_for_and_one_that_failed_is_not() {
+        let health = Arc::new(Health::default());
+        let (one, other) = (Address::new("127.0.0.1", 1), Address::new("127.0.0.1", 2));
+        health.note(one.clone(), false);
+        health.knows(&HashSet::from([one.clone()])).await;
+        let waits = tokio::spawn({
+            let (health, both) = (health.clone(), HashSet::from([one, other.clone()]));
+            async move { health.knows(&both).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        health.note(other, true);
+        waits.await.expect("no panic");
     }
 }

@@ -20,9 +20,9 @@ use larder_model::local::{RelayListenerStatus, RelayStatus, RunDir};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::health::Health;
+use super::health::{Health, behind};
 use super::listener::ListenerState;
 use super::view::View;
 
@@ -30,6 +30,8 @@ use super::view::View;
 const BIND_PAUSE: Duration = Duration::from_secs(1);
 /// How often the socket's file is looked after.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// So long a status waits for the first answer of a server; who asks for it waits 300 ms.
+const UNKNOWN_FOR: Duration = Duration::from_millis(150);
 /// A client that takes longer to send its request is cut off.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// Status connections at a time.
@@ -47,6 +49,16 @@ pub(crate) struct StatusSource {
 impl StatusSource {
     pub(crate) fn set_listeners(&self, generation: u64, listeners: Vec<Arc<ListenerState>>) {
         *self.listeners.lock().unwrap_or_else(PoisonError::into_inner) = (generation, listeners);
+    }
+
+    /// As [`StatusSource::status`], a moment later where the route has just led to a server that was
+    /// never asked: that one is unknown, and would be told as one that does not answer.
+    async fn known_status(&self) -> RelayStatus {
+        let view = Arc::clone(&self.view.borrow());
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).1.clone();
+        let kinds: Vec<_> = listeners.iter().map(|state| state.config.kind).collect();
+        let _ = timeout(UNKNOWN_FOR, self.health.knows(&behind(&view, &kinds))).await;
+        self.status()
     }
 
     pub(crate) fn status(&self) -> RelayStatus {
@@ -188,8 +200,8 @@ fn is_friend(stream: &UnixStream) -> bool {
 
 async fn converse(stream: UnixStream, source: Arc<StatusSource>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(&request, &source);
-        async move { Ok::<_, Infallible>(answer) }
+        let source = Arc::clone(&source);
+        async move { Ok::<_, Infallible>(answer(&request, &source).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -202,10 +214,10 @@ async fn converse(stream: UnixStream, source: Arc<StatusSource>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, source: &StatusSource) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, source: &StatusSource) -> Response<Full<Bytes>> {
     let (status, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/ping") => (StatusCode::OK, Bytes::from_static(b"{}")),
-        (&Method::GET, "/v1/status") => match serde_json::to_vec(&source.status()) {
+        (&Method::GET, "/v1/status") => match serde_json::to_vec(&source.known_status().await) {
             Ok(body) => (StatusCode::OK, Bytes::from(body)),
             Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Bytes::from_static(b"{}")),
         },
