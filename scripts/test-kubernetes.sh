@@ -8,6 +8,8 @@
 # worker lost. `test-kubernetes.sh figures [ARGUMENTS]` measures starts and gaps there (tests/e2e/src/bin/figures.rs), with a
 # release binary.
 set -euo pipefail
+# What ends it without a word of its own is told.
+trap 'echo "test-kubernetes: line $LINENO failed" >&2' ERR
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 logs=target/test-logs

@@ -4,6 +4,8 @@
 # binary already is left alone.
 #   testbed-images.sh BINARY ENGINE...
 set -euo pipefail
+# What ends it without a word of its own is told.
+trap 'echo "images: line $LINENO failed" >&2' ERR
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 binary=${1:?usage: testbed-images.sh BINARY ENGINE...}
