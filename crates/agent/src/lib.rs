@@ -31,6 +31,7 @@ mod process;
 mod render;
 mod run;
 mod server;
+mod streams;
 mod unusable;
 mod volume;
 pub mod wire;

@@ -325,10 +325,11 @@ impl Mode {
     }
 
     fn in_motion(&self, core: &Core) -> bool {
-        match self {
-            Self::Leased(leased) => leased.in_motion(),
-            Self::Clustered(clustered) => clustered.in_motion(core),
-        }
+        core.server.awaits_replica()
+            || match self {
+                Self::Leased(leased) => leased.in_motion(),
+                Self::Clustered(clustered) => clustered.in_motion(core),
+            }
     }
 
     /// Does what the API asks. Answers whether something may have changed that the next round

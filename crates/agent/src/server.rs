@@ -11,6 +11,7 @@ use crate::clock;
 use crate::proc::RunState;
 use crate::process::{Exit, Supervisor};
 use crate::render::SYSTEM_USER;
+use crate::streams::Streams;
 
 /// `lua-time-limit` (5 s, never rendered otherwise) and 5 s more: after that a server in a script
 /// answers `BUSY`, so one that says nothing is hung.
@@ -66,6 +67,7 @@ pub(crate) struct Server {
     /// The newest answer of this process; kept while it is silent.
     info: Option<ServerInfo>,
     cluster: Option<ClusterView>,
+    streams: Streams,
     /// A process of this node has run in this or a former life of the agent.
     pub(crate) has_run: bool,
     pub(crate) down_since: Option<Timestamp>,
@@ -95,6 +97,7 @@ impl Server {
             answered_at: None,
             info: None,
             cluster: None,
+            streams: Streams::default(),
             has_run,
             down_since: Some(clock::monotonic()),
             unanswering_since: None,
@@ -106,6 +109,7 @@ impl Server {
     /// A process was started or adopted: nothing is known of it yet.
     pub(crate) fn began(&mut self, adopted: bool) {
         self.forget();
+        self.streams = Streams::of_process(adopted);
         self.has_run = true;
         self.down_since = None;
         if adopted {
@@ -196,12 +200,13 @@ impl Server {
         }
         let Some(eyes) = &mut self.eyes else { return Ok(Answer::Silent) };
         eyes.set_timeout(deadline);
-        let info = eyes.info().await?;
+        let mut info = eyes.info().await?;
         if Some(info.process_id) != self.supervisor.pid() {
             self.eyes = None;
             return Ok(Answer::Stranger);
         }
         let loading = info.loading.is_some();
+        self.streams.judge(&mut info, clock::monotonic());
         self.info = Some(info);
         if self.clustered && !loading {
             self.cluster = Some(eyes.cluster_view().await?);
@@ -310,6 +315,11 @@ impl Server {
             Answer::Ready | Answer::Loading => self.info.as_ref().map(|info| &info.replication),
             Answer::Busy | Answer::Silent | Answer::Stranger => None,
         }
+    }
+
+    /// A replica has come, and the server is not known to stream to it yet.
+    pub(crate) fn awaits_replica(&self) -> bool {
+        self.streams.awaited(clock::monotonic())
     }
 
     /// The cluster as of the last sample; `None` when that was not answered.

@@ -266,7 +266,8 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaSeen {
     pub address: Address,
-    /// `state=online`: it has its full sync behind it.
+    /// It has its full sync behind it and, in an agent's report, the primary is known to stream to
+    /// it: a server says `state=online` up to a second before it does.
     pub online: bool,
     pub offset: u64,
 }

@@ -150,6 +150,11 @@ pub struct ReplicationDetail {
     pub last_io: Option<Duration>,
     /// Replicas whose full sync is not over are counted too.
     pub connected_replicas: u64,
+    /// How long ago each of [`ReplicationView::replicas`] last acknowledged something, rounded down
+    /// to seconds; zero while it is not online.
+    pub acknowledged: Vec<Duration>,
+    /// Full syncs that replicas have begun here since the process started (`sync_full`).
+    pub full_syncs: u64,
 }
 
 /// Reads an answer to `INFO` (default sections).
@@ -225,10 +230,12 @@ fn replication(fields: &InfoText) -> Result<(ReplicationView, ReplicationDetail)
             port: fields.need_number("master_port")?,
         }),
     };
-    let mut replicas = Vec::new();
+    let (mut replicas, mut acknowledged) = (Vec::new(), Vec::new());
     for at in 0.. {
         let Some(line) = fields.get(&format!("slave{at}")) else { break };
-        replicas.push(replica(line)?);
+        let (replica, age) = replica(line)?;
+        replicas.push(replica);
+        acknowledged.push(age);
     }
     let view = ReplicationView {
         role,
@@ -253,21 +260,24 @@ fn replication(fields: &InfoText) -> Result<(ReplicationView, ReplicationDetail)
         link_down_for: seconds("master_link_down_since_seconds"),
         last_io: seconds("master_last_io_seconds_ago"),
         connected_replicas: fields.number("connected_slaves").unwrap_or(0),
+        acknowledged,
+        full_syncs: fields.number("sync_full").unwrap_or(0),
     };
     Ok((view, detail))
 }
 
 /// `ip=127.0.0.1,port=7001,state=online,offset=42,lag=0[,type=replica]`
-fn replica(line: &str) -> Result<ReplicaSeen, ParseError> {
+fn replica(line: &str) -> Result<(ReplicaSeen, Duration), ParseError> {
     let bad = || ParseError::Line(line.to_owned());
     let value = |name: &str| {
         line.split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).ok_or_else(bad)
     };
-    Ok(ReplicaSeen {
+    let replica = ReplicaSeen {
         address: Address::new(value("ip")?, value("port")?.parse().map_err(|_| bad())?),
         online: value("state")? == "online",
         offset: value("offset")?.parse().map_err(|_| bad())?,
-    })
+    };
+    Ok((replica, Duration::from_secs(value("lag")?.parse().map_err(|_| bad())?)))
 }
 
 #[cfg(test)]

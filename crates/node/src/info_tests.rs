@@ -5,7 +5,7 @@ use super::*;
 /// The fields that matter, as Redis 6.2.5 sent them; `\r\n` as on the wire.
 fn redis_6_2(replication: &str) -> String {
     format!(
-        "# Server\r\nredis_version:6.2.5\r\nredis_git_sha1:00000000\r\nredis_mode:standalone\r\nos:Linux 6.18.44 x86_64\r\narch_bits:64\r\nprocess_id:14041\r\nrun_id:92df8252104e4fe9ef99d2c6f78eade211c01c2e\r\ntcp_port:27101\r\nuptime_in_seconds:7\r\n\r\n# Clients\r\nconnected_clients:1\r\n\r\n# Memory\r\nused_memory:2632320\r\nmaxmemory:0\r\n\r\n# Persistence\r\nloading:0\r\nrdb_changes_since_last_save:3\r\nrdb_bgsave_in_progress:0\r\nrdb_last_bgsave_status:ok\r\naof_enabled:1\r\naof_rewrite_in_progress:0\r\naof_rewrite_scheduled:1\r\naof_last_bgrewrite_status:ok\r\naof_last_write_status:err\r\n\r\n# Replication\r\n{replication}\r\n# Cluster\r\ncluster_enabled:0\r\n"
+        "# Server\r\nredis_version:6.2.5\r\nredis_git_sha1:00000000\r\nredis_mode:standalone\r\nos:Linux 6.18.44 x86_64\r\narch_bits:64\r\nprocess_id:14041\r\nrun_id:92df8252104e4fe9ef99d2c6f78eade211c01c2e\r\ntcp_port:27101\r\nuptime_in_seconds:7\r\n\r\n# Clients\r\nconnected_clients:1\r\n\r\n# Memory\r\nused_memory:2632320\r\nmaxmemory:0\r\n\r\n# Persistence\r\nloading:0\r\nrdb_changes_since_last_save:3\r\nrdb_bgsave_in_progress:0\r\nrdb_last_bgsave_status:ok\r\naof_enabled:1\r\naof_rewrite_in_progress:0\r\naof_rewrite_scheduled:1\r\naof_last_bgrewrite_status:ok\r\naof_last_write_status:err\r\n\r\n# Stats\r\nsync_full:2\r\nsync_partial_ok:0\r\n\r\n# Replication\r\n{replication}\r\n# Cluster\r\ncluster_enabled:0\r\n"
     )
 }
 
@@ -42,6 +42,9 @@ fn a_primary_is_read_with_its_replicas() {
             ],
         }
     );
+    let ages = [1, 0].map(Duration::from_secs);
+    assert_eq!(info.replication_detail.acknowledged, ages);
+    assert_eq!(info.replication_detail.full_syncs, 2);
     assert_eq!(info.replication_detail.replid2, None);
     assert_eq!(info.replication_detail.second_offset, None);
 }

@@ -299,7 +299,7 @@ impl<'a> View<'a> {
         }
         let Some(replication) = self.replication(&record.id) else { return false };
         let up = replication.role == Role::Replica && replication.link_up && !replication.syncing;
-        if !up {
+        if !up || !self.is_streamed_to(primary, record) {
             return false;
         }
         if self.is_cluster() {
@@ -312,6 +312,15 @@ impl<'a> View<'a> {
                 _ => true,
             }
         }
+    }
+
+    /// The primary says so, or says nothing. A link comes up in the replica's eyes up to a second
+    /// before the primary's writes flow: until then they are safe nowhere else.
+    fn is_streamed_to(&self, primary: &NodeRecord, record: &NodeRecord) -> bool {
+        self.replication(&primary.id).is_none_or(|view| {
+            let mut online = view.replicas.iter().filter(|replica| replica.online);
+            online.any(|replica| Some(&replica.address) == record.address.as_ref())
+        })
     }
 
     /// Serves in its part: the primary, or a linked replica.

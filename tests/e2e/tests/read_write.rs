@@ -76,6 +76,30 @@ async fn write_endpoint_is_the_primary_and_reads_are_balanced_over_replicas() ->
     larder.finish().await
 }
 
+/// A replica's link is up up to a second before its primary's writes flow, so several are tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_as_soon_as_it_runs_outlives_the_primarys_server() -> Result<()> {
+    let larder = Larder::started().await?;
+    larder.expect_faults();
+    let lives = async |name: String| -> Result<()> {
+        let args = ["--architecture", "read-write", "--read-only-nodes", "1"];
+        let instance = larder.create(&name, &args).await?;
+        let write = instance.endpoint("write")?;
+        connect(write).await?.call(&["SET", "jam", "apricot"]).await?;
+        kill9(larder.server_pid(&instance, &instance.primary(0)?.id)?)?;
+        let asked = eventually("somebody leads", SOON, async || {
+            Ok(connect(write).await?.call(&["GET", "jam"]).await.ok())
+        });
+        let found = asked.await?.text();
+        ensure!(found == "apricot", "`{name}` has lost what was acknowledged: {found:?}");
+        larder.wait_state(&name, "running", SOON).await.map(drop)
+    };
+    let all = (0..6).map(|at| lives(format!("early-{at}")));
+    futures::future::try_join_all(all).await?;
+    check_tidy(&larder).await?;
+    larder.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planned_failover_loses_nothing() -> Result<()> {
     read_write_fault(Fault::Planned, false).await

@@ -50,6 +50,27 @@ fn a_crashed_node_is_not_a_surplus_node() {
     }
 }
 
+/// Redis says that the link is up up to a second before the primary's writes flow: who loses the
+/// primary in between loses what was acknowledged.
+#[test]
+fn a_replica_that_is_not_streamed_to_is_not_in_sync() {
+    for (architecture, shards, replicas) in
+        [(Architecture::ReadWrite, 1, 2), (Architecture::Cluster, 3, 2)]
+    {
+        let mut world = World::running(architecture, shards, replicas, &["w1", "w2"]);
+        let replica = (world.desired.nodes.iter().map(|record| record.id.clone()))
+            .find(|id| (0..shards).all(|shard| world.primary(shard).as_ref() != Some(id)))
+            .expect("a replica");
+        world.unstreamed.insert(replica.clone());
+        let plan = world.plan();
+        assert_eq!(plan.report.state, InstanceState::Degraded, "{plan}");
+        let awaited = Wait::ReplicaSyncing { node: replica.clone() };
+        assert!(plan.steps.is_empty() && plan.waits == [awaited], "{plan}");
+        world.unstreamed.clear();
+        assert_eq!(world.plan().report.state, InstanceState::Running);
+    }
+}
+
 #[test]
 fn silence_alone_changes_nothing() {
     for (architecture, shards, replicas) in [

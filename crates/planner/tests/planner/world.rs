@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use larder_model::agent::{
-    AgentStatus, ClusterFailoverMode, ClusterPeer, ClusterView, LeaseSummary, Problem,
+    AgentStatus, ClusterFailoverMode, ClusterPeer, ClusterView, LeaseSummary, Problem, ReplicaSeen,
     ReplicationView, Role, ServerState, ServerStatus, VolumeState,
 };
 use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
@@ -87,6 +87,8 @@ pub(crate) struct World {
     pub(crate) failure: Option<Refusal>,
     /// Nothing moves by itself while this is set: no election, no start, no sync.
     pub(crate) frozen: bool,
+    /// Their links are up, and their primary does not stream to them yet.
+    pub(crate) unstreamed: BTreeSet<NodeId>,
     lease_epoch: u64,
     holder: Option<NodeId>,
     /// Servers that are no more, by the id that others may remember.
@@ -154,6 +156,7 @@ impl World {
             purged: false,
             failure: None,
             frozen: false,
+            unstreamed: BTreeSet::new(),
             trouble: None,
             lease_epoch: 0,
             holder: None,
@@ -811,7 +814,7 @@ impl World {
                 syncing: false,
                 replid: "r".into(),
                 offset: 100,
-                replicas: Vec::new(),
+                replicas: self.copies_of(id, replica),
             }),
             cluster: (self.clustered() && answers).then(|| self.cluster_view(sim)),
             lease: (!self.clustered()).then(|| LeaseSummary {
@@ -822,6 +825,25 @@ impl World {
             problem: sim.problem.clone(),
             events: Vec::new(),
         }
+    }
+
+    /// The replicas in a primary's eyes.
+    fn copies_of(&self, primary: &NodeId, is_replica: bool) -> Vec<ReplicaSeen> {
+        let server = self.nodes.get(primary).map(|sim| &sim.id);
+        let copies = |node: &NodeId, other: &SimNode| {
+            let follows = match self.clustered() {
+                true => other.follows.as_ref() == server,
+                false => self.holder.as_ref() == Some(primary) && node != primary,
+            };
+            follows && other.link_up && other.state == ServerState::Serving
+        };
+        let seen = self.nodes.iter().filter(|(node, other)| !is_replica && copies(node, other));
+        seen.map(|(node, other)| ReplicaSeen {
+            address: other.address.clone(),
+            online: !self.unstreamed.contains(node),
+            offset: 100,
+        })
+        .collect()
     }
 
     fn cluster_view(&self, sim: &SimNode) -> ClusterView {
