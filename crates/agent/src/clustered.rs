@@ -204,7 +204,12 @@ impl Clustered {
                 seen.online.then_some((seen.offset, &peer.node))
             })
             .max();
-        let Some((_, node)) = best.filter(|_| Self::leads(core)) else { return Leaving::Nobody };
+        if !Self::leads(core) {
+            return Leaving::Nobody;
+        }
+        let Some((_, node)) = best else {
+            return if core.server.awaits_replica() { Leaving::NotYet } else { Leaving::Nobody };
+        };
         if tell(core, node, ClusterFailoverMode::Coordinated).await {
             Leaving::UnderWay
         } else {

@@ -11,6 +11,9 @@ use crate::world::{Context, HandOverProgress, LeaseKnown, OrderKind, Peer, Pendi
 
 /// How often offsets are compared while writes are paused.
 const COMPARE_EVERY: Millis = Millis(10);
+/// How long a replica that is connected may take until its primary streams to it: replicas acknowledge
+/// once a second, and the primary's agent hears of it by the second.
+const STREAM_BEGINS: Millis = Millis(3000);
 
 /// Goes on with a hand-over, or begins one, while this node leads. `true`: the decision is made.
 pub(crate) fn go_on(c: &Context<'_>, known: &LeaseKnown, decision: &mut Decision) -> bool {
@@ -59,34 +62,42 @@ fn begin(
         decision.wake_at = Some(c.now + Millis(50));
         return true;
     }
-    // Synced, answering, and online in this primary's own eyes.
-    let online = |node: &NodeId| {
+    // Synced, answering, and online in this primary's own eyes; one that comes is waited for.
+    let seen = |node: &NodeId| {
         let address = c.peer(node).map(|peer| &peer.member.address);
-        c.local
-            .server
-            .replication
-            .iter()
-            .flat_map(|view| &view.replicas)
-            .any(|replica| replica.online && Some(&replica.address) == address)
+        let mut replicas = c.local.server.replication.iter().flat_map(|view| &view.replicas);
+        replicas.find(|replica| Some(&replica.address) == address)
     };
+    let online = |node: &NodeId| seen(node).is_some_and(|replica| replica.online);
+    let waits = c.now < order.since + STREAM_BEGINS;
+    let comes = |node: &NodeId| waits && seen(node).is_some();
     let target = match to {
         Some(node) => {
             let fit = c
                 .peer(node)
                 .and_then(|peer| c.fresh(peer, order.since))
                 .is_some_and(|report| is_candidate(c, report, &known.record));
+            if fit && !online(node) && comes(node) {
+                decision.wake_at = Some(c.now + Millis(50));
+                return true;
+            }
             if !fit || !online(node) {
                 return refuse(decision, OrderOutcome::NoSuchCandidate(node.clone()));
             }
             node.clone()
         }
         None => {
-            let best = candidates(c, &known.record, order.since)
+            let others: Vec<NodeId> = candidates(c, &known.record, order.since)
                 .into_iter()
                 .map(|claimant| claimant.node)
-                .find(|node| !c.is_me(node) && online(node));
-            match best {
-                Some(node) => node,
+                .filter(|node| !c.is_me(node))
+                .collect();
+            match others.iter().find(|node| online(node)) {
+                Some(node) => node.clone(),
+                None if others.iter().any(comes) => {
+                    decision.wake_at = Some(c.now + Millis(50));
+                    return true;
+                }
                 None => return refuse(decision, OrderOutcome::NoCandidate),
             }
         }

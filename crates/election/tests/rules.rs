@@ -504,6 +504,32 @@ fn a_hand_over_waits_for_equal_offsets_and_then_names_its_successor() {
 }
 
 #[test]
+fn a_hand_over_waits_for_a_replica_that_is_about_to_be_streamed_to() {
+    let mut holder = local("a", Role::Primary, 9);
+    let seen = |online| ReplicaSeen { address: member("b").address, online, offset: 9 };
+    let peers = [answered(report("b", 9))];
+    let lease = held_by("a", NOW);
+    for to in [None, Some(id("b"))] {
+        let begins = Action::BeginHandOver { to: id("b") };
+        let refused = match &to {
+            None => OrderOutcome::NoCandidate,
+            Some(node) => OrderOutcome::NoSuchCandidate(node.clone()),
+        };
+        let mut run_at = |since, replicas| {
+            let kind = OrderKind::HandOver { to: to.clone() };
+            holder.order = Some(PendingOrder { kind, since });
+            holder.server.replication.as_mut().expect("set").replicas = replicas;
+            run(&holder, &peers, &lease).actions
+        };
+        assert_eq!(run_at(NOW, vec![seen(false)]), []);
+        assert!(run_at(NOW, vec![seen(true)]).contains(&begins));
+        let too_late = Action::FinishOrder(refused.clone());
+        assert_eq!(run_at(ago(3000), vec![seen(false)]), [too_late.clone()]);
+        assert_eq!(run_at(NOW, vec![]), [too_late], "not even connected");
+    }
+}
+
+#[test]
 fn a_hand_over_ends_when_the_lease_cannot_be_renewed() {
     for late in [2500, 3500] {
         let mut me = local("a", Role::Primary, 10);
