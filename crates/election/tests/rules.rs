@@ -523,9 +523,9 @@ fn a_hand_over_waits_for_a_replica_that_is_about_to_be_streamed_to() {
         };
         assert_eq!(run_at(NOW, vec![seen(false)]), []);
         assert!(run_at(NOW, vec![seen(true)]).contains(&begins));
-        let too_late = Action::FinishOrder(refused.clone());
-        assert_eq!(run_at(ago(3000), vec![seen(false)]), [too_late.clone()]);
-        assert_eq!(run_at(NOW, vec![]), [too_late], "not even connected");
+        let too_late = [Action::FinishOrder(refused)];
+        assert_eq!(run_at(ago(3000), vec![seen(false)]), too_late);
+        assert_eq!(run_at(NOW, vec![]), too_late, "not even connected");
     }
 }
 
