@@ -99,8 +99,9 @@ long() {
 }
 
 if [ "$form" != long ] && [ -z "${LARDER_TEST_BED:-}" ]; then
-    echo "SKIP kubernetes: these stories switch workers off, and LARDER_TEST_KUBECONFIG is of no test bed that runs here"
-    exit
+    echo "test-kubernetes: LARDER_TEST_KUBECONFIG is of no test bed that runs here, and the $form form switches workers off:" \
+        "start that bed, or unset the variable for one of its own; LARDER_SKIP=kubernetes skips it in \`make test\`" >&2
+    exit 1
 fi
 case $form in
 short) short; exit ;;

@@ -32,10 +32,12 @@ mkdir -p "$loaded"
 touch "$loaded"
 find "$root/target/testbed-images" -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -r {} +
 of_all=$({
+    # A substitution does without it.
+    set -e
     cat "$binary" scripts/images.sh packaging/images/*
     # Those of the system are not there.
     mkdir -p "${LARDER_TEST_ENGINES:=$root/target/engines}"
-    find "$LARDER_TEST_ENGINES" -name '*-server' -type f -exec sha256sum {} + | sort
+    find -H "$LARDER_TEST_ENGINES" -name '*-server' -type f -exec sha256sum {} + | sort
 } | sha256sum | cut -c1-32)
 missing=()
 for engine in "${engines[@]}"; do

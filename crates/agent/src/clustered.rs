@@ -538,11 +538,10 @@ impl Clustered {
         self.attentive_until = Some(now + ATTENTION);
         let mode = self.changes.way_for(mode, node_timeout, now);
         let begun = fail_over(core, mode).await;
-        // Without an answer it may well be under way.
-        if begun.as_ref().is_err_and(|error| !is_silence(error)) {
+        if matches!(begun, Err(NotBegun::Certainly(_))) {
             self.coordinated_at = None;
         }
-        begun.map_err(|error| not_ready(&error))
+        begun.map_err(|(NotBegun::Certainly(error) | NotBegun::Perhaps(error))| not_ready(&error))
     }
 
     /// Orders that are a cluster node's business.
@@ -750,18 +749,27 @@ fn offset(answer: &PeerAnswer) -> u64 {
     answer.report.replication.as_ref().map_or(0, |view| view.offset)
 }
 
-async fn fail_over(core: &mut Core, mode: ClusterFailoverMode) -> Result<(), NodeError> {
+/// A failover was ordered, and the server did not say that it begins one.
+enum NotBegun {
+    /// It refused, or nobody could tell it.
+    Certainly(NodeError),
+    /// It was told, and no answer came: it may well be under way.
+    Perhaps(NodeError),
+}
+
+async fn fail_over(core: &mut Core, mode: ClusterFailoverMode) -> Result<(), NotBegun> {
     core.server.sample(REPORT_SAMPLE).await;
     let is_primary = core.server.cluster().and_then(|view| view.me()).is_some_and(owns_slots);
     if is_primary {
         return Ok(());
     }
-    core.server.hands().await?.cluster_failover(mode).await
-}
-
-/// The command may have reached the server, whatever became of the answer.
-fn is_silence(error: &NodeError) -> bool {
-    matches!(error, NodeError::Timeout { .. } | NodeError::Closed { .. } | NodeError::Io { .. })
+    let hands = core.server.hands().await.map_err(NotBegun::Certainly)?;
+    hands.cluster_failover(mode).await.map_err(|error| match error {
+        NodeError::Timeout { .. } | NodeError::Closed { .. } | NodeError::Io { .. } => {
+            NotBegun::Perhaps(error)
+        }
+        error => NotBegun::Certainly(error),
+    })
 }
 
 async fn add_slots(core: &mut Core, ranges: &[SlotRange], epoch: u64) -> Result<(), Refusal> {

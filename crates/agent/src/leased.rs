@@ -158,6 +158,10 @@ impl Leased {
             again |= moves;
         }
         let mut wake_at = decision.wake_at;
+        if let Some(at) = self.looked_at.filter(|_| self.view_looks_old(core)) {
+            let look_at = at + Millis(policy.renew_every.0 / 4);
+            wake_at = Some(wake_at.map_or(look_at, |wake| wake.min(look_at)));
+        }
         if local.server.may_start != core.may_start() || !local.server.may_start {
             let at = core.start_at();
             if at > now {
@@ -233,9 +237,10 @@ impl Leased {
         let policy = core.config.election;
         let (now, every) = (clock::monotonic(), policy.renew_every);
         let age = now.since(at);
+        let is_recent = || age < Millis(every.0 / 4) || (age < every && !self.view_looks_old(core));
         match &self.view {
             LeaseView::Unreachable { .. } => age < Millis(every.0 / 4),
-            LeaseView::Absent => age < every,
+            LeaseView::Absent => is_recent(),
             LeaseView::Known(known) => {
                 let holder = known.record.holder.as_ref();
                 if holder.is_some_and(|holder| holder.node == core.config.node) {
@@ -244,16 +249,13 @@ impl Leased {
                 }
                 // No holder is called silent without a look that is younger than its lease.
                 let runs_out = known.seen_at + policy.lease_ttl;
-                let is_recent = age < Millis(every.0 / 4)
-                    || (age < every
-                        && !larder_election::view_looks_old(
-                            &self.local(core),
-                            &self.peers,
-                            &self.view,
-                        ));
-                is_recent && (now < runs_out || at >= runs_out)
+                is_recent() && (now < runs_out || at >= runs_out)
             }
         }
+    }
+
+    fn view_looks_old(&self, core: &Core) -> bool {
+        larder_election::view_looks_old(&self.local(core), &self.peers, &self.view)
     }
 
     async fn read_lease(&mut self) {

@@ -198,6 +198,8 @@ impl Bindings {
 
     fn turn(&self, name: &str) -> Arc<Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Names that nobody changes just now, or that never were any.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         turns.entry(name.to_owned()).or_default().clone()
     }
 

@@ -54,10 +54,19 @@ impl StatusSource {
     /// As [`StatusSource::status`], a moment later where the route has just led to a server that was
     /// never asked: that one is unknown, and would be told as one that does not answer.
     async fn known_status(&self) -> RelayStatus {
-        let view = Arc::clone(&self.view.borrow());
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).1.clone();
         let kinds: Vec<_> = listeners.iter().map(|state| state.config.kind).collect();
-        let _ = timeout(UNKNOWN_FOR, self.health.knows(&behind(&view, &kinds))).await;
+        let known = async {
+            loop {
+                let view = Arc::clone(&self.view.borrow());
+                self.health.knows(&behind(&view, &kinds)).await;
+                // It may lead elsewhere by now.
+                if Arc::ptr_eq(&view, &self.view.borrow()) {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(UNKNOWN_FOR, known).await;
         self.status()
     }
 
