@@ -58,11 +58,11 @@ struct Inner {
     missing: Option<Missing>,
 }
 
-/// The route that could not be published whole, which slice was not there, and when.
+/// The route that could not be published whole, which slice was not there or not to be written, and when.
 struct Missing {
     route: Route,
     kind: EndpointKind,
-    slice: String,
+    why: String,
     at: Instant,
 }
 
@@ -132,7 +132,8 @@ impl Inner {
         Ok(())
     }
 
-    /// The slices that are there.
+    /// The slices that are there. One for reads that cannot be asked for is none: it must not hold up
+    /// the one for writes.
     async fn ask(
         &self,
         doing: &'static str,
@@ -140,7 +141,14 @@ impl Inner {
         let get = |kind: EndpointKind| {
             let (slices, name) = (self.slices.clone(), endpoint_name(&self.instance, kind));
             async move {
-                let slice = slices.get_opt(&name).await.map_err(|error| said(doing, &error))?;
+                let slice = match slices.get_opt(&name).await {
+                    Err(error) if kind == EndpointKind::Write => return Err(said(doing, &error)),
+                    Err(error) => {
+                        tracing::debug!(slice = name, %error, "not read");
+                        None
+                    }
+                    Ok(slice) => slice,
+                };
                 Ok::<_, LeaseError>(slice.map(|slice| (kind, slice)))
             }
         };
@@ -205,39 +213,43 @@ impl Inner {
             }
             let mut pods = self.addresses.clone();
             pods.insert(self.own.0.clone(), self.own.1);
-            // Both at once: kube-proxy takes up together what comes together.
-            let writes =
-                known.iter().filter_map(|(kind, slice)| {
-                    let wanted = updated(slice, route, endpoints(targets(route, *kind), &pods))?;
-                    let (slices, kind) = (self.slices.clone(), *kind);
-                    let name = endpoint_name(&self.instance, kind);
-                    Some(async move {
-                        (kind, slices.replace(&name, &PostParams::default(), &wanted).await)
-                    })
-                });
             let mut conflict = false;
-            for (kind, written) in join_all(writes).await {
-                match written {
+            let mut refused = None;
+            // Writes first: kube-proxy takes the first change up at once and rests for a second
+            // before the next.
+            for kind in KINDS {
+                let Some(slice) = known.get(&kind) else { continue };
+                let Some(wanted) = updated(slice, route, endpoints(targets(route, kind), &pods))
+                else {
+                    continue;
+                };
+                let name = endpoint_name(&self.instance, kind);
+                match self.slices.replace(&name, &PostParams::default(), &wanted).await {
                     Ok(slice) => {
                         known.insert(kind, slice);
                     }
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                         conflict = true;
+                        break;
                     }
-                    Err(error) => return Err(said(doing, &error)),
+                    Err(error) if kind == EndpointKind::Write => return Err(said(doing, &error)),
+                    Err(error) => refused = Some(said(doing, &error).to_string()),
                 }
             }
             if conflict {
                 continue;
             }
             // What is there leads right; what is not leads nobody. For writes that is no success; a
-            // way for reads that is gone must not hold up the one for writes.
-            self.missing = self.missing_slice(route, &known);
+            // way for reads that is gone, or cannot be written, must not hold up the one for writes.
+            let former = self.missing.take();
+            self.missing = self.missing_slice(route, &known, refused);
             if let Some(missing) = &self.missing {
                 if missing.kind == EndpointKind::Write {
                     return Err(missing.error(doing));
                 }
-                tracing::info!(error = %missing.error(doing), "reads lead nowhere");
+                if former.is_none_or(|former| former.why != missing.why) {
+                    tracing::warn!(error = %missing.error(doing), "reads are led nowhere new");
+                }
             }
             self.known = Some(known);
             return Ok(None);
@@ -264,14 +276,22 @@ impl Inner {
         &self,
         route: &Route,
         known: &BTreeMap<EndpointKind, EndpointSlice>,
+        refused: Option<String>,
     ) -> Option<Missing> {
         let is_needed = |kind: &EndpointKind| match kind {
             EndpointKind::Write => true,
             _ => !route.read.is_empty(),
         };
-        let kind = KINDS.into_iter().filter(is_needed).find(|kind| !known.contains_key(kind))?;
-        let slice = endpoint_name(&self.instance, kind);
-        Some(Missing { route: route.clone(), kind, slice, at: Instant::now() })
+        let gone = KINDS.into_iter().filter(is_needed).find(|kind| !known.contains_key(kind));
+        let (kind, why) = match (gone, refused) {
+            (Some(kind), _) => {
+                let slice = endpoint_name(&self.instance, kind);
+                (kind, format!("EndpointSlice {slice} is not there; `serve` makes it again"))
+            }
+            (None, Some(why)) => (EndpointKind::Read, why),
+            (None, None) => return None,
+        };
+        Some(Missing { route: route.clone(), kind, why, at: Instant::now() })
     }
 
     /// Asks for the addresses of the pods that the route leads to.
@@ -304,8 +324,7 @@ impl Inner {
 
 impl Missing {
     fn error(&self, doing: &'static str) -> LeaseError {
-        let reason = format!("EndpointSlice {} is not there; `serve` makes it again", self.slice);
-        LeaseError::Unreachable { doing, reason }
+        LeaseError::Unreachable { doing, reason: self.why.clone() }
     }
 }
 
@@ -316,7 +335,11 @@ async fn keep(inner: Arc<Mutex<Inner>>) {
     loop {
         tokio::time::sleep(LOOK_FOR_MISSING).await;
         let mut inner = inner.lock().await;
-        let Some(route) = inner.published.clone() else { continue };
+        let Some(route) = inner.published.clone() else {
+            // The first look comes a while after the publication, which has looked itself.
+            looked_at = Instant::now();
+            continue;
+        };
         if inner.missing.is_some() || looked_at.elapsed() >= LOOK {
             inner.look(&route, DOING).await;
             looked_at = Instant::now();
@@ -464,6 +487,38 @@ mod tests {
         inner.look(&route(3), "looking").await;
         assert!(inner.missing.is_none());
         assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
+    }
+
+    /// kube-proxy takes the first change up at once and rests for a second before the next.
+    #[tokio::test]
+    async fn reads_are_led_once_writes_are() {
+        let fake = fake();
+        let mut endpoint = endpoint(&fake);
+        let puts = || fake.asked().into_iter().filter(|asked| asked.starts_with("PUT"));
+        let (write, read) = (format!("PUT {WRITE}"), format!("PUT {READ}"));
+        // Not answered in time.
+        fake.fails(&write, 0);
+        assert!(endpoint.publish(&route(3)).await.is_err());
+        assert_eq!(puts().collect::<Vec<_>>(), [write.as_str()]);
+        endpoint.publish(&route(3)).await.expect("published");
+        assert_eq!(puts().collect::<Vec<_>>(), [write, read]);
+    }
+
+    #[tokio::test]
+    async fn a_way_for_reads_that_cannot_be_read_or_written_holds_up_nothing() {
+        for (call, code) in [("PUT", 422), ("GET", 403)] {
+            let fake = fake();
+            let mut endpoint = endpoint(&fake);
+            fake.fails(&format!("{call} {READ}"), code);
+            assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
+            assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"], "{call} {code}");
+            let mut inner = endpoint.inner.lock().await;
+            assert_eq!(inner.published, Some(route(3)), "it is defended");
+            assert!(inner.missing.is_some(), "it is tried again each second");
+            inner.look(&route(3), "looking").await;
+            assert!(inner.missing.is_none(), "{call} {code}");
+            assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
+        }
     }
 
     /// Only `serve` makes slices, and a failover waits for no `serve`.
