@@ -41,6 +41,8 @@ impl MadeAgain {
 
     fn seen(&mut self, part: Part, is_whole: bool) {
         if is_whole {
+            // Another's step has made it again, or one whose answer was lost.
+            self.gone.remove(&part);
             self.whole.insert(part);
         } else if self.whole.remove(&part) {
             self.gone.insert(part);
@@ -107,5 +109,9 @@ mod tests {
         all.look(&observed(false));
         assert!(all.taken(&step).is_some_and(|text| text.starts_with("node n-1")));
         assert_eq!(all.taken(&step), None, "said once");
+        all.look(&observed(true));
+        all.look(&observed(false));
+        all.look(&observed(true));
+        assert_eq!(all.taken(&step), None, "it is there again, and changed much later");
     }
 }

@@ -140,7 +140,7 @@ impl Reconciler {
             self.memory_of(instance, |memory| *memory.backend_seen_at.get_or_insert(now));
         let cluster = self.clusters.get(&desired.spec.container_cluster);
         larder_planner::rule_of_spread(&mut desired, cluster.spreads_strictly());
-        self.recall(instance).await?;
+        self.recall(&desired).await?;
         let mut seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
         correct_places(&mut desired, &seen.observed);
         let answered = seen.trouble.is_none();
@@ -155,11 +155,14 @@ impl Reconciler {
         });
         self.collect_node_events(instance, &seen).await?;
 
-        let plan = self.plan(&desired, &seen, now);
+        let mut plan = self.plan(&desired, &seen, now);
         tracing::debug!(%instance, generation = plan.generation, "{plan}");
-        if answered {
-            self.memory_of(instance, |memory| memory.hindrances.planned(&plan.steps));
-        }
+        self.memory_of(instance, |memory| {
+            if answered {
+                memory.hindrances.planned(&plan.steps);
+            }
+            memory.hindrances.carry(&mut plan.report.conditions);
+        });
         self.record(&desired, &seen, &plan, now).await?;
         let operation = desired.operation.as_ref().map(|operation| &operation.id);
         let due = self.memory_of(instance, |memory| memory.pace.due(&plan.steps, operation, now));
@@ -193,7 +196,8 @@ impl Reconciler {
     }
 
     /// In the first round of this process: what the former one has told.
-    async fn recall(&self, instance: &InstanceId) -> Result<(), BookError> {
+    async fn recall(&self, desired: &Desired) -> Result<(), BookError> {
+        let instance = &desired.spec.id;
         if self.memory_of(instance, |memory| memory.told.is_some()) {
             return Ok(());
         }
@@ -204,7 +208,8 @@ impl Reconciler {
         });
         let told = told.unwrap_or_default();
         self.memory_of(instance, |memory| {
-            memory.hindrances.resume(&told.conditions);
+            let nodes = desired.nodes.iter().map(|record| record.id.clone());
+            memory.hindrances.resume(&told.conditions, nodes);
             memory.told = Some(told);
         });
         Ok(())
@@ -229,7 +234,10 @@ impl Reconciler {
         // written with its end is how the instance stands without it.
         let plan_after = ends_operation(plan).then(|| {
             let after = Desired { operation: None, ..desired.clone() };
-            self.plan(&after, seen, now)
+            let mut plan = self.plan(&after, seen, now);
+            let conditions = &mut plan.report.conditions;
+            self.memory_of(instance, |memory| memory.hindrances.carry(conditions));
+            plan
         });
         let plan = plan_after.as_ref().unwrap_or(plan);
         let view = observation(desired, &seen.observed, plan, now);

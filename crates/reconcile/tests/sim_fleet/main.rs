@@ -341,8 +341,13 @@ fn what_somebody_has_deleted_of_an_instance_is_made_again() {
                 })
                 .count()
         };
-        for instance in &fleet.instances {
-            assert!(of(instance, "node ") > 0 && of(instance, "the ") > 0, "{told:?}");
+        let counts = [(2, 2), (6, 1)];
+        for (instance, (nodes, endpoints)) in fleet.instances.iter().zip(counts) {
+            assert_eq!(
+                (of(instance, "node "), of(instance, "the ")),
+                (nodes, endpoints),
+                "{told:?}"
+            );
         }
         fleet.holds_what_is_recorded().await
     }));
@@ -365,6 +370,11 @@ fn what_stands_in_the_way_is_told_once_through_silence_and_a_restart_of_the_cont
         assert_eq!(told(&fleet, "node-blocked"), 1, "{:?}", fleet.book.events());
         fleet.sim.inject(Fault::ClusterUnreachable { length: 8_000 });
         fleet.run_for(12_000).await?;
+        fleet.restart_control_plane();
+        fleet.run_for(12_000).await?;
+        // A new one whose first questions are not answered.
+        fleet.sim.inject(Fault::ClusterUnreachable { length: 8_000 });
+        fleet.run_for(1_000).await?;
         fleet.restart_control_plane();
         fleet.run_for(12_000).await?;
         assert_eq!(told(&fleet, "node-unblocked"), 0, "{:?}", fleet.book.events());
