@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use larder_e2e::writing::Writing;
-use larder_testkit::kubernetes::{bed, bed_does, bound, kubectl, kubectl_in, kubectl_with, pod_of};
+use larder_testkit::kubernetes::{bed, bound, kubectl, kubectl_in, kubectl_with, pod_of};
 use larder_testkit::{Instance, Larder, PASSWORD, eventually};
 
 /// What nobody hurries, on a busy machine.
