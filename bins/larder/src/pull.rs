@@ -42,7 +42,9 @@ pub(crate) fn refuse_unfit(namespace: &str, found: &[PullSecret]) -> Result<(), 
     let Some(unfit) = found.iter().find(|secret| secret.found != Found::Fit) else { return Ok(()) };
     let name = &unfit.name;
     let wrong = match unfit.found {
-        Found::OtherType => format!("Secret `{name}` is not of type {PULL_SECRET_TYPE}"),
+        Found::OtherType => format!(
+            "Secret `{name}` is not of type {PULL_SECRET_TYPE} (or the older kubernetes.io/dockercfg)"
+        ),
         Found::Fit | Found::Nothing => format!("there is no Secret `{name}` to pull images by"),
     };
     let detail = format!(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::{join_all, try_join_all};
+use futures::future::{join, join_all};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::PostParams;
@@ -29,12 +29,11 @@ use crate::slices::{endpoints, route_of, targets, updated};
 const DEADLINE: Duration = Duration::from_millis(700);
 /// How often the holder looks whether its slices still are what it wrote.
 const LOOK: Duration = Duration::from_secs(10);
-/// And how often while one of them is not there. Only `serve` may make it.
+/// And how often while one of them is not there, which only `serve` may make, or the one for reads
+/// cannot be read or written.
 const LOOK_FOR_MISSING: Duration = Duration::from_secs(1);
 /// Other holders and people may write in between; then it is looked at again.
 const TRIES: usize = 4;
-
-const KINDS: [EndpointKind; 2] = [EndpointKind::Write, EndpointKind::Read];
 
 /// The endpoints of one instance, as one of its nodes sees them.
 pub struct KubeEndpoint {
@@ -52,18 +51,27 @@ struct Inner {
     known: Option<BTreeMap<EndpointKind, EndpointSlice>>,
     /// Addresses of the other pods, kept for when the API server does not say.
     addresses: BTreeMap<NodeId, IpAddr>,
+    /// `known` is what the API server said since this was made false.
+    has_asked: bool,
     /// What this node has published and nobody has replaced.
     published: Option<Route>,
-    /// A slice that has to be written was looked for in vain.
+    /// A slice that has to be written was looked for in vain, or does not let itself be written.
     missing: Option<Missing>,
 }
 
-/// The route that could not be published whole, which slice was not there or not to be written, and when.
+/// The route that could not be published whole, for want of which slice, why, and since when.
 struct Missing {
     route: Route,
     kind: EndpointKind,
-    why: String,
+    reason: String,
     at: Instant,
+}
+
+/// The slices that are there, as far as that is known.
+struct Answer {
+    known: BTreeMap<EndpointKind, EndpointSlice>,
+    /// Why that for reads is not known.
+    read: Option<LeaseError>,
 }
 
 impl KubeEndpoint {
@@ -83,6 +91,7 @@ impl KubeEndpoint {
             own: (node, ip),
             known: None,
             addresses: BTreeMap::new(),
+            has_asked: false,
             published: None,
             missing: None,
         }));
@@ -104,8 +113,7 @@ impl Endpoint for KubeEndpoint {
         let read = tokio::time::timeout(DEADLINE, async {
             // The one that keeps the slices may hold it, for as long as an API server is slow.
             let mut inner = self.inner.lock().await;
-            inner.refresh(DOING).await?;
-            Ok(inner.route())
+            inner.read(DOING).await
         });
         read.await.map_err(|_| late(DOING))?
     }
@@ -119,56 +127,75 @@ impl Endpoint for KubeEndpoint {
         }
         const DOING: &str = "publishing the route";
         let published = tokio::time::timeout(DEADLINE, async {
-            self.inner.lock().await.publish(route, DOING).await
+            let mut inner = self.inner.lock().await;
+            inner.refuse_too_soon(route, DOING)?;
+            inner.publish(route, DOING).await
         });
         published.await.map_err(|_| late(DOING))?
     }
 }
 
 impl Inner {
-    async fn refresh(&mut self, doing: &'static str) -> Result<(), LeaseError> {
+    async fn read(&mut self, doing: &'static str) -> Result<Option<Route>, LeaseError> {
         self.known = None;
-        self.known = Some(self.ask(doing).await?);
-        Ok(())
+        let answer = self.ask(doing).await?;
+        let route = self.route(&answer);
+        // What is half known is asked for again.
+        self.known = answer.read.is_none().then_some(answer.known);
+        Ok(route)
     }
 
-    /// The slices that are there. One for reads that cannot be asked for is none: it must not hold up
-    /// the one for writes.
-    async fn ask(
-        &self,
-        doing: &'static str,
-    ) -> Result<BTreeMap<EndpointKind, EndpointSlice>, LeaseError> {
+    /// The slices that are there. That for writes has to be known; a way for reads that cannot be
+    /// looked at must not hold it up.
+    async fn ask(&mut self, doing: &'static str) -> Result<Answer, LeaseError> {
         let get = |kind: EndpointKind| {
             let (slices, name) = (self.slices.clone(), endpoint_name(&self.instance, kind));
-            async move {
-                let slice = match slices.get_opt(&name).await {
-                    Err(error) if kind == EndpointKind::Write => return Err(said(doing, &error)),
-                    Err(error) => {
-                        tracing::debug!(slice = name, %error, "not read");
-                        None
-                    }
-                    Ok(slice) => slice,
-                };
-                Ok::<_, LeaseError>(slice.map(|slice| (kind, slice)))
-            }
+            async move { slices.get_opt(&name).await.map_err(|error| said(doing, &error)) }
         };
-        let known = try_join_all(KINDS.map(get)).await?;
-        Ok(known.into_iter().flatten().collect())
+        let (write, read) = join(get(EndpointKind::Write), get(EndpointKind::Read)).await;
+        let mut known = BTreeMap::new();
+        known.extend(write?.map(|slice| (EndpointKind::Write, slice)));
+        self.has_asked = true;
+        let read = match read {
+            Ok(slice) => {
+                known.extend(slice.map(|slice| (EndpointKind::Read, slice)));
+                None
+            }
+            Err(error) => Some(error),
+        };
+        Ok(Answer { known, read })
     }
 
     /// The newest route in the slices, unless they do not lead where it says.
-    fn route(&self) -> Option<Route> {
-        let known = self.known.as_ref()?;
+    fn route(&self, answer: &Answer) -> Option<Route> {
+        let known = &answer.known;
         let route = known.values().filter_map(route_of).max_by_key(|route| route.epoch)?;
         let mut pods = self.addresses.clone();
         pods.insert(self.own.0.clone(), self.own.1);
         let leads_to_me = route.write.as_ref().is_some_and(|target| target.node == self.own.0);
-        let is_right = known.iter().all(|(kind, slice)| {
-            *kind != EndpointKind::Write
-                || updated(slice, &route, endpoints(targets(&route, *kind), &pods)).is_none()
-        });
-        // This pod had another address when it was written: it has to be written again.
+        let is_right = answer.read.is_none()
+            && known.iter().all(|(kind, slice)| {
+                *kind != EndpointKind::Write
+                    || updated(slice, &route, endpoints(targets(&route, *kind), &pods)).is_none()
+            });
+        // This pod had another address when it was written, or nobody knows where reads go: it has to
+        // be written again.
         if leads_to_me && !is_right { None } else { Some(route) }
+    }
+
+    /// A slice that only `serve` can make is not looked for ten times a second.
+    fn refuse_too_soon(&mut self, route: &Route, doing: &'static str) -> Result<(), LeaseError> {
+        match &self.missing {
+            Some(missing)
+                if missing.kind == EndpointKind::Write
+                    && missing.route == *route
+                    && missing.at.elapsed() < LOOK_FOR_MISSING =>
+            {
+                self.published = None;
+                Err(missing.error(doing))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Publishes, and remembers what is published. Cancelled at any point it has published nothing
@@ -179,13 +206,6 @@ impl Inner {
         doing: &'static str,
     ) -> Result<Option<Route>, LeaseError> {
         self.published = None;
-        if let Some(missing) = &self.missing
-            && missing.kind == EndpointKind::Write
-            && missing.route == *route
-            && missing.at.elapsed() < LOOK_FOR_MISSING
-        {
-            return Err(missing.error(doing));
-        }
         self.learn_addresses(route).await;
         let known = self.known.take();
         let done = self.write_slices(route, known, doing).await?;
@@ -201,39 +221,32 @@ impl Inner {
         mut seen: Option<BTreeMap<EndpointKind, EndpointSlice>>,
         doing: &'static str,
     ) -> Result<Option<Route>, LeaseError> {
-        for _ in 0..TRIES {
-            let mut known = match seen.take() {
-                Some(known) => known,
+        for tries_left in (0..TRIES).rev() {
+            let Answer { mut known, mut read } = match seen.take() {
+                Some(known) => Answer { known, read: None },
                 None => self.ask(doing).await?,
             };
+            // What is half known is asked for again.
+            let mut is_known = read.is_none();
             let newest = known.values().filter_map(route_of).max_by_key(|there| there.epoch);
             if let Some(newer) = newest.filter(|there| there.epoch > route.epoch) {
-                self.known = Some(known);
+                self.known = is_known.then_some(known);
                 return Ok(Some(newer));
             }
-            let mut pods = self.addresses.clone();
-            pods.insert(self.own.0.clone(), self.own.1);
             let mut conflict = false;
-            let mut refused = None;
-            // Writes first: kube-proxy takes the first change up at once and rests for a second
-            // before the next.
-            for kind in KINDS {
-                let Some(slice) = known.get(&kind) else { continue };
-                let Some(wanted) = updated(slice, route, endpoints(targets(route, kind), &pods))
-                else {
-                    continue;
-                };
-                let name = endpoint_name(&self.instance, kind);
-                match self.slices.replace(&name, &PostParams::default(), &wanted).await {
+            for (kind, written) in self.written(route, &known).await {
+                let is_write = kind == EndpointKind::Write;
+                match written {
                     Ok(slice) => {
                         known.insert(kind, slice);
                     }
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                        conflict = true;
-                        break;
+                        conflict |= is_write || tries_left > 0;
+                        is_known = false;
+                        read = Some(LeaseError::Conflict);
                     }
-                    Err(error) if kind == EndpointKind::Write => return Err(said(doing, &error)),
-                    Err(error) => refused = Some(said(doing, &error).to_string()),
+                    Err(error) if is_write => return Err(said(doing, &error)),
+                    Err(error) => read = Some(said(doing, &error)),
                 }
             }
             if conflict {
@@ -241,57 +254,98 @@ impl Inner {
             }
             // What is there leads right; what is not leads nobody. For writes that is no success; a
             // way for reads that is gone, or cannot be written, must not hold up the one for writes.
-            let former = self.missing.take();
-            self.missing = self.missing_slice(route, &known, refused);
-            if let Some(missing) = &self.missing {
-                if missing.kind == EndpointKind::Write {
+            let is_news = self.missing.as_ref().is_none_or(|m| m.kind == EndpointKind::Write);
+            let was_missing = self.missing.is_some();
+            self.missing = self.missing_slice(route, &known, read);
+            match &self.missing {
+                Some(missing) if missing.kind == EndpointKind::Write => {
                     return Err(missing.error(doing));
                 }
-                if former.is_none_or(|former| former.why != missing.why) {
-                    tracing::warn!(error = %missing.error(doing), "reads are led nowhere new");
+                Some(missing) if is_news => {
+                    let error = missing.error(doing);
+                    tracing::warn!(%error, "reads do not lead where they should, tried each second");
                 }
+                None if was_missing => tracing::info!("every endpoint leads where it should again"),
+                _ => {}
             }
-            self.known = Some(known);
+            self.known = is_known.then_some(known);
             return Ok(None);
         }
         Err(LeaseError::Conflict)
     }
 
+    /// Writes the slices that are not as the route wants them: that for writes first, and the other
+    /// one only once that leads. kube-proxy takes the first change up at once and rests for a
+    /// second before the next.
+    async fn written(
+        &self,
+        route: &Route,
+        known: &BTreeMap<EndpointKind, EndpointSlice>,
+    ) -> Vec<(EndpointKind, Result<EndpointSlice, kube::Error>)> {
+        let mut pods = self.addresses.clone();
+        pods.insert(self.own.0.clone(), self.own.1);
+        let mut all = Vec::new();
+        for kind in [EndpointKind::Write, EndpointKind::Read] {
+            let wanted = known
+                .get(&kind)
+                .and_then(|slice| updated(slice, route, endpoints(targets(route, kind), &pods)));
+            let Some(wanted) = wanted else { continue };
+            let name = endpoint_name(&self.instance, kind);
+            let written = self.slices.replace(&name, &PostParams::default(), &wanted).await;
+            let leads = written.is_ok();
+            all.push((kind, written));
+            if !leads {
+                break;
+            }
+        }
+        all
+    }
+
     /// Publishes once more, over what was made of it.
     async fn look(&mut self, route: &Route, doing: &'static str) {
-        self.known = None;
-        let former = self.missing.take();
+        let former = self.known.take();
+        self.has_asked = false;
         match tokio::time::timeout(DEADLINE, self.publish(route, doing)).await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => tracing::info!(%error, "endpoint slices not looked at"),
             Err(_) => tracing::info!(error = %late(doing), "endpoint slices not looked at"),
         }
-        // It is this node's all the same, and silence brings back nothing.
+        // It is this node's all the same, and silence brings back nothing. Nor does it make unknown
+        // what was known: the next publication need not ask, and is refused where that is old.
         self.published = Some(route.clone());
-        self.missing = self.missing.take().or(former);
+        if !self.has_asked {
+            self.known = former;
+        }
     }
 
     /// Every instance with a lease leads writes; only one with replicas has another way for reads.
+    /// `read`: why that one is not what it should be.
     fn missing_slice(
         &self,
         route: &Route,
         known: &BTreeMap<EndpointKind, EndpointSlice>,
-        refused: Option<String>,
+        read: Option<LeaseError>,
     ) -> Option<Missing> {
-        let is_needed = |kind: &EndpointKind| match kind {
-            EndpointKind::Write => true,
-            _ => !route.read.is_empty(),
+        let missing = |kind: EndpointKind, reason: String| {
+            Some(Missing { route: route.clone(), kind, reason, at: Instant::now() })
         };
-        let gone = KINDS.into_iter().filter(is_needed).find(|kind| !known.contains_key(kind));
-        let (kind, why) = match (gone, refused) {
-            (Some(kind), _) => {
-                let slice = endpoint_name(&self.instance, kind);
-                (kind, format!("EndpointSlice {slice} is not there; `serve` makes it again"))
+        let is_gone = |kind: EndpointKind| {
+            let slice = endpoint_name(&self.instance, kind);
+            missing(kind, format!("EndpointSlice {slice} is not there; `serve` makes it again"))
+        };
+        if !known.contains_key(&EndpointKind::Write) {
+            return is_gone(EndpointKind::Write);
+        }
+        match read {
+            Some(error) => {
+                let slice = endpoint_name(&self.instance, EndpointKind::Read);
+                missing(EndpointKind::Read, format!("EndpointSlice {slice}: {error}"))
             }
-            (None, Some(why)) => (EndpointKind::Read, why),
-            (None, None) => return None,
-        };
-        Some(Missing { route: route.clone(), kind, why, at: Instant::now() })
+            None if !route.read.is_empty() && !known.contains_key(&EndpointKind::Read) => {
+                is_gone(EndpointKind::Read)
+            }
+            None => None,
+        }
     }
 
     /// Asks for the addresses of the pods that the route leads to.
@@ -324,25 +378,35 @@ impl Inner {
 
 impl Missing {
     fn error(&self, doing: &'static str) -> LeaseError {
-        LeaseError::Unreachable { doing, reason: self.why.clone() }
+        LeaseError::Unreachable { doing, reason: self.reason.clone() }
+    }
+}
+
+/// When the slices were looked at last.
+struct Looked(Instant);
+
+impl Looked {
+    /// Whether they are to be looked at now. What is published is looked at by that.
+    fn is_due(&mut self, is_published: bool, is_missing: bool, now: Instant) -> bool {
+        if !is_published {
+            self.0 = now;
+        }
+        is_published && (is_missing || now.duration_since(self.0) >= LOOK)
     }
 }
 
 /// Puts back what somebody else has changed, for as long as this node's route is the newest.
 async fn keep(inner: Arc<Mutex<Inner>>) {
     const DOING: &str = "looking at the endpoint slices";
-    let mut looked_at = Instant::now();
+    let mut looked = Looked(Instant::now());
     loop {
         tokio::time::sleep(LOOK_FOR_MISSING).await;
         let mut inner = inner.lock().await;
-        let Some(route) = inner.published.clone() else {
-            // The first look comes a while after the publication, which has looked itself.
-            looked_at = Instant::now();
-            continue;
-        };
-        if inner.missing.is_some() || looked_at.elapsed() >= LOOK {
+        let route = inner.published.clone();
+        let is_due = looked.is_due(route.is_some(), inner.missing.is_some(), Instant::now());
+        if let Some(route) = route.filter(|_| is_due) {
             inner.look(&route, DOING).await;
-            looked_at = Instant::now();
+            looked = Looked(Instant::now());
         }
     }
 }
@@ -352,230 +416,4 @@ fn late(doing: &'static str) -> LeaseError {
 }
 
 #[cfg(test)]
-mod tests {
-    use larder_model::Address;
-    use larder_model::lease::RouteTarget;
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::fake::{Fake, touch};
-
-    const WRITE: &str = "endpointslices/i-1-write";
-    const READ: &str = "endpointslices/i-1-read";
-
-    fn node(id: &str) -> NodeId {
-        NodeId::new(id).expect("valid")
-    }
-
-    fn target(id: &str) -> RouteTarget {
-        RouteTarget { node: node(id), address: Address::new("10.0.0.1", 6379) }
-    }
-
-    fn route(epoch: u64) -> Route {
-        let (write, read) = (Some(target("n-1")), vec![target("n-2")]);
-        Route { epoch, write, read, hold: false }
-    }
-
-    fn empty() -> Value {
-        json!({ "addressType": "IPv4", "endpoints": [] })
-    }
-
-    /// Two empty slices, and a replica in a pod.
-    fn fake() -> Fake {
-        let fake = Fake::default();
-        fake.put(WRITE, empty());
-        fake.put(READ, empty());
-        fake.put("pods/n-2-0", json!({ "status": { "podIP": "10.1.0.2" } }));
-        fake
-    }
-
-    fn endpoint(fake: &Fake) -> KubeEndpoint {
-        let ip = "10.1.0.1".parse().expect("ip");
-        let instance = InstanceId::new("i-1").expect("valid");
-        KubeEndpoint::new(fake.client(), "larder", instance, node("n-1"), ip)
-    }
-
-    fn leads_to(fake: &Fake, slice: &str) -> Vec<String> {
-        let all = fake.get(slice)["endpoints"].as_array().cloned().unwrap_or_default();
-        let address = |one: &Value| one["addresses"][0].as_str().map(str::to_owned);
-        all.iter().filter_map(address).collect()
-    }
-
-    #[tokio::test]
-    async fn a_route_leads_to_pods_and_is_written_once() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
-        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
-        assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
-        fake.asked();
-        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
-        assert!(!fake.asked().iter().any(|asked| asked.starts_with("PUT")));
-        assert_eq!(endpoint.read().await.expect("read"), Some(route(3)));
-    }
-
-    #[tokio::test]
-    async fn a_newer_epoch_is_never_written_over() {
-        let fake = fake();
-        let (mut old, mut new) = (endpoint(&fake), endpoint(&fake));
-        old.publish(&route(3)).await.expect("published");
-        new.publish(&route(4)).await.expect("published");
-        let alone = Route { read: Vec::new(), ..route(3) };
-        assert_eq!(old.publish(&alone).await.expect("told"), Some(route(4)));
-        // And when it comes between a look and the write.
-        let newer = fake.get(WRITE);
-        fake.put(WRITE, empty());
-        fake.put(READ, empty());
-        fake.meddles(move |all| {
-            let slice = all.get_mut(WRITE).expect("there");
-            *slice = newer;
-            slice["metadata"]["resourceVersion"] = json!("9");
-        });
-        let mut late = endpoint(&fake);
-        assert_eq!(late.publish(&route(3)).await.expect("told"), Some(route(4)));
-        assert_eq!(fake.get(WRITE)["metadata"]["resourceVersion"], "9");
-    }
-
-    #[tokio::test]
-    async fn what_somebody_else_touches_is_read_again_and_written() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        endpoint.publish(&route(3)).await.expect("published");
-        fake.meddles(|all| touch(all.get_mut(WRITE).expect("there")));
-        endpoint.publish(&route(4)).await.expect("published");
-        assert_eq!(endpoint.read().await.expect("read"), Some(route(4)));
-    }
-
-    #[tokio::test]
-    async fn the_holder_puts_back_what_was_made_of_its_slices() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        endpoint.publish(&route(3)).await.expect("published");
-        fake.put(WRITE, empty());
-        let mut inner = endpoint.inner.lock().await;
-        inner.look(&route(3), "looking").await;
-        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
-        assert_eq!(inner.published, Some(route(3)));
-        fake.fails("GET endpointslices", 500);
-        inner.look(&route(3), "looking").await;
-        assert_eq!(inner.published, Some(route(3)), "silence takes nothing away");
-    }
-
-    #[tokio::test]
-    async fn a_route_without_its_slice_is_not_published() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        fake.delete(WRITE);
-        let error = endpoint.publish(&route(3)).await.expect_err("it leads nowhere");
-        assert!(error.to_string().contains("i-1-write is not there"), "{error}");
-        fake.asked();
-        assert!(endpoint.publish(&route(3)).await.is_err());
-        assert!(fake.asked().is_empty(), "it is not asked for ten times a second");
-        fake.put(WRITE, empty());
-        tokio::time::sleep(LOOK_FOR_MISSING).await;
-        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
-        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
-        // One that goes later is looked for more often, until it is there again.
-        fake.delete(READ);
-        let mut inner = endpoint.inner.lock().await;
-        inner.look(&route(3), "looking").await;
-        assert!(inner.missing.is_some());
-        fake.fails("GET endpointslices", 500);
-        inner.look(&route(3), "looking").await;
-        assert!(inner.missing.is_some(), "silence brings back nothing");
-        fake.put(READ, empty());
-        inner.look(&route(3), "looking").await;
-        assert!(inner.missing.is_none());
-        assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
-    }
-
-    /// kube-proxy takes the first change up at once and rests for a second before the next.
-    #[tokio::test]
-    async fn reads_are_led_once_writes_are() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        let puts = || fake.asked().into_iter().filter(|asked| asked.starts_with("PUT"));
-        let (write, read) = (format!("PUT {WRITE}"), format!("PUT {READ}"));
-        // Not answered in time.
-        fake.fails(&write, 0);
-        assert!(endpoint.publish(&route(3)).await.is_err());
-        assert_eq!(puts().collect::<Vec<_>>(), [write.as_str()]);
-        endpoint.publish(&route(3)).await.expect("published");
-        assert_eq!(puts().collect::<Vec<_>>(), [write, read]);
-    }
-
-    #[tokio::test]
-    async fn a_way_for_reads_that_cannot_be_read_or_written_holds_up_nothing() {
-        for (call, code) in [("PUT", 422), ("GET", 403)] {
-            let fake = fake();
-            let mut endpoint = endpoint(&fake);
-            fake.fails(&format!("{call} {READ}"), code);
-            assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
-            assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"], "{call} {code}");
-            let mut inner = endpoint.inner.lock().await;
-            assert_eq!(inner.published, Some(route(3)), "it is defended");
-            assert!(inner.missing.is_some(), "it is tried again each second");
-            inner.look(&route(3), "looking").await;
-            assert!(inner.missing.is_none(), "{call} {code}");
-            assert_eq!(leads_to(&fake, READ), ["10.1.0.2"]);
-        }
-    }
-
-    /// Only `serve` makes slices, and a failover waits for no `serve`.
-    #[tokio::test]
-    async fn a_way_for_reads_that_is_gone_does_not_hold_up_the_one_for_writes() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        fake.delete(READ);
-        assert_eq!(endpoint.publish(&route(3)).await.expect("published"), None);
-        assert_eq!(leads_to(&fake, WRITE), ["10.1.0.1"]);
-        assert_eq!(endpoint.inner.lock().await.published, Some(route(3)), "it is defended");
-        // The keeper looks for what is missing, and not only every ten seconds.
-        fake.put(READ, empty());
-        let deadline = Instant::now() + LOOK / 2;
-        while leads_to(&fake, READ).is_empty() {
-            assert!(Instant::now() < deadline, "reads lead nowhere");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn nobody_is_led_to_a_pod_that_is_gone_and_unknown_is_not_gone() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        endpoint.publish(&route(3)).await.expect("published");
-        fake.fails("GET pods", 500);
-        endpoint.publish(&route(4)).await.expect("published");
-        assert_eq!(leads_to(&fake, READ), ["10.1.0.2"], "nobody said that it is gone");
-        fake.delete("pods/n-2-0");
-        endpoint.publish(&route(5)).await.expect("published");
-        assert!(leads_to(&fake, READ).is_empty(), "{:?}", fake.get(READ));
-    }
-
-    #[tokio::test]
-    async fn a_publication_waits_for_nobody_longer_than_for_itself() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        let inner = Arc::clone(&endpoint.inner);
-        let _held = inner.lock().await;
-        let begin = Instant::now();
-        assert!(endpoint.publish(&route(3)).await.is_err());
-        assert!(endpoint.read().await.is_err());
-        let took = begin.elapsed();
-        // Else for as long as it is held.
-        assert!(took < 2 * DEADLINE + Duration::from_secs(5), "it took {took:?}");
-    }
-
-    #[tokio::test]
-    async fn a_publication_that_ran_out_of_time_looks_again() {
-        let fake = fake();
-        let mut endpoint = endpoint(&fake);
-        endpoint.publish(&route(3)).await.expect("published");
-        fake.fails("PUT", 0);
-        assert!(endpoint.publish(&route(4)).await.is_err());
-        fake.asked();
-        endpoint.publish(&route(4)).await.expect("published");
-        assert!(fake.asked().contains(&format!("GET {WRITE}")));
-        assert_eq!(endpoint.read().await.expect("read"), Some(route(4)));
-    }
-}
+mod tests;

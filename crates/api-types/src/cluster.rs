@@ -49,9 +49,10 @@ pub struct BindContainerCluster {
     /// of, or, bound anew, those of the former binding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<Vec<String>>,
-    /// Secrets of type `kubernetes.io/dockerconfigjson`, kept by others in the namespace, by which
-    /// the pods of instances pull their images. Left out: none, or, bound anew, those of the former
-    /// binding; an empty list takes them back. Pods have them from when they are next made.
+    /// Secrets of type `kubernetes.io/dockerconfigjson`, or the older `kubernetes.io/dockercfg`, kept
+    /// by others in the namespace, by which the pods of instances pull their images. Left out: none,
+    /// or, bound anew, those of the former binding; an empty list takes them back. Pods have them
+    /// from when they are next made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secrets: Option<Vec<String>>,
     /// Class of the volumes; the cluster's default class unless named. Empty: that one again.

@@ -450,8 +450,8 @@ pub struct BindArgs {
     /// Larder makes images of]
     #[arg(long, value_name = "E")]
     pub engine: Vec<String>,
-    /// Secret of the namespace by which pods pull images, of type kubernetes.io/dockerconfigjson;
-    /// may be repeated, and empty takes all back [default: none]
+    /// Secret of the namespace by which pods pull images, of type kubernetes.io/dockerconfigjson or
+    /// the older kubernetes.io/dockercfg; may be repeated, and empty takes all back [default: none]
     #[arg(long, value_name = "NAME")]
     pub pull_secret: Vec<String>,
     /// Class of the volumes; empty takes it back [default: the cluster's]

@@ -192,10 +192,10 @@ impl KubeCluster {
     }
 
     /// A lease that an agent cannot reach may have been deleted.
-    fn heed(&self, status: &AgentStatus) {
+    fn heed(&self, instance: &InstanceId, status: &AgentStatus) {
         let code = status.problem.as_ref().map(|problem| problem.code);
         if code == Some(ProblemCode::LeaseUnreachable) {
-            self.place.shared.is_missed();
+            self.place.shared.is_missed(instance);
         }
     }
 
@@ -233,7 +233,7 @@ impl Agents for KubeCluster {
         node: &NodeId,
     ) -> Result<AgentStatus, AgentError> {
         let agent = self.agent(instance, node).await?;
-        self.said(node, agent.status().await).inspect(|status| self.heed(status))
+        self.said(node, agent.status().await).inspect(|status| self.heed(instance, status))
     }
 
     async fn next_status(
@@ -245,7 +245,7 @@ impl Agents for KubeCluster {
     ) -> Result<AgentStatus, AgentError> {
         let agent = self.agent(instance, node).await?;
         let next = agent.next_status(agent_run, version).await;
-        self.said(node, next).inspect(|status| self.heed(status))
+        self.said(node, next).inspect(|status| self.heed(instance, status))
     }
 
     async fn order(

@@ -96,7 +96,7 @@ impl Place {
         let (api, patch) = (self.api::<K>(), Patch::Apply(object));
         let applied = self.ask(&doing, api.patch(name, &params, &patch)).await?;
         self.writes.made(<K as k8s_openapi::Resource>::KIND, applied.meta());
-        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, true);
+        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, Some(object));
         Ok(applied)
     }
 
@@ -107,7 +107,7 @@ impl Place {
         let doing = format!("making {} {name}", K::KIND);
         let api = self.api::<K>();
         if let Some(found) = self.ask(&doing, api.get_metadata_opt(name)).await? {
-            self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, true);
+            self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, Some(object));
             return Ok(found.metadata);
         }
         let typed: K = serde_json::from_value(object.clone()).map_err(|error| {
@@ -124,7 +124,7 @@ impl Place {
         });
         let made = made.await?;
         self.writes.made(<K as k8s_openapi::Resource>::KIND, &made);
-        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, true);
+        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, Some(object));
         Ok(made)
     }
 
@@ -206,7 +206,7 @@ impl Place {
             }
         })
         .await?;
-        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, false);
+        self.shared.wrote(<K as k8s_openapi::Resource>::KIND, name, None);
         Ok(())
     }
 }

@@ -73,6 +73,13 @@ pub(crate) fn is_without_namespace(message: &str) -> bool {
         || message.contains("because it is being terminated")
 }
 
+/// The RoleBinding that is there gives another role, and that cannot be changed
+/// (kube-apiserver, `pkg/apis/rbac/validation`).
+pub(crate) fn is_of_another_role(error: &ClusterError) -> bool {
+    matches!(error, ClusterError::Refused(refusal)
+        if refusal.detail.contains("cannot change roleRef"))
+}
+
 /// What a person can do about credentials that are not, or no more, good for anything.
 pub(crate) fn with_next_move(code: u16, text: String) -> String {
     match code {

@@ -89,11 +89,19 @@ impl Seen {
             return self.without_worker(id, pod, claim);
         }
         let waits = (container_waits(pod)).is_some_and(|(why, _)| why == "ContainerCreating");
-        // Others are no reason, and do not hide one. "failed to sync": the kubelet has not heard of a
-        // ConfigMap or Secret of a new pod, and has in a moment.
+        // The last three say that what was in the way is over (attach-detach controller, kubelet
+        // `events/event.go`). Others are no reason, and do not hide one. "failed to sync": the kubelet
+        // has not heard of a ConfigMap or Secret of a new pod, and has in a moment.
         let is_cause = |told: &Told| {
-            ["FailedAttachVolume", "FailedMount", "FailedCreatePodSandBox"]
-                .contains(&told.reason.as_str())
+            [
+                "FailedAttachVolume",
+                "FailedMount",
+                "FailedCreatePodSandBox",
+                "SuccessfulAttachVolume",
+                "Pulling",
+                "Pulled",
+            ]
+            .contains(&told.reason.as_str())
                 && !told.message.contains("failed to sync")
         };
         let newest = self.newest(id, &pod.metadata, is_cause).filter(|_| waits)?;
@@ -420,6 +428,21 @@ mod tests {
         assert!(comes.hindrances().is_empty());
         event(&mut comes, "n-1-0", "Warning", "FailedMount", "secret \"n-1\" not found");
         assert_eq!(by(&comes).0, HindranceKind::ContainerNotCreated);
+    }
+
+    #[test]
+    fn what_was_in_the_way_of_a_mount_and_is_over_is_not_shown() {
+        let mut seen = waiting("ContainerCreating", "");
+        event(&mut seen, "n-1-0", "Warning", "FailedAttachVolume", "timed out");
+        assert_eq!(by(&seen).0, HindranceKind::VolumeUnbound);
+        event(&mut seen, "n-1-0", "Normal", "SuccessfulAttachVolume", "attached");
+        assert!(seen.hindrances().is_empty());
+        for over in ["Pulling", "Pulled"] {
+            event(&mut seen, "n-1-0", "Warning", "FailedMount", "secret \"n-1\" not found");
+            assert_eq!(by(&seen).0, HindranceKind::ContainerNotCreated);
+            event(&mut seen, "n-1-0", "Normal", over, "image");
+            assert!(seen.hindrances().is_empty(), "{over}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod options;
 mod pull;
 mod pulse;
 mod quantity;
+mod rights;
 mod shared;
 mod store;
 mod watch;

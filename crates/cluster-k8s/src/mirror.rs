@@ -296,7 +296,7 @@ impl Stores {
         all
     }
 
-    fn seen(&self, instance: &InstanceId, shared: Option<Parts>) -> Seen {
+    fn seen(&self, instance: &InstanceId, shared: Arc<Parts>) -> Seen {
         let group = instance.as_str();
         Seen {
             sets: self.sets.of(group),

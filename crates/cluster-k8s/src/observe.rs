@@ -41,7 +41,7 @@ pub(crate) struct Seen {
     /// What events say of the nodes' objects; from memory only, and only where that may be read.
     pub(crate) told: BTreeMap<NodeId, Vec<Arc<Told>>>,
     /// What nodes share, of the whole binding, as far as that is known.
-    pub(crate) shared: Option<Parts>,
+    pub(crate) shared: Arc<Parts>,
 }
 
 impl apply::Place {
@@ -112,7 +112,7 @@ impl Seen {
         BackendNode {
             worker: worker.map_or_else(unscheduled, worker_name),
             address: service.and_then(|service| cluster_address(service)),
-            realised: set.is_some_and(|o| stays(&o.metadata) && is_whole(o, self.shared.as_ref()))
+            realised: set.is_some_and(|o| stays(&o.metadata) && is_whole(o, &self.shared))
                 && service.is_some_and(|o| stays(&o.metadata))
                 && claim.is_some_and(|o| stays(&o.metadata))
                 && secret.is_some_and(stays),
@@ -280,12 +280,12 @@ mod tests {
     fn a_node_that_lacks_what_it_shares_is_not_realised() {
         let labels = json!({ LABEL_NODE: "n-1", "larder.io/instance": "i-1" });
         let metadata = json!({ "name": "n-1", "labels": labels });
-        let seen = |shared: Option<Parts>| Seen {
+        let seen = |shared: Parts| Seen {
             sets: vec![object(json!({ "metadata": metadata }))],
             services: vec![object(json!({ "metadata": metadata }))],
             claims: vec![object(json!({ "metadata": metadata }))],
             secrets: vec![serde_json::from_value(metadata.clone()).expect("metadata")],
-            shared,
+            shared: Arc::new(shared),
             ..Seen::default()
         };
         let realised = |shared| {
@@ -293,7 +293,7 @@ mod tests {
             let nodes = seen(shared).observed(&outside).nodes;
             nodes.values().next().expect("a node").realised
         };
-        assert!(realised(None), "unknown is not absent");
-        assert!(!realised(Some(Parts::default())));
+        assert!(realised(Parts::default()), "unknown is not absent");
+        assert!(!realised(Parts::without_any()));
     }
 }

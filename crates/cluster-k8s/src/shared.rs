@@ -1,10 +1,10 @@
 //! What the nodes of an instance share: its lease, what their pods may do, who may reach them. Of
-//! these objects only their being there matters (of rights, that they still give the lease), and a
-//! watch of the lease would tell of every renewal; so they are listed now and then, and at once when
-//! an agent misses its lease. What somebody has deleted makes its nodes incomplete, and they are made
-//! whole again.
+//! these objects only their being there matters (of rights, that they still are what agents need),
+//! and a watch of the lease would tell of every renewal; so they are listed now and then, and at once
+//! when an agent misses its lease. What somebody has deleted makes its nodes incomplete, and they are
+//! made whole again.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -18,44 +18,91 @@ use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use larder_cluster::ClusterError;
 use larder_model::InstanceId;
-use larder_model::kube::{LABEL_INSTANCE, LABEL_SHARD, budget_name, instance_name};
+use larder_model::kube::{LABEL_INSTANCE, LABEL_SHARD, budget_name, instance_name, pod_name};
+use serde_json::Value;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::apply::Place;
 use crate::mirror::Wake;
 use crate::objects;
+use crate::observe::node_of;
+use crate::rights::{binds, given, pods_of};
 
 /// The pause between two looks.
 const EVERY: Duration = Duration::from_secs(20);
 /// The shortest pause, when somebody misses something; it doubles while nothing is found to be gone:
 /// who misses the lease of an overloaded API server is not helped by more questions.
 const SOON: Duration = Duration::from_secs(2);
+/// Who has said nothing of it for this long misses nothing any more.
+const MISSES: Duration = Duration::from_secs(60);
+/// Lists of a kind that fail one after the other until it is news.
+const FAILURES: u32 = 3;
 
 /// Of every node.
 const ALWAYS: [&str; 2] = ["NetworkPolicy", "ServiceAccount"];
 /// Of nodes that ask for a lease.
-const LEASED: [&str; 3] = ["Lease", "Role", "RoleBinding"];
+const LEASED: [&str; 3] = ["Lease", ROLE, "RoleBinding"];
+const ROLE: &str = "Role";
 const BUDGET: &str = "PodDisruptionBudget";
 
 /// Kind and name.
 type Part = (&'static str, String);
 
-/// The parts that are there.
-pub(crate) type Parts = Arc<HashSet<Part>>;
+/// Objects of one kind by their names, and the pods that each gives a right on (a Role alone does).
+type Named = HashMap<String, BTreeSet<String>>;
+
+/// The parts that are there, by kind. A kind that was never listed is unknown, and unknown is not
+/// absent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parts(BTreeMap<&'static str, Named>);
+
+impl Parts {
+    fn lacks(&self, kind: &str, name: &str) -> bool {
+        self.0.get(kind).is_some_and(|all| !all.contains_key(name))
+    }
+
+    /// There is a Role of this name, and it does not name the pod.
+    fn withholds(&self, name: &str, pod: &str) -> bool {
+        let role = self.0.get(ROLE).and_then(|all| all.get(name));
+        role.is_some_and(|pods| !pods.contains(pod))
+    }
+
+    /// All kinds were listed, and there is nothing.
+    #[cfg(test)]
+    pub(crate) fn without_any() -> Self {
+        let kinds = ALWAYS.into_iter().chain(LEASED).chain([BUDGET]);
+        Self(kinds.map(|kind| (kind, Named::new())).collect())
+    }
+}
 
 /// What is known of the shared objects of a binding.
 #[derive(Default)]
 pub(crate) struct Shared {
     known: Mutex<Known>,
+    /// Somebody misses something, again perhaps.
     missed: Notify,
+    /// Somebody misses something who did not before.
+    newly: Notify,
 }
 
 #[derive(Default)]
 struct Known {
-    /// `None`: never listed. Unknown is not absent.
-    there: Option<Parts>,
-    /// What this process has made or deleted since the list that is under way was asked for.
-    written: HashMap<Part, bool>,
+    there: Arc<Parts>,
+    /// What this process has made or (`None`) deleted since the lists that are under way were asked
+    /// for.
+    written: HashMap<Part, Option<BTreeSet<String>>>,
+    /// Whose agents miss the lease, and when they said so last.
+    missing: HashMap<InstanceId, Instant>,
+}
+
+/// Why it is looked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// It is time.
+    Due,
+    Missed,
+    NewlyMissed,
 }
 
 impl Shared {
@@ -63,30 +110,36 @@ impl Shared {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn known(&self) -> Option<Parts> {
+    pub(crate) fn known(&self) -> Arc<Parts> {
         self.lock().there.clone()
     }
 
-    /// This process has made the object, or found that it is there; or has deleted it.
-    pub(crate) fn wrote(&self, kind: &'static str, name: &str, is_there: bool) {
+    /// This process has made the object as it is here, or found that there is one; or has deleted it.
+    pub(crate) fn wrote(&self, kind: &'static str, name: &str, object: Option<&Value>) {
         if kind != BUDGET && !ALWAYS.contains(&kind) && !LEASED.contains(&kind) {
             return;
         }
-        let part = (kind, name.to_owned());
+        let content = object.map(|object| match kind {
+            ROLE => pods_of(object),
+            _ => BTreeSet::new(),
+        });
         let mut known = self.lock();
-        if let Some(there) = &mut known.there {
-            let there = Arc::make_mut(there);
-            if is_there {
-                there.insert(part.clone());
-            } else {
-                there.remove(&part);
-            }
+        if let Some(there) = Arc::make_mut(&mut known.there).0.get_mut(kind) {
+            put(there, name, content.clone());
         }
-        known.written.insert(part, is_there);
+        known.written.insert((kind, name.to_owned()), content);
     }
 
-    /// Somebody misses something: it is looked for soon.
-    pub(crate) fn is_missed(&self) {
+    /// Agents of the instance miss something: it is looked for soon.
+    pub(crate) fn is_missed(&self, instance: &InstanceId) {
+        let mut known = self.lock();
+        let now = Instant::now();
+        known.missing.retain(|_, said| now.duration_since(*said) < MISSES);
+        let is_new = known.missing.insert(instance.clone(), now).is_none();
+        drop(known);
+        if is_new {
+            self.newly.notify_one();
+        }
         self.missed.notify_one();
     }
 
@@ -94,88 +147,177 @@ impl Shared {
         self.lock().written.clear();
     }
 
-    /// A whole list, asked for at [`Shared::begins`]. Answers what is there no longer.
-    fn listed(&self, mut there: HashSet<Part>) -> Vec<Part> {
+    /// All of a kind, asked for at [`Shared::begins`]. Answers what is there no longer.
+    fn listed(&self, kind: &'static str, mut found: Named) -> Vec<Part> {
         let mut known = self.lock();
-        for (part, is_there) in &known.written {
-            if *is_there {
-                there.insert(part.clone());
-            } else {
-                there.remove(part);
+        for ((of, name), content) in &known.written {
+            if *of == kind {
+                put(&mut found, name, content.clone());
             }
         }
-        let before = known.there.take().unwrap_or_default();
-        let gone = before.difference(&there).cloned().collect();
-        known.there = Some(Arc::new(there));
+        let there = &mut Arc::make_mut(&mut known.there).0;
+        let before = there.remove(kind).unwrap_or_default();
+        let is_less = |(name, pods): &(String, BTreeSet<String>)| {
+            found.get(name).is_none_or(|now| !now.is_superset(pods))
+        };
+        let gone = before.into_iter().filter(is_less).map(|(name, _)| (kind, name)).collect();
+        there.insert(kind, found);
         gone
+    }
+
+    /// They are about to be made whole: what they miss after that is news.
+    fn is_found_for(&self, instances: &[InstanceId]) {
+        self.lock().missing.retain(|instance, _| !instances.contains(instance));
+    }
+
+    /// Waits until it shall be looked again. Who begins to miss something does not wait for those who
+    /// have missed something in vain for long.
+    async fn waits(&self, pause: Duration) -> Why {
+        let newly = async {
+            tokio::time::sleep(SOON).await;
+            self.newly.notified().await;
+        };
+        let again = async {
+            tokio::time::sleep(pause).await;
+            tokio::time::timeout(EVERY - pause, self.missed.notified()).await.is_ok()
+        };
+        tokio::select! {
+            biased;
+            () = newly => Why::NewlyMissed,
+            again = again => if again { Why::Missed } else { Why::Due },
+        }
     }
 }
 
+fn put(all: &mut Named, name: &str, content: Option<BTreeSet<String>>) {
+    match content {
+        Some(content) => all.insert(name.to_owned(), content),
+        None => all.remove(name),
+    };
+}
+
 /// Whether all is there that the node of this StatefulSet shares with others.
-pub(crate) fn is_whole(set: &StatefulSet, known: Option<&Parts>) -> bool {
-    let Some(there) = known else { return true };
+pub(crate) fn is_whole(set: &StatefulSet, there: &Parts) -> bool {
     let labels = set.labels();
     let Some(instance) = labels.get(LABEL_INSTANCE).and_then(|id| InstanceId::new(id).ok()) else {
         return true;
     };
     let name = instance_name(&instance);
-    let has = |kind: &&'static str| there.contains(&(*kind, name.clone()));
+    let lacks = |kind: &&'static str| there.lacks(kind, &name);
     let pod = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
     // Who asks for no lease gets no token.
     let is_leased = pod.and_then(|pod| pod.automount_service_account_token).unwrap_or(false);
+    let is_withheld =
+        || node_of(&set.metadata).is_some_and(|node| there.withholds(&name, &pod_name(&node)));
     let shard = labels.get(LABEL_SHARD).and_then(|shard| shard.parse().ok());
-    ALWAYS.iter().all(has)
-        && (!is_leased || LEASED.iter().all(has))
-        && shard.is_none_or(|shard| there.contains(&(BUDGET, budget_name(&instance, shard))))
+    !ALWAYS.iter().any(lacks)
+        && !(is_leased && (LEASED.iter().any(lacks) || is_withheld()))
+        && !shard.is_some_and(|shard| there.lacks(BUDGET, &budget_name(&instance, shard)))
 }
 
 impl Place {
-    async fn list_shared(&self) -> Result<HashSet<Part>, ClusterError> {
-        let all = objects::selector(&self.options, None);
-        let (policies, accounts, leases, roles, bindings, budgets) = tokio::try_join!(
+    /// Each kind by itself: one that may not be listed hides no other.
+    async fn list_shared(&self) -> [(&'static str, Result<Named, ClusterError>); 6] {
+        let (all, options) = (objects::selector(&self.options, None), &self.options);
+        let (policies, accounts, leases, roles, bindings, budgets) = tokio::join!(
             self.metadata::<NetworkPolicy>(&all),
             self.metadata::<ServiceAccount>(&all),
             self.metadata::<Lease>(&all),
             self.list::<Role>(&all),
             self.list::<RoleBinding>(&all),
             self.metadata::<PodDisruptionBudget>(&all),
-        )?;
-        let named = |kind: &'static str, found: Vec<ObjectMeta>| {
-            found.into_iter().filter_map(move |metadata| Some((kind, metadata.name?)))
+        );
+        let named = |found: Vec<ObjectMeta>| {
+            found.into_iter().filter_map(|one| Some((one.name?, BTreeSet::new()))).collect()
         };
         // Who asks the agents why they miss the lease is told "forbidden" at most: what somebody took
         // out of these two is seen here.
-        let roles = roles.into_iter().filter(gives_lease).map(|role| role.metadata).collect();
-        let bindings = bindings.into_iter().filter(binds).map(|one| one.metadata).collect();
+        let roles = roles.map(|all| {
+            all.into_iter()
+                .filter_map(|role| Some((role.name_any(), given(options, &role)?)))
+                .collect()
+        });
+        let bindings = bindings.map(|all| {
+            named(
+                all.into_iter().filter(|one| binds(options, one)).map(|one| one.metadata).collect(),
+            )
+        });
         let [policy, account] = ALWAYS;
         let [lease, role, binding] = LEASED;
-        Ok(named(policy, policies)
-            .chain(named(account, accounts))
-            .chain(named(lease, leases))
-            .chain(named(role, roles))
-            .chain(named(binding, bindings))
-            .chain(named(BUDGET, budgets))
-            .collect())
+        [
+            (policy, policies.map(named)),
+            (account, accounts.map(named)),
+            (lease, leases.map(named)),
+            (role, roles),
+            (binding, bindings),
+            (BUDGET, budgets.map(named)),
+        ]
     }
 }
 
-/// The agents may still do with their lease what they do.
-fn gives_lease(role: &Role) -> bool {
-    let holds = |all: &Option<Vec<String>>, one: &str| {
-        all.as_ref().is_some_and(|all| all.iter().any(|each| each == one))
-    };
-    role.rules.iter().flatten().any(|rule| {
-        holds(&rule.resources, "leases")
-            && holds(&rule.resource_names, &role.name_any())
-            && ["get", "update", "watch"].iter().all(|verb| rule.verbs.iter().any(|v| v == verb))
-    })
+/// How the looks of one binding have gone.
+#[derive(Default)]
+struct Looks {
+    /// The kinds that could not be listed the last time, and how often while others could.
+    failing: BTreeMap<&'static str, u32>,
 }
 
-/// The role is still given to the agents. Which role it gives cannot be changed once it is made.
-fn binds(binding: &RoleBinding) -> bool {
-    let name = binding.name_any();
-    (binding.subjects.iter().flatten())
-        .any(|subject| subject.kind == "ServiceAccount" && subject.name == name)
+/// What one look has shown.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    gone: Vec<Part>,
+    /// A kind could be listed that could not before.
+    again: bool,
+}
+
+impl Looks {
+    async fn look(&mut self, place: &Place) -> Found {
+        place.shared.begins();
+        let all = Box::pin(place.list_shared()).await;
+        // Where nobody answers at all, everybody says so.
+        let is_answered = all.iter().any(|(_, list)| list.is_ok());
+        let mut found = Found::default();
+        for (kind, list) in all {
+            match list {
+                Ok(named) => {
+                    found.again |= self.succeeded(kind);
+                    found.gone.extend(place.shared.listed(kind, named));
+                }
+                Err(error) => {
+                    let cluster = &place.options.name;
+                    if self.failed(kind, is_answered) {
+                        tracing::warn!(
+                            cluster, kind, %error,
+                            "what nodes share cannot be listed, and is not made again when it is deleted"
+                        );
+                    } else {
+                        tracing::debug!(cluster, kind, %error, "what nodes share not listed");
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether it had failed before.
+    fn succeeded(&mut self, kind: &'static str) -> bool {
+        self.failing.remove(kind).is_some()
+    }
+
+    /// Whether the failure has to be told: once, when it lasts while others are listed.
+    fn failed(&mut self, kind: &'static str, others_answer: bool) -> bool {
+        let times = self.failing.entry(kind).or_default();
+        *times = times.saturating_add(u32::from(others_answer));
+        others_answer && *times == FAILURES
+    }
+}
+
+/// The pause before the look after this one.
+fn next_pause(pause: Duration, why: Why) -> Duration {
+    match why {
+        Why::Missed => (pause * 2).min(EVERY),
+        Why::Due | Why::NewlyMissed => SOON,
+    }
 }
 
 /// Looks for ever; to be aborted. `instances` are those that may miss something.
@@ -185,30 +327,21 @@ pub(crate) async fn look(
     instances: impl Fn() -> BTreeSet<String>,
 ) {
     let mut pause = SOON;
+    let mut looks = Looks::default();
     loop {
-        place.shared.begins();
-        let mut found_gone = false;
-        match Box::pin(place.list_shared()).await {
-            Ok(there) => {
-                let gone = place.shared.listed(there);
-                found_gone = !gone.is_empty();
-                for instance in of_which(&gone, instances()) {
-                    tracing::info!(%instance, "something that its nodes share was deleted");
-                    if let Some(wake) = wake.get() {
-                        wake(&instance);
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::debug!(cluster = place.options.name, %error, "shared objects not listed");
+        let found = looks.look(&place).await;
+        let lacking = of_which(&found.gone, instances());
+        place.shared.is_found_for(&lacking);
+        for instance in &lacking {
+            tracing::info!(%instance, "something that its nodes share was deleted or changed");
+            if let Some(wake) = wake.get() {
+                wake(instance);
             }
         }
-        tokio::time::sleep(pause).await;
-        let asked = tokio::time::timeout(EVERY - pause, place.shared.missed.notified()).await;
-        pause = match asked {
-            Ok(()) if !found_gone => (pause * 2).min(EVERY),
-            _ => SOON,
-        };
+        if found.again || !found.gone.is_empty() {
+            pause = SOON;
+        }
+        pause = next_pause(pause, place.shared.waits(pause).await);
     }
 }
 
@@ -226,90 +359,4 @@ fn of_which(parts: &[Part], instances: BTreeSet<String>) -> Vec<InstanceId> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn set(leased: bool) -> StatefulSet {
-        serde_json::from_value(json!({
-            "metadata": { "name": "n-1", "labels": { LABEL_INSTANCE: "i-1", LABEL_SHARD: "0" } },
-            "spec": {
-                "serviceName": "n-1",
-                "selector": {},
-                "template": { "spec": { "automountServiceAccountToken": leased, "containers": [] } },
-            },
-        }))
-        .expect("a StatefulSet")
-    }
-
-    fn all() -> HashSet<Part> {
-        let name = instance_name(&InstanceId::new("i-1").expect("valid"));
-        let named = ALWAYS.into_iter().chain(LEASED).map(|kind| (kind, name.clone()));
-        named.chain([(BUDGET, format!("{name}-s0"))]).collect()
-    }
-
-    #[test]
-    fn a_node_is_whole_with_everything_that_it_shares() {
-        for part in all() {
-            let mut there = all();
-            assert!(is_whole(&set(true), Some(&Arc::new(there.clone()))));
-            there.remove(&part);
-            let lacking = Arc::new(there);
-            assert!(!is_whole(&set(true), Some(&lacking)), "without {part:?}");
-            let unleased = LEASED.contains(&part.0);
-            assert_eq!(is_whole(&set(false), Some(&lacking)), unleased, "without {part:?}");
-        }
-        assert!(is_whole(&set(true), None), "unknown is not absent");
-    }
-
-    #[test]
-    fn rights_that_somebody_has_taken_the_lease_out_of_are_not_there() {
-        let options = crate::options::KubeOptions::new("east", "redis", "b-1");
-        let instance = InstanceId::new("i-1").expect("valid");
-        let role = |edit: fn(&mut Value)| {
-            let mut role = objects::role(&options, &instance, &[]);
-            edit(&mut role);
-            gives_lease(&serde_json::from_value(role).expect("a Role"))
-        };
-        assert!(role(|_| ()));
-        assert!(!role(|role| role["rules"] = json!([])));
-        assert!(!role(|role| role["rules"][0]["verbs"] = json!(["get", "watch"])));
-        assert!(!role(|role| role["rules"][0]["resourceNames"] = json!(["other"])));
-        let binding = |edit: fn(&mut Value)| {
-            let mut binding = objects::role_binding(&options, &instance);
-            edit(&mut binding);
-            binds(&serde_json::from_value(binding).expect("a RoleBinding"))
-        };
-        assert!(binding(|_| ()));
-        assert!(!binding(|binding| binding["subjects"] = json!([])));
-    }
-
-    #[test]
-    fn what_is_made_while_a_list_is_under_way_is_there() {
-        let shared = Shared::default();
-        shared.begins();
-        assert!(shared.listed(HashSet::new()).is_empty());
-        shared.wrote("Lease", "i-1", true);
-        shared.wrote("Secret", "n-1", true);
-        let lease = ("Lease", "i-1".to_owned());
-        assert_eq!(shared.known().expect("listed").iter().collect::<Vec<_>>(), [&lease]);
-        shared.begins();
-        shared.wrote("Role", "i-1", true);
-        shared.wrote("RoleBinding", "i-1", false);
-        // As it was before these writes, and without the lease.
-        let gone = shared.listed(HashSet::from([("RoleBinding", "i-1".to_owned())]));
-        assert_eq!(gone, [lease]);
-        let role = ("Role", "i-1".to_owned());
-        assert_eq!(shared.known().expect("listed").iter().collect::<Vec<_>>(), [&role]);
-    }
-
-    #[test]
-    fn the_instances_of_what_is_gone_are_told() {
-        let instances = BTreeSet::from(["i-1".to_owned(), "i-10".to_owned(), "i-2".to_owned()]);
-        let name = |id: &str| instance_name(&InstanceId::new(id).expect("valid"));
-        let gone = [("Lease", name("i-2")), (BUDGET, format!("{}-s0", name("i-1")))];
-        let told = of_which(&gone, instances);
-        assert_eq!(told.iter().map(InstanceId::as_str).collect::<Vec<_>>(), ["i-1", "i-2"]);
-    }
-}
+mod tests;

@@ -59,6 +59,7 @@ async fn withdrawn_rights_and_a_revoked_token_disturb_nothing_and_rebinding_heal
     let larder = Larder::started().await?;
     larder.expect_faults();
     larder.expect_log("strays cannot be swept");
+    larder.expect_log("what nodes share cannot be listed");
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("kubeconfig");
     let file = file.to_str().context("a path that is no text")?;

@@ -89,7 +89,7 @@ async fn a_deleted_volume_is_copied_again_or_shown_as_lost_and_never_empty() -> 
     ensure!(lost.state == "unavailable", "{lost:?}");
     let reasons = larder.event_reasons("lone").await?;
     ensure!(reasons.iter().any(|reason| reason == "volume-lost"), "{reasons:?}");
-    takes_no_writes(&lone).await?;
+    takes_no_writes(namespace, &lone).await?;
     end(larder, namespace, &["shop", "lone"]).await
 }
 
@@ -118,7 +118,7 @@ async fn a_deleted_namespace_leaves_its_instances_lost_and_nothing_starts_empty(
             .wait_for(name, "it is shown as lost", PATIENCE, |i| i.condition("data-lost").is_some())
             .await?;
         ensure!(lost.state == "unavailable", "{lost:?}");
-        takes_no_writes(&lost).await?;
+        takes_no_writes(namespace, &lost).await?;
     }
     end(larder, namespace, &["shop", "lone"]).await
 }

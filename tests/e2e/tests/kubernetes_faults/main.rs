@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use larder_e2e::writing::Writing;
-use larder_testkit::kubernetes::{bed, bed_does, bound, kubectl, kubectl_in, kubectl_with, pod_of};
+use larder_testkit::kubernetes::{bed, bound, kubectl, kubectl_in, kubectl_with, pod_of};
 use larder_testkit::{Instance, Larder, PASSWORD, eventually};
 
 /// What nobody hurries, on a busy machine.
@@ -54,6 +54,8 @@ async fn story(namespace: &str) -> Result<Larder> {
     larder.expect_faults();
     // While nobody answers.
     larder.expect_log("strays cannot be swept");
+    // While an API server answers to some questions alone.
+    larder.expect_log("what nodes share cannot be listed");
     Ok(larder)
 }
 
@@ -156,13 +158,77 @@ async fn check_data(instance: &Instance, value: &str, within: Duration) -> Resul
     .await
 }
 
-/// Nobody serves behind its endpoint, or nobody who takes writes.
-async fn takes_no_writes(instance: &Instance) -> Result<()> {
-    // The way there works: the silence is the endpoint's.
-    bed_does(&["exec", "--", "redis-cli", "--version"]).await?;
-    let answer = redis(&host(instance)?, &["SET", "story", "anew"]).await;
-    ensure!(!answer.as_ref().is_ok_and(|text| text == "OK"), "{answer:?}");
+/// For how long nobody may take a write.
+const A_WHILE: Duration = Duration::from_secs(5);
+
+/// Every server of the instance refuses writes, in so many words or by not listening, at each look for
+/// some seconds, and none goes through by the way for writes as it is now (a Service that was made again
+/// may have another address).
+async fn takes_no_writes(namespace: &str, instance: &Instance) -> Result<()> {
+    let service = format!("{}-write", instance.id);
+    let way = address(namespace, "service", &service, "{.spec.clusterIP}").await?;
+    let began = tokio::time::Instant::now();
+    let mut looks = 0;
+    while looks < 3 || began.elapsed() < A_WHILE {
+        for node in &instance.nodes {
+            let pod = pod_of(&node.id);
+            let host = address(namespace, "pod", &pod, "{.status.podIP}").await?;
+            let said = answer(&host, &["SET", "story", "anew"]).await?;
+            ensure!(is_refusal(&said), "{pod} at {host} answers a write with `{said}`");
+        }
+        // What is not refused here has reached nobody: it may still lead to a pod that is no more.
+        let said = answer(&way, &["SET", "story", "anew"]).await?;
+        ensure!(said != "OK", "{service} at {way} takes a write");
+        looks += 1;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
     Ok(())
+}
+
+/// The address that this path of the object gives, once it has one.
+async fn address(namespace: &str, kind: &str, name: &str, path: &str) -> Result<String> {
+    let output = format!("jsonpath={path}");
+    eventually("it has an address", MINUTE, async || {
+        let text = kubectl_in(namespace, &["get", kind, name, "-o", &output]).await?;
+        Ok((!text.is_empty()).then_some(text))
+    })
+    .await
+}
+
+/// What a server, or the client in its place, says to a command, whatever that is.
+async fn answer(host: &str, args: &[&str]) -> Result<String> {
+    let mut command =
+        bed(&["exec", "--", "timeout", "3", "redis-cli", "--no-auth-warning", "-h", host])?;
+    let output = command.args(args).env("REDISCLI_AUTH", PASSWORD).output().await?;
+    let all = [output.stdout, output.stderr].concat();
+    Ok(String::from_utf8_lossy(&all).trim().to_owned())
+}
+
+/// Somebody is there and says no. Silence, a wrong password or a missing program are no such answer.
+fn is_refusal(said: &str) -> bool {
+    let said = said.strip_prefix("(error) ").unwrap_or(said);
+    ["READONLY ", "LOADING ", "MASTERDOWN ", "NOREPLICAS "].iter().any(|no| said.starts_with(no))
+        || said.ends_with("Connection refused")
+}
+
+#[test]
+fn only_a_definite_no_is_a_refused_write() {
+    for no in [
+        "READONLY You can't write against a read only replica.",
+        "(error) LOADING Redis is loading the dataset in memory",
+        "Could not connect to Redis at 10.1.0.7:6379: Connection refused",
+    ] {
+        assert!(is_refusal(no), "{no}");
+    }
+    for other in [
+        "OK",
+        "",
+        "Could not connect to Redis at 10.1.0.7:6379: No route to host",
+        "WRONGPASS invalid username-password pair or user is disabled.",
+        "timeout: failed to run command 'redis-cli': No such file or directory",
+    ] {
+        assert!(!is_refusal(other), "{other}");
+    }
 }
 
 /// UIDs of the claims of an instance: another one is another, empty volume.
