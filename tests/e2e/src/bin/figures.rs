@@ -1,7 +1,7 @@
 //! Measures the figures of `docs/measurements.md` on a given binary and prints them as Markdown.
 //!
-//! `figures BINARY [--runs N] [--idle-seconds N] [--only start,gaps,idle] [--write]`; `--write` puts them into
-//! the page. Run it on a quiet machine with a release binary: `make bench`. With the variables that
+//! `figures BINARY [--runs N] [--idle-seconds N] [--only start,gaps,idle] [--gaps TEXT] [--write]`;
+//! `--gaps` measures those whose name has the text, `--write` puts the figures into the page. Run it on a quiet machine with a release binary: `make bench`. With the variables that
 //! `larder_testkit::kubernetes` names, and in a test bed's network, `start` and `gaps` are those of
 //! instances in pods: `make bench-kubernetes`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal")]
@@ -35,6 +35,7 @@ struct Options {
     runs: usize,
     idle: Duration,
     only: Vec<String>,
+    gaps: String,
     write: bool,
 }
 
@@ -44,6 +45,7 @@ fn options() -> Result<Options> {
         runs: 20,
         idle: Duration::from_secs(60),
         only: vec!["start".into(), "gaps".into(), "idle".into()],
+        gaps: String::new(),
         write: false,
     };
     let mut args = std::env::args().skip(1);
@@ -52,6 +54,7 @@ fn options() -> Result<Options> {
         match arg.as_str() {
             "--runs" => options.runs = value()?.parse()?,
             "--idle-seconds" => options.idle = Duration::from_secs(value()?.parse()?),
+            "--gaps" => options.gaps = value()?,
             "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--write" => options.write = true,
             path => options.binary = std::path::absolute(path)?,
@@ -59,7 +62,7 @@ fn options() -> Result<Options> {
     }
     ensure!(
         options.binary.is_file(),
-        "usage: figures BINARY [--runs N] [--only start,gaps,idle] [--write]"
+        "usage: figures BINARY [--runs N] [--only start,gaps,idle] [--gaps TEXT] [--write]"
     );
     Ok(options)
 }
@@ -364,9 +367,14 @@ async fn one_gap(
 async fn gaps(
     options: &Options,
     larder: &Larder,
-    name: &str,
+    (name, architecture): (&str, &str),
     cases: &[(Fault, &str, &str)],
 ) -> Result<Vec<[String; 5]>> {
+    let mut cases = cases.iter().filter(|(_, title, _)| title.contains(&options.gaps)).peekable();
+    if cases.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    larder.create(name, &["--architecture", architecture]).await?;
     let control = larder.create("control", &["--architecture", "standalone"]).await?;
     let control = control.endpoint("write")?.clone();
     let mut rows = Vec::new();
@@ -390,7 +398,6 @@ async fn gaps(
 async fn read_write_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
     let larder = larder(options).await?;
     larder.expect_faults();
-    larder.create("rw", &["--architecture", "read-write"]).await?;
     let in_pods = [
         (Fault::Planned, "read-write gap: planned failover", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
         (Fault::PodDeleted, "read-write gap: pod deleted", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
@@ -405,7 +412,7 @@ async fn read_write_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
         (Fault::AgentStopped, "read-write gap: primary's agent stopped", "≤ 8 s"),
     ];
     let cases = if larder.namespace().is_some() { &in_pods[..] } else { &cases[..] };
-    let rows = gaps(options, &larder, "rw", cases).await?;
+    let rows = gaps(options, &larder, ("rw", "read-write"), cases).await?;
     larder.finish().await?;
     Ok(rows)
 }
@@ -413,7 +420,6 @@ async fn read_write_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
 async fn cluster_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
     let larder = larder(options).await?;
     larder.expect_faults();
-    larder.create("shards", &["--architecture", "cluster"]).await?;
     let in_pods = [
         (Fault::Planned, "cluster gap: planned failover", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
         (Fault::PodDeleted, "cluster gap: pod deleted", "median ≤ 0.5 s, worst ≤ 2 s, lost 0"),
@@ -431,7 +437,7 @@ async fn cluster_gaps(options: &Options) -> Result<Vec<[String; 5]>> {
         ),
     ];
     let cases = if larder.namespace().is_some() { &in_pods[..] } else { &cases[..] };
-    let rows = gaps(options, &larder, "shards", cases).await?;
+    let rows = gaps(options, &larder, ("shards", "cluster"), cases).await?;
     larder.finish().await?;
     Ok(rows)
 }
