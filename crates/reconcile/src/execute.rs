@@ -38,6 +38,11 @@ impl StepError {
         matches!(self, Self::Cluster(ClusterError::Refused(_)))
     }
 
+    /// The container cluster gave no answer, and may have obeyed all the same.
+    pub(crate) fn is_silence_of_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(ClusterError::Unreachable { .. }))
+    }
+
     /// What was obeyed before, when the order was refused as an older one.
     pub(crate) fn stale(&self) -> Option<Fence> {
         match self {

@@ -1,7 +1,7 @@
 //! What keeps nodes of one instance from coming to be, from one round to the next: what the
 //! container cluster shows, and what it has answered to steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use larder_cluster::ClusterError;
 use larder_model::plan::{PlannedStep, Step};
@@ -9,56 +9,37 @@ use larder_model::{Condition, Hindered, Hindrance, HindranceKind, NodeId, Observ
 
 use crate::execute::StepError;
 
-/// What a former process has told is not over because this one does not know of it yet.
+/// Losing it costs little: what still stands in the way is seen again, or answered again to the
+/// next try.
 #[derive(Debug, Default)]
 pub(crate) struct Hindrances {
-    former: Former,
     /// As of the last look, with the time of the first.
     seen: BTreeMap<NodeId, Hindered>,
     /// The answers to steps that were not taken.
     refused: BTreeMap<NodeId, Hindrance>,
+    /// What a former process told of, which may have been such an answer: the container cluster
+    /// shows nothing of it, and this process has not tried yet.
+    resumed: BTreeMap<NodeId, Hindrance>,
 }
-
-/// What a former process has told, as far as it may still hold.
-#[derive(Debug, Default)]
-struct Former {
-    conditions: Vec<Condition>,
-    /// This process has had an answer of the container cluster.
-    looked: bool,
-    /// Nodes that something stood in the way of, and that were not seen without it since.
-    blocked: BTreeSet<NodeId>,
-    /// Those of them whose making, which may have been refused and nothing else, is to be tried
-    /// again: the container cluster's answer to that counts.
-    untried: BTreeSet<NodeId>,
-}
-
-const BLOCKED: &str = "node-blocked";
 
 impl Hindrances {
-    /// What a former process has told of these `nodes`: what it saw is not new.
-    pub(crate) fn resume(&mut self, told: &[Condition], nodes: impl Iterator<Item = NodeId>) {
-        let of_container_cluster =
-            [BLOCKED, HindranceKind::VolumeLeaving.as_str()].map(str::to_owned);
-        let conditions = told.iter().filter(|told| of_container_cluster.contains(&told.kind));
-        let conditions: Vec<Condition> = conditions.cloned().collect();
-        let blocked = conditions.iter().find(|told| told.kind == BLOCKED);
-        let names =
-            |id: &NodeId| blocked.is_some_and(|told| told.message.contains(&format!("node {id} ")));
-        let blocked: BTreeSet<NodeId> = nodes.filter(names).collect();
-        self.former = Former { looked: false, untried: blocked.clone(), blocked, conditions };
-    }
-
-    /// Puts into the `conditions` of this round what a former process has told and nothing has
-    /// contradicted.
-    pub(crate) fn carry(&self, conditions: &mut Vec<Condition>) {
-        for told in &self.former.conditions {
-            let holds = match self.former.looked {
-                false => true,
-                true => told.kind == BLOCKED && !self.former.untried.is_empty(),
+    /// What a former process has told of these nodes: it is not new, and not over before something
+    /// says so.
+    pub(crate) fn resume<'n>(
+        &mut self,
+        told: &[Condition],
+        nodes: impl Iterator<Item = &'n NodeId>,
+        now: Timestamp,
+    ) {
+        for node in nodes {
+            let Some(by) = told.iter().find_map(|condition| former(condition, node)) else {
+                continue;
             };
-            if holds && !conditions.iter().any(|there| there.kind == told.kind) {
-                conditions.push(told.clone());
+            // What leaves is the container cluster's to show.
+            if by.kind != HindranceKind::VolumeLeaving {
+                self.resumed.insert(node.clone(), by.clone());
             }
+            self.seen.insert(node.clone(), Hindered::lasting(by, now));
         }
     }
 
@@ -80,35 +61,38 @@ impl Hindrances {
         now: Timestamp,
     ) {
         let former = std::mem::take(&mut self.seen);
-        self.former.looked = true;
+        self.resumed.retain(|id, _| {
+            let is_there = observed.nodes.get(id).is_some_and(|node| node.agent.known().is_some());
+            !is_there && !said.contains_key(id)
+        });
         for (id, node) in &mut observed.nodes {
-            let Some(by) = said.get(id).or_else(|| self.refused.get(id)) else { continue };
+            let answered = || self.refused.get(id).or_else(|| self.resumed.get(id));
+            let Some(by) = said.get(id).or_else(answered) else { continue };
             // One may follow another without a moment in which nothing stands in the way.
             let hindered = match former.get(id) {
                 Some(former) => Hindered { by: by.clone(), since: former.since },
-                None if self.former.blocked.contains(id) => Hindered::lasting(by.clone(), now),
                 None => Hindered { by: by.clone(), since: now },
             };
             self.seen.insert(id.clone(), hindered.clone());
             node.hindered = Some(hindered);
         }
-        let Former { blocked, untried, .. } = &mut self.former;
-        blocked.retain(|id| self.seen.contains_key(id) || untried.contains(id));
     }
 
     /// What is not planned any more was refused for nothing.
     pub(crate) fn planned(&mut self, steps: &[PlannedStep]) {
-        let is_planned = |node: &NodeId| {
+        let is_made = |node: &NodeId| {
             steps.iter().any(|planned| makes(&planned.step) && planned.step.node() == Some(node))
         };
-        self.refused.retain(|node, _| is_planned(node));
-        self.former.untried.retain(is_planned);
+        self.refused.retain(|node, _| is_made(node));
+        self.resumed.retain(|node, _| is_made(node));
     }
 
     pub(crate) fn taken(&mut self, step: &Step) {
-        if let Some(node) = step.node().filter(|_| makes(step)) {
-            self.refused.remove(node);
-            self.former.untried.remove(node);
+        let Some(node) = step.node().filter(|_| makes(step)) else { return };
+        self.refused.remove(node);
+        // An address alone may have been there before; which step was refused is not recorded.
+        if matches!(step, Step::EnsureNode { .. }) {
+            self.resumed.remove(node);
         }
     }
 
@@ -128,9 +112,24 @@ impl Hindrances {
             | StepError::Book(_)
             | StepError::OutOfDate(_) => return,
         };
+        self.resumed.remove(node);
         self.refused.insert(node.clone(), by);
-        self.former.untried.remove(node);
     }
+}
+
+/// What the condition says of a node, if it names it: among others, each in words that follow its
+/// id, between semicolons.
+fn former(condition: &Condition, node: &NodeId) -> Option<Hindrance> {
+    let kind = match condition.kind.as_str() {
+        "node-blocked" => HindranceKind::parse(&condition.reason)?,
+        "volume-leaving" => HindranceKind::VolumeLeaving,
+        _ => return None,
+    };
+    let words = condition.message.split("; ").find_map(|part| {
+        let (before, words) = part.split_once(node.as_str())?;
+        (before.ends_with("node ") && words.starts_with(' ')).then(|| words.trim_start())
+    })?;
+    Some(Hindrance::new(kind, words))
 }
 
 /// Steps by which a node comes to be.
@@ -140,7 +139,8 @@ fn makes(step: &Step) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use larder_model::{Code, InstanceId, ObservedNode, Refusal};
+    use larder_model::agent::{AgentStatus, ServerState, ServerStatus, VolumeState};
+    use larder_model::{Code, InstanceId, Observation, ObservedNode, Refusal};
 
     use super::*;
 
@@ -167,6 +167,15 @@ mod tests {
         BTreeMap::from([(node(), Hindrance::new(kind, words))])
     }
 
+    fn planned(step: Step) -> PlannedStep {
+        PlannedStep {
+            instance: InstanceId::new("i-1").expect("valid"),
+            generation: 1,
+            reason: "it is not there".to_owned(),
+            step,
+        }
+    }
+
     #[test]
     fn a_hindrance_lasts_while_something_stands_in_the_way() {
         use HindranceKind::{Unschedulable, VolumeUnbound};
@@ -191,87 +200,95 @@ mod tests {
         assert_eq!(seen.since.0, 10, "it is the same one");
     }
 
-    fn told(kind: &str, message: &str) -> Condition {
-        let (kind, message) = (kind.to_owned(), message.to_owned());
-        Condition { kind, status: true, reason: "unschedulable".to_owned(), message }
-    }
-
-    fn ensures(node: NodeId) -> PlannedStep {
-        PlannedStep {
+    fn status() -> AgentStatus {
+        AgentStatus {
+            node: node(),
             instance: InstanceId::new("i-1").expect("valid"),
+            agent_run: "a".to_owned(),
+            version: 1,
             generation: 1,
-            reason: "it is not there".to_owned(),
-            step: Step::EnsureNode { node },
+            at: Timestamp(0),
+            server: ServerStatus {
+                state: ServerState::Absent,
+                unanswering_since: None,
+                pid: None,
+                run_id: None,
+                engine_version: None,
+                started_at: None,
+                used_memory: None,
+                connected_clients: None,
+            },
+            volume: VolumeState::Fresh,
+            replication: None,
+            cluster: None,
+            lease: None,
+            problem: None,
+            events: Vec::new(),
         }
     }
 
-    /// What is told of a round that finds nothing of its own.
-    fn carried(all: &Hindrances) -> Vec<String> {
-        let mut conditions = Vec::new();
-        all.carry(&mut conditions);
-        conditions.into_iter().map(|condition| condition.kind).collect()
+    fn blocked(message: &str) -> Condition {
+        Condition {
+            kind: "node-blocked".to_owned(),
+            status: true,
+            reason: "quota-exceeded".to_owned(),
+            message: message.to_owned(),
+        }
     }
+
+    fn resumed(message: &str, now: i64) -> Hindrances {
+        let mut all = Hindrances::default();
+        all.resume(&[blocked(message)], [node()].iter(), Timestamp(now));
+        all
+    }
+
+    const TOLD: &str = "node n-0 has no worker; node n-1 cannot be made: full; raise the quota";
 
     #[test]
     fn what_a_former_process_told_of_is_not_new() {
+        let now = 1_000_000;
         let kind = HindranceKind::Unschedulable;
-        let lasts = |told: &[Condition]| {
-            let mut all = Hindrances::default();
-            all.resume(told, [node()].into_iter());
-            let now = Timestamp(1_000_000);
-            let first = after(&mut all, &says(kind, "0 of 3"), now.0).expect("hindered");
-            all.planned(&[]);
-            let other = after(&mut all, &BTreeMap::new(), now.0);
-            assert!(other.is_none());
-            let new = after(&mut all, &says(kind, "0 of 3"), now.0).expect("hindered");
-            assert!(!new.lasts(now), "a new one begins");
-            first.lasts(now)
+        let lasts = |told: &str| {
+            let mut all = resumed(told, now);
+            let first = after(&mut all, &says(kind, "0 of 3"), now).expect("hindered");
+            assert!(after(&mut all, &BTreeMap::new(), now).is_none());
+            let new = after(&mut all, &says(kind, "0 of 3"), now).expect("hindered");
+            assert!(!new.lasts(Timestamp(now)), "a new one begins");
+            first.lasts(Timestamp(now))
         };
-        assert!(lasts(&[told(BLOCKED, "node n-1 has no room; add a worker")]));
-        assert!(!lasts(&[told(BLOCKED, "node n-12 has no room")]), "of another node");
-        assert!(!lasts(&[]));
+        assert!(lasts(TOLD));
+        assert!(!lasts("node n-12 has no worker; node n-0 cannot be made: as node n-1"));
     }
 
     #[test]
-    fn what_a_former_process_told_of_holds_until_the_container_cluster_answers() {
-        let former = [
-            told(BLOCKED, "node n-1 has no room"),
-            told("volume-leaving", "the volume of node n-1 is being deleted"),
-            told("ready", "never of the container cluster's"),
-        ];
-        let mut all = Hindrances::default();
-        all.resume(&former, [node()].into_iter());
-        all.remain(&mut observed());
-        assert_eq!(carried(&all), [BLOCKED, "volume-leaving"]);
-        let mut seen = vec![told(BLOCKED, "node n-1 has no room, still")];
-        all.carry(&mut seen);
-        assert_eq!(seen.len(), 2, "{seen:?}");
-        assert!(after(&mut all, &BTreeMap::new(), 1).is_none());
-        all.planned(&[]);
-        assert!(carried(&all).is_empty());
+    fn what_a_former_process_told_of_stays_while_the_container_cluster_is_silent() {
+        let (all, mut silent) = (resumed(TOLD, 0), observed());
+        all.remain(&mut silent);
+        let seen = silent.nodes[&node()].hindered.clone().expect("hindered");
+        assert!(seen.lasts(Timestamp(0)));
+        assert_eq!(seen.by, Hindrance::new(HindranceKind::QuotaExceeded, "cannot be made: full"));
     }
 
     #[test]
-    fn a_step_that_a_former_process_saw_refused_is_in_the_way_until_it_is_tried_again() {
+    fn what_a_former_process_told_of_is_over_once_the_node_is_known_to_be_free() {
         let step = Step::EnsureNode { node: node() };
-        let refusal = Refusal::new(Code::CapacityExceeded, "exceeded quota: small");
-        let error = StepError::Cluster(ClusterError::Refused(refusal));
-        let resumed = || {
-            let mut all = Hindrances::default();
-            all.resume(&[told(BLOCKED, "node n-1 cannot be made")], [node()].into_iter());
-            assert!(after(&mut all, &BTreeMap::new(), 1_000_000).is_none());
-            all.planned(&[ensures(node())]);
-            assert_eq!(carried(&all), [BLOCKED], "nobody has answered to the next try");
-            all
+        let plan = [planned(step.clone())];
+        let lasts = |change: &dyn Fn(&mut Hindrances)| {
+            let mut all = resumed(TOLD, 0);
+            assert!(after(&mut all, &BTreeMap::new(), 0).is_some(), "nobody has tried yet");
+            change(&mut all);
+            after(&mut all, &BTreeMap::new(), 0).is_some()
         };
-        let mut all = resumed();
-        all.refused(&step, &error);
-        let seen = after(&mut all, &BTreeMap::new(), 1_000_000).expect("hindered");
-        assert!(seen.lasts(Timestamp(1_000_000)), "it is the same one");
-        let mut all = resumed();
-        all.taken(&step);
-        assert!(after(&mut all, &BTreeMap::new(), 1_000_000).is_none());
-        assert!(carried(&all).is_empty());
+        assert!(lasts(&|all| all.planned(&plan)));
+        assert!(lasts(&|all| all.taken(&Step::ReserveAddress { node: node() })));
+        assert!(!lasts(&|all| all.taken(&step)));
+        assert!(!lasts(&|all| all.planned(&[])));
+        assert!(!lasts(&|all| {
+            let mut observed = observed();
+            observed.nodes.entry(node()).or_default().agent =
+                Observation::Known { value: status(), at: Timestamp(0) };
+            all.look(&mut observed, &BTreeMap::new(), Timestamp(0));
+        }));
     }
 
     #[test]
@@ -289,7 +306,7 @@ mod tests {
         all.taken(&step);
         assert!(after(&mut all, &BTreeMap::new(), 3).is_none());
         all.refused(&step, &error);
-        all.planned(&[ensures(node())]);
+        all.planned(&[planned(step)]);
         assert!(after(&mut all, &BTreeMap::new(), 4).is_some());
         all.planned(&[]);
         assert!(after(&mut all, &BTreeMap::new(), 5).is_none());

@@ -140,29 +140,28 @@ impl Reconciler {
             self.memory_of(instance, |memory| *memory.backend_seen_at.get_or_insert(now));
         let cluster = self.clusters.get(&desired.spec.container_cluster);
         larder_planner::rule_of_spread(&mut desired, cluster.spreads_strictly());
-        self.recall(&desired).await?;
+        self.recall(&desired, now).await?;
         let mut seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
         correct_places(&mut desired, &seen.observed);
         let answered = seen.trouble.is_none();
-        self.memory_of(instance, |memory| {
+        let again = self.memory_of(instance, |memory| {
             if answered {
                 memory.backend_seen_at = Some(now);
                 memory.hindrances.look(&mut seen.observed, &seen.hindrances, now);
-                memory.made_again.look(&seen.observed);
+                memory.made_again.look(&seen.observed)
             } else {
                 memory.hindrances.remain(&mut seen.observed);
+                None
             }
         });
+        self.tell_made_again(&desired, again, now).await?;
         self.collect_node_events(instance, &seen).await?;
 
-        let mut plan = self.plan(&desired, &seen, now);
+        let plan = self.plan(&desired, &seen, now);
         tracing::debug!(%instance, generation = plan.generation, "{plan}");
-        self.memory_of(instance, |memory| {
-            if answered {
-                memory.hindrances.planned(&plan.steps);
-            }
-            memory.hindrances.carry(&mut plan.report.conditions);
-        });
+        if answered {
+            self.memory_of(instance, |memory| memory.hindrances.planned(&plan.steps));
+        }
         self.record(&desired, &seen, &plan, now).await?;
         let operation = desired.operation.as_ref().map(|operation| &operation.id);
         let due = self.memory_of(instance, |memory| memory.pace.due(&plan.steps, operation, now));
@@ -196,7 +195,7 @@ impl Reconciler {
     }
 
     /// In the first round of this process: what the former one has told.
-    async fn recall(&self, desired: &Desired) -> Result<(), BookError> {
+    async fn recall(&self, desired: &Desired, now: Timestamp) -> Result<(), BookError> {
         let instance = &desired.spec.id;
         if self.memory_of(instance, |memory| memory.told.is_some()) {
             return Ok(());
@@ -208,8 +207,8 @@ impl Reconciler {
         });
         let told = told.unwrap_or_default();
         self.memory_of(instance, |memory| {
-            let nodes = desired.nodes.iter().map(|record| record.id.clone());
-            memory.hindrances.resume(&told.conditions, nodes);
+            let nodes = desired.nodes.iter().map(|record| &record.id);
+            memory.hindrances.resume(&told.conditions, nodes, now);
             memory.told = Some(told);
         });
         Ok(())
@@ -234,10 +233,7 @@ impl Reconciler {
         // written with its end is how the instance stands without it.
         let plan_after = ends_operation(plan).then(|| {
             let after = Desired { operation: None, ..desired.clone() };
-            let mut plan = self.plan(&after, seen, now);
-            let conditions = &mut plan.report.conditions;
-            self.memory_of(instance, |memory| memory.hindrances.carry(conditions));
-            plan
+            self.plan(&after, seen, now)
         });
         let plan = plan_after.as_ref().unwrap_or(plan);
         let view = observation(desired, &seen.observed, plan, now);
@@ -313,6 +309,11 @@ impl Reconciler {
     ) -> Result<TickOutcome, BookError> {
         let instance = &desired.spec.id;
         let mut result = if repeated { TickOutcome::Repeated } else { TickOutcome::Acted };
+        let taken = outcomes.iter().filter(|outcome| outcome.result.is_ok());
+        let again = self.memory_of(instance, |memory| {
+            memory.made_again.taken(taken.map(|outcome| &outcome.step.step))
+        });
+        self.tell_made_again(desired, again, now).await?;
         for Outcome { step, result: outcome } in outcomes {
             let Err(error) = outcome else {
                 tracing::info!(
@@ -325,15 +326,10 @@ impl Reconciler {
                     self.with_memory(|all| all.remove(instance));
                     return Ok(TickOutcome::Gone);
                 }
-                let again = self.memory_of(instance, |memory| {
+                self.memory_of(instance, |memory| {
                     memory.pace.taken(&step.step, now);
                     memory.hindrances.taken(&step.step);
-                    memory.made_again.taken(&step.step)
                 });
-                if let Some(text) = again {
-                    let told = event(desired, now, Severity::Warning, "made-again", text);
-                    self.book.events_append(&[told]).await?;
-                }
                 continue;
             };
             result = TickOutcome::Failed;
@@ -347,7 +343,12 @@ impl Reconciler {
                 continue;
             }
             tracing::info!(%instance, step = %step.step, %error, "step not taken");
-            self.memory_of(instance, |memory| memory.hindrances.refused(&step.step, &error));
+            self.memory_of(instance, |memory| {
+                memory.hindrances.refused(&step.step, &error);
+                if error.is_silence_of_cluster() {
+                    memory.made_again.unanswered(&step.step);
+                }
+            });
             let Some(refusal) = error.refusal() else { continue };
             let text = format!("{}: {refusal}", step.step);
             let from_cluster = error.is_from_cluster();
@@ -367,6 +368,17 @@ impl Reconciler {
             }
         }
         Ok(result)
+    }
+
+    async fn tell_made_again(
+        &self,
+        desired: &Desired,
+        again: Option<String>,
+        now: Timestamp,
+    ) -> Result<(), BookError> {
+        let Some(text) = again else { return Ok(()) };
+        let told = event(desired, now, Severity::Warning, "made-again", text);
+        self.book.events_append(&[told]).await
     }
 
     async fn collect_node_events(

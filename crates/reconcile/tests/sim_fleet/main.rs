@@ -7,12 +7,12 @@
 
 mod fleet;
 mod placing;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use larder_cluster::Cluster as _;
 use larder_cluster::sim::{Fault, Profile, Rng};
 use larder_model::{
     Architecture, Code, ElectionPolicy, InstanceId, Millis, OperationKind, OperationState,
@@ -312,78 +312,6 @@ fn a_node_lost_with_its_worker_is_replaced_elsewhere_and_removed_when_it_is_back
         fleet.run_until_whole(HEALED_WITHIN).await?;
         assert_eq!(fleet.sim.worker_of(&node), None);
         fleet.holds_what_is_recorded().await
-    }));
-}
-
-#[test]
-fn what_somebody_has_deleted_of_an_instance_is_made_again() {
-    or_panic(run(async {
-        let mut fleet = Fleet::new(12);
-        let policy = no_limit_of_failovers();
-        fleet.create(Architecture::ReadWrite, 1, 2, &policy);
-        fleet.create(Architecture::Cluster, 3, 2, &policy);
-        fleet.run_until_whole(60_000).await?;
-        for instance in fleet.instances.clone() {
-            let desired = fleet.book.desired(&instance).await.unwrap().unwrap();
-            fleet.sim.inject(Fault::LoseParts { node: desired.nodes[0].id.clone() });
-            fleet.run_for(5000).await?;
-            let seen = fleet.sim.cluster("local").observe(&instance).await.unwrap();
-            assert!(seen.nodes.values().all(|node| node.realised), "{seen:?}");
-            assert!(seen.endpoints.values().all(|one| one.whole && one.answers), "{seen:?}");
-        }
-        // Both parts of each instance, and nothing that was merely changed.
-        let mut told: Vec<_> = fleet.book.events().into_iter().collect();
-        told.retain(|event| event.reason == "made-again");
-        let of = |instance: &InstanceId, what: &str| {
-            told.iter()
-                .filter(|one| {
-                    one.instance.as_ref() == Some(instance) && one.message.starts_with(what)
-                })
-                .count()
-        };
-        let counts = [(2, 2), (6, 1)];
-        for (instance, (nodes, endpoints)) in fleet.instances.iter().zip(counts) {
-            assert_eq!(
-                (of(instance, "node "), of(instance, "the ")),
-                (nodes, endpoints),
-                "{told:?}"
-            );
-        }
-        fleet.holds_what_is_recorded().await
-    }));
-}
-
-#[test]
-fn what_stands_in_the_way_is_told_once_through_silence_and_a_restart_of_the_control_plane() {
-    or_panic(run(async {
-        let mut fleet = Fleet::new(13);
-        let instance = fleet.create(Architecture::ReadWrite, 1, 2, &no_limit_of_failovers());
-        fleet.run_until_whole(60_000).await?;
-        let node = fleet.book.desired(&instance).await.unwrap().unwrap().nodes[0].id.clone();
-        fleet.sim.inject(Fault::StopKeeper { node: node.clone(), length: 60_000 });
-        fleet.sim.inject(Fault::KillNode { node });
-        fleet.obstacles.unschedulable.store(true, Ordering::Relaxed);
-        fleet.run_for(12_000).await?;
-        let told = |fleet: &Fleet, reason: &str| {
-            fleet.book.events().iter().filter(|event| event.reason == reason).count()
-        };
-        assert_eq!(told(&fleet, "node-blocked"), 1, "{:?}", fleet.book.events());
-        fleet.sim.inject(Fault::ClusterUnreachable { length: 8_000 });
-        fleet.run_for(12_000).await?;
-        fleet.restart_control_plane();
-        fleet.run_for(12_000).await?;
-        // A new one whose first questions are not answered.
-        fleet.sim.inject(Fault::ClusterUnreachable { length: 8_000 });
-        fleet.run_for(1_000).await?;
-        fleet.restart_control_plane();
-        fleet.run_for(12_000).await?;
-        assert_eq!(told(&fleet, "node-unblocked"), 0, "{:?}", fleet.book.events());
-        assert_eq!(told(&fleet, "node-blocked"), 1, "{:?}", fleet.book.events());
-        fleet.obstacles.unschedulable.store(false, Ordering::Relaxed);
-        fleet.run_for(1_000).await?;
-        assert_eq!(told(&fleet, "node-unblocked"), 1, "{:?}", fleet.book.events());
-        fleet.run_for(40_000).await?;
-        fleet.run_until_whole(HEALED_WITHIN).await
     }));
 }
 

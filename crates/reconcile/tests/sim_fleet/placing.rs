@@ -25,6 +25,8 @@ pub(crate) struct Obstacles {
     pub(crate) no_room: AtomicBool,
     /// It says of every node that it has no worker for it.
     pub(crate) unschedulable: AtomicBool,
+    /// It says of every node that its volume is being deleted.
+    pub(crate) volume_leaving: AtomicBool,
 }
 
 pub(crate) struct Placing {
@@ -68,10 +70,15 @@ impl Cluster for Placing {
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let mut seen = self.inner.observe(instance).await?;
-        if self.obstacles.unschedulable.load(Ordering::Relaxed) {
-            let by = Hindrance::new(HindranceKind::Unschedulable, "0 of 3 workers have room");
-            seen.hindrances.extend(seen.nodes.keys().map(|node| (node.clone(), by.clone())));
-        }
+        let mut say_of_all = |obstacle: &AtomicBool, kind, words: &str| {
+            if obstacle.load(Ordering::Relaxed) {
+                let by = Hindrance::new(kind, words);
+                seen.hindrances.extend(seen.nodes.keys().map(|node| (node.clone(), by.clone())));
+            }
+        };
+        let Obstacles { unschedulable, volume_leaving, .. } = &*self.obstacles;
+        say_of_all(unschedulable, HindranceKind::Unschedulable, "0 of 3 workers have room");
+        say_of_all(volume_leaving, HindranceKind::VolumeLeaving, "its volume is being deleted");
         Ok(seen)
     }
 
