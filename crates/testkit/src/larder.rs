@@ -419,6 +419,7 @@ impl Larder {
             // Agents, of peers that are gone.
             "old primary killed",
             "old primary not killed",
+            "old primary demoted",
             "replica silent",
             "not told to take over",
         ] {
