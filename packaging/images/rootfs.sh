@@ -39,7 +39,8 @@ done
 
 # Names resolve by DNS, and by what the kubelet writes into /etc/hosts.
 for library in libnss_dns.so.2 libnss_files.so.2; do
-    found=$(ldconfig -p | awk -v name="$library" '$1 == name {print $NF; exit}')
+    # Read to its end: ldconfig would die of a reader that leaves early.
+    found=$(ldconfig -p | awk -v name="$library" '$1 == name && !found {found = $NF} END {print found}')
     [ -z "$found" ] || install -D -m 0755 "$(readlink -f "$found")" "$dir$found"
 done
 # The command line may speak to another Larder, behind TLS.
