@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use larder_e2e::world::settled;
+use larder_e2e::world::{connect, settled};
 use larder_e2e::{Fault, cluster_is_whole, replication_is_whole};
 use larder_testkit::kubernetes::pod_of;
 use larder_testkit::larder::ADMIN_PASSWORD;
@@ -21,7 +21,7 @@ use larder_testkit::process::{self, Kind};
 use larder_testkit::resp::{slot, tag_in};
 use larder_testkit::{
     Connection, Endpoint, Instance, Larder, LarderOptions, PASSWORD, PrimaryWatch, Writer,
-    WriterOptions,
+    WriterOptions, eventually,
 };
 use larder_testkit::{http, kubernetes, logs};
 use serde_json::{Value, json};
@@ -344,6 +344,9 @@ async fn one_gap(
     larder.wait_state(name, "running", PATIENCE).await?;
     writer.next_ok(PATIENCE).await?;
     let (history, control) = (writer.stop().await?, control.stop().await?);
+    // The writer knows every node; where all pods were gone the endpoint may come back after them.
+    let reached = async || Ok(connect(&endpoint).await.map(Some)?);
+    eventually("the endpoint answers", PATIENCE, reached).await?;
     let lost = history.lost(&endpoint).await?.len();
     if let (Fault::ServerAndAgentKilled, Some(pods)) = (fault, larder.namespace()) {
         // Kubernetes waits twice as long before each start of a container that ends again and again;
