@@ -69,7 +69,12 @@ fn phases(view: &View<'_>, operation: &Operation) -> Vec<Phase> {
     vec![
         Phase::counted("start-nodes", count(serving), all, "nodes are as they are wanted"),
         Phase::counted("sync-replicas", count(well), all, "of them are in sync"),
-        Phase::counted("change-primaries", count(led), spec.shards, "shards are led by one of them"),
+        Phase::counted(
+            "change-primaries",
+            count(led),
+            spec.shards,
+            "shards are led by one of them",
+        ),
         removal,
     ]
 }

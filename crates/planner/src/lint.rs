@@ -9,7 +9,8 @@ use std::fmt;
 use larder_model::agent::{ClusterFailoverMode, Role};
 use larder_model::plan::{Plan, PlannedStep, Step};
 use larder_model::{
-    Desired, InstanceSpec, NodeId, NodeRecord, Observed, OperationKind, SlotSet, Timestamp, WorkerState,
+    Desired, InstanceSpec, NodeId, NodeRecord, Observed, OperationKind, SlotSet, Timestamp,
+    WorkerState,
 };
 
 use crate::cluster_repair::{former_primary, is_forgettable, process_is_gone};

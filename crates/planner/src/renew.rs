@@ -18,8 +18,7 @@ pub(crate) fn renew(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSour
     if view.desired.policy.resizes_in_place {
         resize(view, draft);
     }
-    let has_surplus =
-        |shard| view.wanted_of(shard).count() > view.desired.spec.replicas as usize;
+    let has_surplus = |shard| view.wanted_of(shard).count() > view.desired.spec.replicas as usize;
     if view.shards().any(has_surplus) {
         return;
     }

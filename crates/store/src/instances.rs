@@ -229,7 +229,8 @@ impl Store {
             .ok_or_else(|| StoreError::not_found("instance", &spec.id))?;
         let name = row.spec.name.as_str();
         if row.deletion.is_some() || !row.initialized {
-            let what = if row.deletion.is_some() { "is being deleted" } else { "has not served yet" };
+            let what =
+                if row.deletion.is_some() { "is being deleted" } else { "has not served yet" };
             let detail = format!("instance `{name}` {what}");
             return Err(Refusal::new(Code::InstanceNotReady, detail).into());
         }

@@ -305,11 +305,7 @@ async fn undo(tx: &mut WriteTx, operation: &Operation) -> Result<()> {
 
 /// Ends an unfinished operation because another one, for the same thing, goes on in its place. What
 /// it has wished for is the other's to keep or to change.
-pub(crate) async fn give_way(
-    tx: &mut WriteTx,
-    holder: &Operation,
-    to: &OperationId,
-) -> Result<()> {
+pub(crate) async fn give_way(tx: &mut WriteTx, holder: &Operation, to: &OperationId) -> Result<()> {
     let reason = Refusal::new(
         Code::OperationCancelled,
         format!("operation {to} goes on in its place, with another measure"),

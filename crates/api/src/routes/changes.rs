@@ -52,8 +52,14 @@ pub(crate) async fn resize(
     fits(&row, memory)?;
     let kind = OperationKind::Resize { former: row.spec.memory };
     let detail = json!({ "from": row.spec.memory.bytes(), "to": memory.bytes() });
-    begin(&state, &caller, &row, spec, Change { action: Action::InstanceResize, object, kind, detail })
-        .await
+    begin(
+        &state,
+        &caller,
+        &row,
+        spec,
+        Change { action: Action::InstanceResize, object, kind, detail },
+    )
+    .await
 }
 
 /// Change how many nodes the instance has.
@@ -113,13 +119,17 @@ pub(crate) async fn scale(
         )
         .field("replicas"));
     }
-    let kind = OperationKind::Scale {
-        former_shards: former.shards,
-        former_replicas: former.replicas,
-    };
+    let kind =
+        OperationKind::Scale { former_shards: former.shards, former_replicas: former.replicas };
     let detail = json!({ "from": { "replicas": former.replicas }, "to": { "replicas": replicas } });
-    begin(&state, &caller, &row, spec, Change { action: Action::InstanceScale, object, kind, detail })
-        .await
+    begin(
+        &state,
+        &caller,
+        &row,
+        spec,
+        Change { action: Action::InstanceScale, object, kind, detail },
+    )
+    .await
 }
 
 /// Run the instance on another version of its engine.
@@ -156,8 +166,14 @@ pub(crate) async fn upgrade(
     let spec = InstanceSpec { engine: engine.clone(), ..row.spec.clone() };
     let kind = OperationKind::Upgrade { former: Some(former.clone()) };
     let detail = json!({ "from": former, "to": engine });
-    begin(&state, &caller, &row, spec, Change { action: Action::InstanceUpgrade, object, kind, detail })
-        .await
+    begin(
+        &state,
+        &caller,
+        &row,
+        spec,
+        Change { action: Action::InstanceUpgrade, object, kind, detail },
+    )
+    .await
 }
 
 /// New servers for an instance whose shards have one node each: those cannot hand over to anybody,
@@ -171,8 +187,14 @@ pub(crate) async fn renew(
     let kind = OperationKind::Renew { former: row.spec.revision };
     let spec = InstanceSpec { revision: row.spec.revision + 1, ..row.spec.clone() };
     let detail = json!({ "node": null });
-    begin(state, caller, row, spec, Change { action: Action::InstanceRestart, object, kind, detail })
-        .await
+    begin(
+        state,
+        caller,
+        row,
+        spec,
+        Change { action: Action::InstanceRestart, object, kind, detail },
+    )
+    .await
 }
 
 /// What is to be done, and how it is recorded.
@@ -202,10 +224,8 @@ async fn begin(
     }
     let operation = caller.operation(row, change.kind);
     let record = caller.record(change.action, &change.object, change.detail);
-    let operation = state
-        .store()
-        .instance_change_begin(&spec, row.generation, &operation, &record)
-        .await?;
+    let operation =
+        state.store().instance_change_begin(&spec, row.generation, &operation, &record).await?;
     tracing::info!(instance = %spec.id, action = %change.action, operation = %operation.id, "operation accepted");
     (state.parts().activate)(&spec.id);
     Ok((StatusCode::ACCEPTED, Json(render::operation(&operation))))
@@ -297,7 +317,8 @@ fn fits(row: &InstanceRow, memory: ByteSize) -> Result<(), Refusal> {
 /// reads what its primary sends, so it must know the primary's formats.
 fn may_become(from: &EngineName, to: &EngineName) -> Result<(), Refusal> {
     let refuse = |why: &str| {
-        let detail = format!("`{from}` cannot become `{to}` online: {why}; create another instance");
+        let detail =
+            format!("`{from}` cannot become `{to}` online: {why}; create another instance");
         Err(Refusal::new(Code::EngineUnusable, detail).field("engine"))
     };
     let (Some((was, old)), Some((is, new))) = (version(from), version(to)) else {

@@ -287,7 +287,10 @@ fn storage_class(cluster: &ContainerClusterInfo, asked: Option<String>) -> Resul
 
 /// Whether the container cluster has an image of the engine; what this machine has is in the
 /// catalogue.
-pub(super) fn check_engine(cluster: &ContainerClusterInfo, engine: &EngineName) -> Result<(), Refusal> {
+pub(super) fn check_engine(
+    cluster: &ContainerClusterInfo,
+    engine: &EngineName,
+) -> Result<(), Refusal> {
     let Some(engines) = cluster.engines.as_ref().filter(|engines| !engines.contains(engine)) else {
         return Ok(());
     };

@@ -3,8 +3,8 @@
 use larder_api_types::PlanView;
 use larder_model::plan::{Plan, Step};
 use larder_model::{
-    Address, Desired, InstanceSpec, NodeRecord, Observation, Observed, ObservedNode,
-    Operation, OperationKind, OperationState, OuterAddress, Timestamp,
+    Address, Desired, InstanceSpec, NodeRecord, Observation, Observed, ObservedNode, Operation,
+    OperationKind, OperationState, OuterAddress, Timestamp,
 };
 
 use crate::clock::now;

@@ -24,8 +24,8 @@ use larder_model::local::DataDir;
 use larder_model::plan::{Plan, Report};
 use larder_model::{
     Address, ByteSize, Code, Condition, EndpointKind, EngineName, IdSource as _, InstanceId,
-    InstanceSpec, InstanceState, NodeRecord, OperationState, PlannerPolicy, Refusal,
-    Secret, SeededIds, SlotSet, Timestamp, Worker, WorkerName, WorkerState,
+    InstanceSpec, InstanceState, NodeRecord, OperationState, PlannerPolicy, Refusal, Secret,
+    SeededIds, SlotSet, Timestamp, Worker, WorkerName, WorkerState,
 };
 use larder_store::{
     ConditionSince, ContainerClusterRow, EngineRow, InstanceObservation, InstanceRow, NodeState,

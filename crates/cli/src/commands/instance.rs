@@ -74,7 +74,8 @@ pub(crate) async fn run(
         }
         InstanceCommand::Scale { name, replicas, read_only_nodes, wait } => {
             let to = ScaleInstance { replicas, read_only_nodes };
-            let operation = client.instance_scale(InstanceRef { project, name: &name }, &to).await?;
+            let operation =
+                client.instance_scale(InstanceRef { project, name: &name }, &to).await?;
             started(operation, &wait, &client, project, console).await
         }
         InstanceCommand::Upgrade { name, engine, wait } => {

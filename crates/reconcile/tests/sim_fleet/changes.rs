@@ -33,7 +33,8 @@ fn wish(spec: &InstanceSpec, least: u32, rng: &mut Rng) -> (OperationKind, Insta
         2 if spec.architecture != Architecture::Standalone => {
             let clustered = spec.architecture == Architecture::Cluster;
             let range = if clustered { least..=3 } else { 2..=5 };
-            next.replicas = range.start() + rng.below(i64::from(range.end() - range.start()) + 1) as u32;
+            next.replicas =
+                range.start() + rng.below(i64::from(range.end() - range.start()) + 1) as u32;
             OperationKind::Scale { former_shards: spec.shards, former_replicas: spec.replicas }
         }
         _ => {
@@ -69,7 +70,8 @@ async fn succeeds(fleet: &mut Fleet, instance: &InstanceId, rng: &mut Rng) -> Ru
     let before = fleet.book.finished().len();
     let spec = fleet.book.desired(instance).await.unwrap().unwrap().spec;
     let (kind, next) = wish(&spec, 1, rng);
-    let what = format!("{instance}: {kind:?} to {} x {} of {}", next.shards, next.replicas, next.memory);
+    let what =
+        format!("{instance}: {kind:?} to {} x {} of {}", next.shards, next.replicas, next.memory);
     if next == spec {
         return Ok(());
     }

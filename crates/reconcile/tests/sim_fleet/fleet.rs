@@ -136,7 +136,12 @@ impl Fleet {
     }
 
     /// Asks for another wish, as the API does: refused while another operation is under way.
-    pub(crate) fn change(&mut self, instance: &InstanceId, kind: OperationKind, spec: InstanceSpec) {
+    pub(crate) fn change(
+        &mut self,
+        instance: &InstanceId,
+        kind: OperationKind,
+        spec: InstanceSpec,
+    ) {
         let free = |desired: &Desired| desired.operation.is_none() && desired.initialized;
         let is_free = self.book.desired_now(instance).is_some_and(|desired| free(&desired));
         if is_free {

@@ -32,10 +32,7 @@ async fn a_change_that_succeeds_stays_and_one_that_does_not_is_taken_back() {
     let store = folder.store().await;
     let spec = serving(&store).await;
     let no = || Some(Refusal::new(Code::CapacityExceeded, "no room"));
-    let ends = [
-        (OperationState::Failed, no(), 128, 4),
-        (OperationState::Succeeded, None, 256, 5),
-    ];
+    let ends = [(OperationState::Failed, no(), 128, 4), (OperationState::Succeeded, None, 256, 5)];
     let mut generation = 2;
     for (n, (state, error, mib, after)) in (2..).zip(ends) {
         let (next, begun) = resize(n, &spec, 256);
