@@ -167,6 +167,7 @@ impl World {
         };
         self.store.engine_upsert(&row).await.unwrap();
         let spec = InstanceSpec {
+            revision: 0,
             id: InstanceId::new(id).unwrap(),
             name: InstanceName::new(id).unwrap(),
             project: ProjectName::new("default").unwrap(),

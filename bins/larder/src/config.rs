@@ -105,6 +105,7 @@ pub(crate) struct Policy {
     pub(crate) election: ElectionPolicy,
     pub(crate) cluster_node_timeout: Option<Millis>,
     pub(crate) operation_timeout: Option<Millis>,
+    pub(crate) drain: Option<Millis>,
 }
 
 impl Policy {
@@ -114,6 +115,7 @@ impl Policy {
             election: self.election,
             cluster_node_timeout: self.cluster_node_timeout.unwrap_or(default.cluster_node_timeout),
             operation_timeout: self.operation_timeout.unwrap_or(default.operation_timeout),
+            drain: self.drain.unwrap_or(default.drain),
             ..default
         }
     }

@@ -220,6 +220,7 @@ mod tests {
     async fn instance_on(store: &Store, engine: &EngineName) {
         let mut ids = SeededIds(1);
         let spec = InstanceSpec {
+            revision: 0,
             expose: None,
             id: ids.instance_id(),
             name: InstanceName::new("one").unwrap(),

@@ -219,6 +219,7 @@ impl Capacity for FleetCapacity {
                     .unwrap_or_default(),
                 engines: options.map(|options| options.engines.clone()),
                 spreads_strictly: cluster.spreads_strictly(),
+                resizes_in_place: cluster.resizes_in_place(),
                 expose: options.map(|options| options.expose),
                 name,
             }
@@ -278,6 +279,10 @@ impl Cluster for Unbound {
 
     fn spreads_strictly(&self) -> Option<bool> {
         None
+    }
+
+    fn resizes_in_place(&self) -> bool {
+        false
     }
 
     async fn observe(&self, _: &InstanceId) -> Result<BackendObserved, ClusterError> {

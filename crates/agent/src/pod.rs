@@ -231,6 +231,7 @@ mod tests {
                 engine_version: None,
                 started_at: None,
                 used_memory: None,
+                maxmemory: None,
                 connected_clients: None,
             },
             volume: VolumeState::Data,

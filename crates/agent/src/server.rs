@@ -346,6 +346,7 @@ impl Server {
             engine_version: info.map(|info| info.engine_version.clone()),
             started_at: self.supervisor.running().map(|running| running.started_wall),
             used_memory: info.map(|info| info.used_memory),
+            maxmemory: info.map(|info| info.maxmemory),
             connected_clients: info.map(|info| info.connected_clients),
         }
     }

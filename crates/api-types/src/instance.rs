@@ -15,7 +15,8 @@ pub struct Instance {
     pub project: String,
     pub description: String,
     pub tags: BTreeMap<String, String>,
-    /// `creating`, `running`, `updating`, `degraded`, `unavailable`, `deleting` or `failed`.
+    /// `creating`, `running`, `updating`, `scaling`, `degraded`, `unavailable`, `deleting` or
+    /// `failed`.
     pub state: String,
     /// Rises with every accepted change.
     pub generation: u64,
@@ -234,6 +235,34 @@ pub struct RestartInstance {
     /// All nodes, one after the other, when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+}
+
+/// Gives every node another memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeInstance {
+    /// Of each node, 128 MiB to 64 GiB.
+    pub memory_bytes: u64,
+}
+
+/// Changes how many nodes an instance has. What is left out stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScaleInstance {
+    /// Nodes per shard, the primary counted in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+    /// For read-write; `replicas` - 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only_nodes: Option<u32>,
+}
+
+/// Runs an instance on another engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeInstance {
+    /// As `engine list` names it.
+    pub engine: String,
 }
 
 /// What the planner would do now, and what it waits for.

@@ -23,7 +23,7 @@ pub use cluster::{
 pub use event::{Event, Record};
 pub use instance::{
     Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, HostPort, Instance, Node,
-    PlanView, RestartInstance, UpdateInstance,
+    PlanView, ResizeInstance, RestartInstance, ScaleInstance, UpdateInstance, UpgradeInstance,
 };
 pub use operation::{Operation, OperationStep};
 pub use problem::Problem;

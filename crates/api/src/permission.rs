@@ -30,6 +30,9 @@ actions! {
     InstanceUpdate = "instance-update";
     InstanceFailover = "instance-failover";
     InstanceRestart = "instance-restart";
+    InstanceResize = "instance-resize";
+    InstanceScale = "instance-scale";
+    InstanceUpgrade = "instance-upgrade";
     InstanceDelete = "instance-delete";
     OperationList = "operation-list";
     OperationGet = "operation-get";
@@ -126,6 +129,9 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::InstanceUpdate
         | Action::InstanceFailover
         | Action::InstanceRestart
+        | Action::InstanceResize
+        | Action::InstanceScale
+        | Action::InstanceUpgrade
         | Action::InstanceDelete
         | Action::OperationList
         | Action::OperationGet

@@ -41,12 +41,14 @@ pub struct ContainerClusterInfo {
     /// Whether nodes of a shard have to be on workers of their own there; `None` where there is no
     /// such choice.
     pub spreads_strictly: Option<bool>,
+    /// A running node can be given another memory.
+    pub resizes_in_place: bool,
 }
 
 impl ContainerClusterInfo {
     /// Lets the container cluster's own rules count for an instance on it.
     pub(crate) fn rule(&self, desired: &mut Desired) {
-        larder_planner::rule_of_spread(desired, self.spreads_strictly);
+        larder_planner::rules_of_cluster(desired, self.spreads_strictly, self.resizes_in_place);
     }
 }
 

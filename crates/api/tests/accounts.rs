@@ -135,6 +135,12 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 ("post", "/api/v1/tokens") => Some(json!({ "name": "t" })),
                 ("post", "/api/v1/engines") => Some(json!({ "path": "/opt/redis-server" })),
                 ("post", "/api/v1/container-clusters") => Some(json!({ "name": "east" })),
+                ("post", "/api/v1/instances/{instance}/resize") => {
+                    Some(json!({ "memory_bytes": 1 << 28 }))
+                }
+                ("post", "/api/v1/instances/{instance}/upgrade") => {
+                    Some(json!({ "engine": "redis-7.0" }))
+                }
                 ("post", "/api/v1/sessions") => login("admin", ADMIN_PASSWORD),
                 ("patch", "/api/v1/users/{user}") => Some(json!({ "password": "Hunter2-new1" })),
                 ("patch", "/api/v1/container-clusters/{container_cluster}") => {

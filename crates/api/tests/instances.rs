@@ -313,6 +313,48 @@ async fn failover_and_restart_become_operations_that_hold_the_instance() {
 }
 
 #[tokio::test]
+async fn a_change_is_checked_before_it_is_taken_and_undone_when_it_is_cancelled() {
+    let world = World::new().await;
+    world.running("one", "read-write").await;
+    for (verb, body, code, field) in [
+        ("resize", json!({ "memory_bytes": 1 << 20 }), Code::MemoryOutOfRange, "memory_bytes"),
+        ("resize", json!({ "memory_bytes": 128 << 20 }), Code::InvalidRequest, "memory_bytes"),
+        ("scale", json!({ "read_only_nodes": 11 }), Code::ReplicasOutOfRange, "read_only_nodes"),
+        (
+            "scale",
+            json!({ "read_only_nodes": 2, "replicas": 2 }),
+            Code::ReplicasOutOfRange,
+            "read_only_nodes",
+        ),
+        ("upgrade", json!({ "engine": "redis-7.0" }), Code::InvalidRequest, "engine"),
+        ("upgrade", json!({ "engine": "no-such-1.0" }), Code::EngineNotFound, "engine"),
+    ] {
+        let path = format!("/api/v1/instances/one/{verb}");
+        let refusal = world.refusal(Method::POST, &path, Some(body.clone())).await;
+        assert_eq!(refusal, (code, json!(field)), "{verb} {body}");
+    }
+    let path = "/api/v1/instances/one/scale";
+    let none = world.refusal(Method::POST, path, Some(json!({ "read_only_nodes": 1 }))).await;
+    assert_eq!(none.0, Code::InvalidRequest, "nothing to change");
+    let accepted = world.post(path, json!({ "read_only_nodes": 3 })).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text);
+    assert_eq!(accepted.json["kind"], "scale");
+    assert_eq!(world.get("/api/v1/instances/one").await["read_only_nodes"], 3);
+    // Another measure of the same thing takes its place; anything else waits.
+    let resize = json!({ "memory_bytes": 256 << 20 });
+    let busy = world.refusal(Method::POST, "/api/v1/instances/one/resize", Some(resize)).await;
+    assert_eq!(busy.0, Code::InstanceBusy);
+    let instead = world.post(path, json!({ "read_only_nodes": 2 })).await;
+    assert_eq!(instead.status, StatusCode::ACCEPTED, "{}", instead.text);
+    let first = format!("/api/v1/operations/{}", accepted.json["id"].as_str().unwrap());
+    assert_eq!(world.get(&first).await["state"], "cancelled");
+    let cancel = format!("/api/v1/operations/{}/cancel", instead.json["id"].as_str().unwrap());
+    let cancelled = world.call(Method::POST, &cancel, None).await;
+    assert_eq!(cancelled.json["state"], "cancelled", "{}", cancelled.text);
+    assert_eq!(world.get("/api/v1/instances/one").await["read_only_nodes"], 1);
+}
+
+#[tokio::test]
 async fn instance_that_never_served_or_has_no_replica_is_not_failed_over() {
     let world = World::new().await;
     world.post("/api/v1/instances", create_body("young", "read-write")).await;

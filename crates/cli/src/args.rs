@@ -183,6 +183,41 @@ pub enum InstanceCommand {
         #[command(flatten)]
         wait: WaitOption,
     },
+    /// Give every node another memory
+    Resize {
+        /// Name or id of the instance
+        name: String,
+        /// Memory of each node (128MiB to 64GiB)
+        #[arg(long, value_name = "M")]
+        memory: ByteSize,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Change how many nodes the instance has
+    #[command(group = ArgGroup::new("counts").multiple(true).required(true)
+        .args(["replicas", "read_only_nodes"]))]
+    Scale {
+        /// Name or id of the instance
+        name: String,
+        /// Nodes per shard, the primary counted in
+        #[arg(long, value_name = "N")]
+        replicas: Option<u32>,
+        /// Read-only nodes of a read-write instance
+        #[arg(long, value_name = "N")]
+        read_only_nodes: Option<u32>,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Run the instance on another engine, as `larder engine list` names it
+    Upgrade {
+        /// Name or id of the instance
+        name: String,
+        /// The engine from now on
+        #[arg(long, value_name = "E")]
+        engine: String,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
     /// Delete an instance
     Delete {
         /// Name or id of the instance
@@ -274,7 +309,7 @@ pub struct ListArgs {
     /// The instances of every project
     #[arg(long, conflicts_with = "project")]
     pub all_projects: bool,
-    /// Only those in this state: creating, running, updating, degraded, unavailable, deleting, failed
+    /// Only those in this state: creating, running, updating, scaling, degraded, unavailable, deleting, failed
     #[arg(long, value_name = "S")]
     pub state: Option<String>,
     /// Only those of this shape

@@ -5,8 +5,8 @@ use std::time::Duration;
 use larder_api_types::{
     AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
     Engine, Event, FailoverInstance, Instance, Login, Operation, PlanView, Problem, Project,
-    Record, RestartInstance, Session, SetContainerCluster, Status, Token, UpdateInstance,
-    UpdateUser, WhoAmI,
+    Record, ResizeInstance, RestartInstance, ScaleInstance, Session, SetContainerCluster, Status,
+    Token, UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -195,6 +195,33 @@ impl Client {
         what: &RestartInstance,
     ) -> Result<Operation, ClientError> {
         self.json(self.instance(Method::POST, instance, Some("restart")).json(what)).await
+    }
+
+    /// Gives every node another memory.
+    pub async fn instance_resize(
+        &self,
+        instance: InstanceRef<'_>,
+        to: &ResizeInstance,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::POST, instance, Some("resize")).json(to)).await
+    }
+
+    /// Changes how many nodes the instance has.
+    pub async fn instance_scale(
+        &self,
+        instance: InstanceRef<'_>,
+        to: &ScaleInstance,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::POST, instance, Some("scale")).json(to)).await
+    }
+
+    /// Runs the instance on another engine.
+    pub async fn instance_upgrade(
+        &self,
+        instance: InstanceRef<'_>,
+        to: &UpgradeInstance,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::POST, instance, Some("upgrade")).json(to)).await
     }
 
     /// Deletes the instance and its data for good.

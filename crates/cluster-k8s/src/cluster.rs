@@ -213,6 +213,10 @@ impl Cluster for KubeCluster {
         Some(self.place.options.spread_strictly)
     }
 
+    fn resizes_in_place(&self) -> bool {
+        false
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let seen = self.mirror().see(instance).await?;
         let address = self.place.options.outer_address.as_deref();

@@ -394,6 +394,7 @@ mod tests {
     #[test]
     fn node_ports_are_counted_as_kubernetes_takes_them() {
         let spec = |engine: &str, architecture, shards, replicas, expose| InstanceSpec {
+            revision: 0,
             id: InstanceId::new("i-1").expect("valid"),
             name: InstanceName::new("one").expect("valid"),
             project: ProjectName::new("default").expect("valid"),

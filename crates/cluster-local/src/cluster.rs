@@ -185,6 +185,10 @@ impl Cluster for LocalCluster {
         None
     }
 
+    fn resizes_in_place(&self) -> bool {
+        true
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let id = instance.clone();
         let (nodes, listeners) = self

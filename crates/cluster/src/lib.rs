@@ -99,6 +99,10 @@ pub trait Cluster: Send + Sync {
     /// there is no such choice.
     fn spreads_strictly(&self) -> Option<bool>;
 
+    /// Whether [`Cluster::ensure_node`] gives a node another memory while its server runs. Where it
+    /// does not, a node of another memory is a new node.
+    fn resizes_in_place(&self) -> bool;
+
     /// What is there of `instance`. A node or endpoint that is missing in the answer is absent.
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError>;
 

@@ -198,6 +198,9 @@ pub struct ServerStatus {
     pub engine_version: Option<String>,
     pub started_at: Option<Timestamp>,
     pub used_memory: Option<ByteSize>,
+    /// As the server has it now; zero: no limit.
+    #[serde(default)]
+    pub maxmemory: Option<ByteSize>,
     pub connected_clients: Option<u64>,
 }
 

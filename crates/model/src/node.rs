@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
 use crate::exposure::OuterAddress;
-use crate::ids::{NodeId, WorkerName, ZoneName};
+use crate::ids::{EngineName, NodeId, WorkerName, ZoneName};
+use crate::size::ByteSize;
+use crate::spec::InstanceSpec;
 use crate::time::Timestamp;
 
 /// Where a node is in its life. Roles are not here: they are observed, never recorded.
@@ -34,6 +36,14 @@ pub struct NodeRecord {
     pub bootstrap: bool,
     pub phase: NodePhase,
     pub created_at: Timestamp,
+    /// What its server is. Never changes: another engine is another node.
+    pub engine: EngineName,
+    /// What it was given of memory; changed in place only where the container cluster can.
+    pub memory: ByteSize,
+    /// [`InstanceSpec::revision`](crate::InstanceSpec::revision) that it was made at.
+    pub revision: u64,
+    /// Since when it is on its way out; of nodes that are.
+    pub leaving_since: Option<Timestamp>,
     /// Its container cluster has put it on another worker than was recorded. Not kept: seen anew in
     /// each observation.
     #[serde(skip)]
@@ -41,6 +51,34 @@ pub struct NodeRecord {
 }
 
 impl NodeRecord {
+    /// The record of a node that is to be as the spec says now, before anything of it exists.
+    pub fn new(
+        id: NodeId,
+        shard: u32,
+        worker: WorkerName,
+        zone: Option<ZoneName>,
+        bootstrap: bool,
+        spec: &InstanceSpec,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            shard,
+            worker,
+            zone,
+            address: None,
+            outer: None,
+            bootstrap,
+            phase: NodePhase::Wanted,
+            created_at,
+            engine: spec.engine.clone(),
+            memory: spec.memory,
+            revision: spec.revision,
+            leaving_since: None,
+            overruled: false,
+        }
+    }
+
     /// Whether this node's server can be what another server knows at `seen`.
     pub fn is_at(&self, seen: &Address) -> bool {
         self.address.as_ref() == Some(seen)

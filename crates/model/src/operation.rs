@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
-use crate::ids::{InstanceId, NodeId, OperationId};
+use crate::ids::{EngineName, InstanceId, NodeId, OperationId};
+use crate::size::ByteSize;
+use crate::spec::InstanceSpec;
 use crate::time::Timestamp;
 
 /// What is being done, with what the work needs to remember.
@@ -32,6 +34,25 @@ pub enum OperationKind {
         #[serde(default)]
         without_primary: bool,
     },
+    /// New servers in place of all there are, with the same data: a restart where a shard has only
+    /// one copy. `former` is the spec's revision before.
+    Renew {
+        former: u64,
+    },
+    /// Another memory for every node. `former` is what each had before.
+    Resize {
+        former: ByteSize,
+    },
+    /// Other numbers of shards, or of nodes per shard. What they were before.
+    Scale {
+        former_shards: u32,
+        former_replicas: u32,
+    },
+    /// Another version of the engine. `former` is the one before, as long as there is a way back
+    /// to it: none once a server of the new version leads, whose data the old one may not read.
+    Upgrade {
+        former: Option<EngineName>,
+    },
 }
 
 impl OperationKind {
@@ -41,6 +62,42 @@ impl OperationKind {
             Self::Delete => "delete",
             Self::Restart { .. } => "restart",
             Self::Failover { .. } => "failover",
+            Self::Renew { .. } => "restart",
+            Self::Resize { .. } => "resize",
+            Self::Scale { .. } => "scale",
+            Self::Upgrade { .. } => "upgrade",
+        }
+    }
+
+    /// Takes back from the wish what the operation has added to it: when it fails or is cancelled,
+    /// the instance goes on as it was. Answers whether that changes anything.
+    pub fn undo(&self, spec: &mut InstanceSpec) -> bool {
+        let before = (spec.revision, spec.memory, spec.shards, spec.replicas, spec.engine.clone());
+        match self {
+            Self::Renew { former } => spec.revision = *former,
+            Self::Resize { former } => spec.memory = *former,
+            Self::Scale { former_shards, former_replicas } => {
+                spec.shards = *former_shards;
+                spec.replicas = *former_replicas;
+            }
+            Self::Upgrade { former } => {
+                if let Some(former) = former {
+                    spec.engine = former.clone();
+                }
+            }
+            Self::Create | Self::Delete | Self::Restart { .. } | Self::Failover { .. } => {}
+        }
+        before != (spec.revision, spec.memory, spec.shards, spec.replicas, spec.engine.clone())
+    }
+
+    /// The operation that goes on in place of the unfinished `held` one, when this one may take
+    /// over from it: a wish for the same thing, in another measure. It goes back, if it must, to
+    /// where the first one began.
+    pub fn in_place_of(&self, held: &Self) -> Option<Self> {
+        match (self, held) {
+            (Self::Resize { .. }, Self::Resize { .. })
+            | (Self::Scale { .. }, Self::Scale { .. }) => Some(held.clone()),
+            _ => None,
         }
     }
 }

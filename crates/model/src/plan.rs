@@ -10,6 +10,7 @@ use crate::error::Refusal;
 use crate::hindrance::Hindrance;
 use crate::ids::{InstanceId, NodeId, WorkerName, ZoneName};
 use crate::operation::{OperationKind, OperationStep};
+use crate::size::ByteSize;
 use crate::slots::SlotRange;
 use crate::state::{Condition, InstanceState};
 use crate::time::Millis;
@@ -91,6 +92,11 @@ pub enum Step {
     UpdateOperation {
         kind: OperationKind,
     },
+    /// Write in the record what the node gets of memory from now on, in place.
+    ResizeNode {
+        node: NodeId,
+        memory: ByteSize,
+    },
     /// Write in the record that the node is on its way out.
     RetireNode {
         node: NodeId,
@@ -127,6 +133,7 @@ impl Step {
             | Self::TakeLease { node }
             | Self::FailOverShard { node, .. }
             | Self::RestartServer { node, .. }
+            | Self::ResizeNode { node, .. }
             | Self::RetireNode { node }
             | Self::RemoveNode { node }
             | Self::ForgetRecord { node }
@@ -201,6 +208,7 @@ impl fmt::Display for Step {
             Self::UpdateOperation { kind } => {
                 write!(f, "note the starting point of the {}", kind.as_str())
             }
+            Self::ResizeNode { node, memory } => write!(f, "give node {node} {memory} of memory"),
             Self::RetireNode { node } => write!(f, "retire node {node}"),
             Self::RemoveNode { node } => write!(f, "remove node {node} with its volume"),
             Self::RemoveEndpoint { endpoint } => write!(f, "remove {endpoint} endpoint"),
@@ -265,6 +273,10 @@ pub enum Wait {
     Effect { what: String },
     /// Something still exists that is being removed.
     Removal { what: String },
+    /// Clients of a node on its way out get this much more time to leave it.
+    Draining { node: NodeId, left: Millis },
+    /// A node holds more data than the memory it is to get.
+    DataTooLarge { node: NodeId, used: ByteSize, limit: ByteSize },
 }
 
 impl fmt::Display for Wait {
@@ -298,7 +310,7 @@ impl fmt::Display for Wait {
             Self::NoRoom { shard, needed_bytes } => write!(
                 f,
                 "no worker has room for a node of shard {shard} ({})",
-                crate::size::ByteSize(*needed_bytes)
+                ByteSize(*needed_bytes)
             ),
             Self::DataLost { shard } => {
                 write!(
@@ -309,6 +321,12 @@ impl fmt::Display for Wait {
             }
             Self::Effect { what } => write!(f, "waiting to see that {what}"),
             Self::Removal { what } => write!(f, "waiting until {what} is gone"),
+            Self::Draining { node, left } => {
+                write!(f, "clients of node {node} have {left} to leave it")
+            }
+            Self::DataTooLarge { node, used, limit } => {
+                write!(f, "node {node} holds {used}, more than the {limit} of data it is to have")
+            }
         }
     }
 }

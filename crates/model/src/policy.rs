@@ -72,6 +72,12 @@ pub struct PlannerPolicy {
     pub election: ElectionPolicy,
     /// `cluster-node-timeout` of cluster instances.
     pub cluster_node_timeout: Millis,
+    /// How long the clients of a node that is replaced have to leave it before it is removed. New
+    /// connections do not reach it meanwhile.
+    pub drain: Millis,
+    /// A node's memory can be changed while its server runs. A property of the container cluster.
+    #[serde(skip)]
+    pub resizes_in_place: bool,
 }
 
 impl Default for PlannerPolicy {
@@ -82,6 +88,8 @@ impl Default for PlannerPolicy {
             cluster_min_workers: 0,
             election: ElectionPolicy::default(),
             cluster_node_timeout: Millis(5000),
+            drain: Millis::secs(5),
+            resizes_in_place: false,
         }
     }
 }

@@ -23,6 +23,8 @@ pub mod limits {
     pub const CLUSTER_SHARDS: RangeInclusive<u32> = 3..=10;
     pub const CLUSTER_REPLICAS: RangeInclusive<u32> = 1..=3;
     pub const READ_ONLY_NODES: RangeInclusive<u32> = 1..=10;
+    /// How many nodes more an instance may get by one change (spec row B6).
+    pub const NODES_MORE: u32 = 10;
     pub const DESCRIPTION_BYTES: usize = 1024;
     pub const TAGS: usize = 32;
     pub const TAG_BYTES: usize = 128;
@@ -55,6 +57,10 @@ pub struct InstanceSpec {
     /// (this machine), and in specs of versions that knew only the binding's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<Expose>,
+    /// Rises when its servers are to be new ones: nodes of an older revision are renewed. 0 at
+    /// first.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// The container cluster that is the machine itself. All others are bound.
@@ -94,9 +100,14 @@ impl InstanceSpec {
         self.expose.filter(|way| way.is_outside() && self.architecture == Architecture::Cluster)
     }
 
-    /// `maxmemory` of each node: 80 % of its memory, the rest is for forks and buffers.
+    /// `maxmemory` of a node of this memory: 80 % of it, the rest is for forks and buffers.
+    pub fn maxmemory_of(memory: ByteSize) -> ByteSize {
+        ByteSize(memory.bytes() / 5 * 4)
+    }
+
+    /// [`InstanceSpec::maxmemory_of`] the memory that is wanted for each node.
     pub fn maxmemory(&self) -> ByteSize {
-        ByteSize(self.memory.bytes() / 5 * 4)
+        Self::maxmemory_of(self.memory)
     }
 
     /// Checks every range that does not depend on what is installed or free.
@@ -245,6 +256,7 @@ mod tests {
             container_cluster: "local".into(),
             storage_class: standard_storage_class(),
             expose: None,
+            revision: 0,
         }
     }
 

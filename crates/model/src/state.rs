@@ -13,6 +13,8 @@ pub enum InstanceState {
     Running,
     /// An operation changes it.
     Updating,
+    /// An operation changes the number of its nodes.
+    Scaling,
     /// It serves, but something is missing: a node, a link, a copy.
     Degraded,
     /// Writes do not get through somewhere.
@@ -23,10 +25,11 @@ pub enum InstanceState {
 }
 
 impl InstanceState {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Creating,
         Self::Running,
         Self::Updating,
+        Self::Scaling,
         Self::Degraded,
         Self::Unavailable,
         Self::Deleting,
@@ -38,6 +41,7 @@ impl InstanceState {
             Self::Creating => "creating",
             Self::Running => "running",
             Self::Updating => "updating",
+            Self::Scaling => "scaling",
             Self::Degraded => "degraded",
             Self::Unavailable => "unavailable",
             Self::Deleting => "deleting",

@@ -71,7 +71,7 @@ fn take_over(view: &View<'_>, draft: &mut Draft<'_>) -> bool {
     let held = match view.operation().map(|operation| &operation.kind) {
         Some(OperationKind::Restart { .. }) => return false,
         Some(OperationKind::Failover { shard, .. }) => Some(*shard),
-        Some(OperationKind::Create | OperationKind::Delete) | None => None,
+        _ => None,
     };
     let mut any = false;
     for shard in view.shards() {

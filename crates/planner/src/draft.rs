@@ -79,6 +79,7 @@ pub(crate) fn is_disturbing(step: &Step) -> bool {
         | Step::ForgetNodes { .. }
         | Step::StartEmpty { .. }
         | Step::UpdateOperation { .. }
+        | Step::ResizeNode { .. }
         | Step::RemoveEndpoint { .. }
         | Step::ForgetRecord { .. }
         | Step::PurgeInstance => false,

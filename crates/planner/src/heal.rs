@@ -11,7 +11,11 @@ use crate::draft::Draft;
 use crate::drift;
 use crate::ensure;
 use crate::placement::Placer;
+use crate::renew;
 use crate::view::View;
+
+/// A node that does not serve after so long has not come to be.
+const COMES_TO_BE: Millis = Millis::secs(60);
 
 pub(crate) fn heal(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSource) {
     start_empty(view, draft);
@@ -21,9 +25,8 @@ pub(crate) fn heal(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSourc
         }
     }
     // A restart or failover changes one node after another itself.
-    let busy = view.operation().is_some_and(|operation| match operation.kind {
-        OperationKind::Restart { .. } | OperationKind::Failover { .. } => true,
-        OperationKind::Create | OperationKind::Delete => false,
+    let busy = view.operation().is_some_and(|operation| {
+        matches!(operation.kind, OperationKind::Restart { .. } | OperationKind::Failover { .. })
     });
     if view.desired.initialized && !busy {
         for shard in view.shards() {
@@ -31,6 +34,7 @@ pub(crate) fn heal(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSourc
             retire(view, draft, shard);
             remove_leaving(view, draft, shard);
         }
+        renew::renew(view, draft, ids);
     }
 }
 
@@ -82,8 +86,10 @@ fn replace(view: &View<'_>, draft: &mut Draft<'_>, shard: u32, ids: &mut dyn IdS
     }
 }
 
-/// More nodes are recorded than the spec asks for: a replacement has come. The lost node goes;
-/// if it came back meanwhile, one that shares its worker does, or else the youngest replica.
+/// More nodes are recorded than the spec asks for: a replacement has come, or fewer are asked for.
+/// The lost node goes, then one that is outdated, then one that is not well; if all are as they
+/// should be one that shares its worker, or else the youngest replica. Where only the primary is
+/// outdated it hands over first.
 fn retire(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
     let recorded: Vec<&NodeRecord> = view.wanted_of(shard).collect();
     let surplus = recorded.len() > view.desired.spec.replicas as usize;
@@ -91,27 +97,44 @@ fn retire(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
     if !surplus || one_is_going || draft.disturbs(view.all_of(shard).map(|record| &record.id)) {
         return;
     }
-    let lost = recorded.iter().find(|record| view.is_lost(record) && !view.is_primary(record));
-    let youngest = || {
-        recorded
-            .iter()
-            .filter(|record| !view.is_primary(record))
-            .max_by_key(|record| (record.created_at, &record.id))
+    let Some((goes, reason)) = surplus_node(view, shard) else {
+        renew::hand_over_from_outdated(view, draft, shard);
+        return;
     };
-    let crowded = || drift::goes_first(view, shard);
-    let chosen = lost.copied().or_else(crowded).or_else(|| youngest().copied());
-    let Some(goes) = chosen else { return };
     // Every other node must do without it, among them as many as the spec asks for.
     if may_go(view, goes, true) {
-        let reason = if lost.is_some() {
-            "it is lost, and its replacement is in sync"
-        } else if crowded().is_some() {
-            "it shares its worker with another node of its shard"
-        } else {
-            "the node it stands in for is back"
-        };
         draft.step(Step::RetireNode { node: goes.id.clone() }, reason);
     }
+}
+
+/// Which node of a shard that has too many goes, and why; `None` while that is its primary.
+fn surplus_node<'a>(view: &View<'a>, shard: u32) -> Option<(&'a NodeRecord, &'static str)> {
+    let others = || view.wanted_of(shard).filter(|record| !view.is_primary(record));
+    let oldest = |record: &&NodeRecord| (record.created_at, record.id.clone());
+    if let Some(lost) = others().find(|record| view.is_lost(record)) {
+        return Some((lost, "it is lost, and its replacement is in sync"));
+    }
+    if let Some(old) = others().filter(|record| view.is_outdated(record)).min_by_key(oldest) {
+        return Some((old, "a new node has come in its place"));
+    }
+    if view.wanted_of(shard).any(|record| view.is_outdated(record)) {
+        return None;
+    }
+    let scaled = view.operation().is_some_and(|o| matches!(o.kind, OperationKind::Scale { .. }));
+    // One that only has to copy its data yet is what the surplus is for.
+    let in_vain = |record: &NodeRecord| {
+        !view.serves(&record.id) && view.now.since(record.created_at) >= COMES_TO_BE
+    };
+    let ails = |record: &&NodeRecord| !view.is_well(record) && (scaled || in_vain(record));
+    if let Some(ailing) = others().filter(ails).max_by_key(oldest) {
+        return Some((ailing, "one node fewer is wanted, and it is not well"));
+    }
+    if let Some(crowded) = drift::goes_first(view, shard) {
+        return Some((crowded, "it shares its worker with another node of its shard"));
+    }
+    let reason =
+        if scaled { "fewer nodes are wanted" } else { "the node it stands in for is back" };
+    Some((others().max_by_key(oldest)?, reason))
 }
 
 /// Whether the shard is whole without the node: another one leads, and the wanted others (all
@@ -147,6 +170,14 @@ fn remove_leaving(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
         if !may_go(view, record, false) {
             draft
                 .wait(Wait::Effect { what: format!("shard {shard} is whole without node {node}") });
+            continue;
+        }
+        // Nobody is to be waited for at a node that serves nobody.
+        let gone_for = record.leaving_since.map_or(Millis(u64::MAX), |at| view.now.since(at));
+        let drain = view.desired.policy.drain;
+        if view.is_well(record) && gone_for < drain {
+            let left = Millis(drain.0 - gone_for.0);
+            draft.wait(Wait::Draining { node, left });
             continue;
         }
         match view.backend(&node) {

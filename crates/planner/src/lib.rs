@@ -25,6 +25,7 @@
 //!   was never initialized, has no operation and is not being deleted is a failed creation: it is
 //!   left alone until it is deleted.
 
+mod change;
 mod cluster;
 mod cluster_repair;
 mod delete;
@@ -39,6 +40,7 @@ mod op_steps;
 mod placement;
 mod refused;
 mod render;
+mod renew;
 mod report;
 mod restart;
 mod view;
@@ -49,7 +51,7 @@ use larder_model::{
 };
 
 pub use lint::{Violation, lint};
-pub use placement::{Placement, check_room, place, rule_of_spread};
+pub use placement::{Placement, check_room, place, rules_of_cluster};
 pub use refused::ended_by_refusal;
 pub use render::{RENDERER, config_generation, endpoint_members, members, node_config};
 pub use report::{conditions, instance_state};
@@ -138,6 +140,10 @@ fn decide(
             };
             Some(failover::advance(view, draft, &wish))
         }
+        OperationKind::Renew { .. }
+        | OperationKind::Resize { .. }
+        | OperationKind::Scale { .. }
+        | OperationKind::Upgrade { .. } => Some(change::advance(view, draft, operation)),
     }
 }
 

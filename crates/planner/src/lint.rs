@@ -9,7 +9,8 @@ use std::fmt;
 use larder_model::agent::{ClusterFailoverMode, Role};
 use larder_model::plan::{Plan, PlannedStep, Step};
 use larder_model::{
-    Desired, NodeId, NodeRecord, Observed, OperationKind, SlotSet, Timestamp, WorkerState,
+    Desired, InstanceSpec, NodeId, NodeRecord, Observed, OperationKind, SlotSet, Timestamp,
+    WorkerState,
 };
 
 use crate::cluster_repair::{former_primary, is_forgettable, process_is_gone};
@@ -247,6 +248,13 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 .operation()
                 .is_some_and(|o| std::mem::discriminant(&o.kind) == std::mem::discriminant(kind));
             rule("an-operation-keeps-its-kind", same);
+        }
+        Step::ResizeNode { node, memory } => {
+            rule("only-what-can-is-resized-in-place", view.desired.policy.resizes_in_place);
+            let limit = InstanceSpec::maxmemory_of(*memory);
+            let used = view.agent(node).and_then(|status| status.server.used_memory);
+            let grows = record.is_some_and(|record| record.memory < *memory);
+            rule("data-fit-their-memory", grows || used.is_some_and(|used| used <= limit));
         }
         Step::RetireNode { .. } => {
             rule("the-last-good-copy-stays", record.is_some_and(|r| may_go(view, r, true)));

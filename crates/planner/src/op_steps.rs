@@ -52,6 +52,7 @@ fn in_words(wait: &Wait) -> String {
         Wait::ReplacementDelay { node, .. } => {
             format!("node {node} is replaced when it stays away")
         }
+        Wait::Draining { node, .. } => format!("clients of node {node} get time to leave it"),
         other => other.to_string(),
     }
 }
@@ -136,6 +137,7 @@ fn blocks(wait: &Wait) -> bool {
         | Wait::NoRoom { .. }
         | Wait::NodeNotExposed { .. }
         | Wait::EndpointNotExposed { .. }
+        | Wait::DataTooLarge { .. }
         | Wait::DataLost { .. } => true,
         Wait::ServerStarting { .. }
         | Wait::ServerDown { .. }
@@ -145,6 +147,7 @@ fn blocks(wait: &Wait) -> bool {
         | Wait::ClusterDown { .. }
         | Wait::EndpointSilent { .. }
         | Wait::Effect { .. }
+        | Wait::Draining { .. }
         | Wait::Removal { .. } => false,
     }
 }

@@ -51,7 +51,6 @@ impl Load<'_> {
 
 impl<'a> Placer<'a> {
     pub(crate) fn new(desired: &'a Desired, observed: &'a Observed) -> Self {
-        let memory = desired.spec.memory.bytes();
         let workers = observed
             .workers
             .iter()
@@ -63,15 +62,8 @@ impl<'a> Placer<'a> {
                     .iter()
                     .filter(|record| record.worker == worker.name)
                     .filter(|record| !is_held(observed, record))
-                    .count();
-                let promised = u64::try_from(promised).unwrap_or(u64::MAX);
-                Load {
-                    worker,
-                    requested: worker
-                        .requested
-                        .bytes()
-                        .saturating_add(memory.saturating_mul(promised)),
-                }
+                    .fold(0, |sum: u64, record| sum.saturating_add(record.memory.bytes()));
+                Load { worker, requested: worker.requested.bytes().saturating_add(promised) }
             })
             .collect();
         let placed = desired
@@ -127,6 +119,36 @@ impl<'a> Placer<'a> {
             zone: placement.zone.clone(),
         });
         Some(placement)
+    }
+
+    /// Gives every recorded node the memory that is wanted now, where it is.
+    ///
+    /// # Errors
+    /// A [`Refusal`] with `capacity-exceeded` for the first worker that has not got it.
+    fn grow_in_place(&mut self) -> Result<(), Refusal> {
+        let spec = &self.desired.spec;
+        for load in &mut self.workers {
+            let here = self.desired.nodes.iter().filter(|r| r.worker == load.worker.name);
+            let more = here.fold(0, |sum: u64, record| {
+                sum.saturating_add(spec.memory.bytes().saturating_sub(record.memory.bytes()))
+            });
+            let all = load.requested.saturating_add(more);
+            if more > 0 && all > load.worker.allocatable.bytes() {
+                return Err(Refusal::new(
+                    Code::CapacityExceeded,
+                    format!(
+                        "worker `{}` of container cluster `{}` has {} free, and the nodes there \
+                         would need {} more; free some memory, or ask for less",
+                        load.worker.name,
+                        spec.container_cluster,
+                        ByteSize(load.worker.allocatable.bytes().saturating_sub(load.requested)),
+                        ByteSize(more),
+                    ),
+                ));
+            }
+            load.requested = all;
+        }
+        Ok(())
     }
 
     /// All nodes of the shard on one worker would be lost together: the last one goes elsewhere,
@@ -206,9 +228,10 @@ pub fn place(
 /// workers the loss of one can take the primaries of two shards, and with them the majority.
 const STRICT_WORKERS: u32 = 6;
 
-/// Lets the container cluster's way to spread nodes count for the instance; `None`: it has none, and
-/// the policy stays as it is.
-pub fn rule_of_spread(desired: &mut Desired, strictly: Option<bool>) {
+/// Lets the ways of the container cluster count for the instance: how it spreads nodes (`None`: it
+/// has no rule, and the policy stays as it is), and whether it can give a running node another memory.
+pub fn rules_of_cluster(desired: &mut Desired, strictly: Option<bool>, resizes_in_place: bool) {
+    desired.policy.resizes_in_place = resizes_in_place;
     if let Some(strictly) = strictly {
         desired.policy.cluster_min_workers = if strictly { STRICT_WORKERS } else { 0 };
     }
@@ -221,7 +244,7 @@ pub fn rule_of_spread(desired: &mut Desired, strictly: Option<bool>) {
 /// A [`Refusal`] with `capacity-exceeded` that says how many nodes have no place.
 pub fn check_room(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
     let view = View::new(desired, observed, desired.created_at);
-    let missing = ensure::missing_nodes(&view);
+    let mut missing = ensure::missing_nodes(&view);
     let spec = &desired.spec;
     let ready = observed.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count();
     let least = usize::try_from(desired.policy.cluster_min_workers).unwrap_or(usize::MAX);
@@ -237,6 +260,12 @@ pub fn check_room(desired: &Desired, observed: &Observed) -> Result<(), Refusal>
         ));
     }
     let mut placer = Placer::new(desired, observed);
+    if desired.policy.resizes_in_place {
+        placer.grow_in_place()?;
+    } else if let Some(old) = view.wanted.iter().find(|record| view.is_outdated(record)) {
+        // One after the other: each new node takes the room of the old one before it.
+        missing.push((old.shard, false));
+    }
     let homeless = missing
         .iter()
         .filter(|(shard, bootstrap)| placer.place(*shard, *bootstrap, &[]).is_none())

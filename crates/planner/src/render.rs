@@ -1,7 +1,7 @@
 //! What an agent is told about its node.
 
 use larder_model::agent::{Member, NodeConfig};
-use larder_model::{Desired, NodePhase, NodeRecord};
+use larder_model::{Desired, InstanceSpec, NodePhase, NodeRecord};
 
 /// Version of this renderer, stamped on what it makes. It rises when the same wish would be
 /// rendered differently.
@@ -64,11 +64,11 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
         shard: record.shard,
         zone: record.zone.clone(),
         mode: spec.architecture.node_mode(),
-        engine: spec.engine.clone(),
+        engine: record.engine.clone(),
         address,
         outer: record.outer.clone(),
-        memory: spec.memory,
-        maxmemory: spec.maxmemory(),
+        memory: record.memory,
+        maxmemory: InstanceSpec::maxmemory_of(record.memory),
         cluster_node_timeout: desired.policy.cluster_node_timeout,
         bootstrap: record.bootstrap,
         initialized: desired.initialized,

@@ -59,9 +59,14 @@ fn state(view: &View<'_>, health: &Health) -> InstanceState {
     match view.operation().map(|operation| &operation.kind) {
         Some(OperationKind::Create) => InstanceState::Creating,
         Some(OperationKind::Delete) => InstanceState::Deleting,
-        Some(OperationKind::Restart { .. } | OperationKind::Failover { .. }) => {
-            InstanceState::Updating
-        }
+        Some(OperationKind::Scale { .. }) => InstanceState::Scaling,
+        Some(
+            OperationKind::Restart { .. }
+            | OperationKind::Failover { .. }
+            | OperationKind::Renew { .. }
+            | OperationKind::Resize { .. }
+            | OperationKind::Upgrade { .. },
+        ) => InstanceState::Updating,
         None => health.state,
     }
 }

@@ -112,6 +112,14 @@ impl<'a> View<'a> {
         self.observed.endpoints.get(&kind).unwrap_or(&Observation::UnknownYet)
     }
 
+    /// The node is of another engine, another memory or an older revision than is wanted, and a new
+    /// one has to come in its place.
+    pub(crate) fn is_outdated(&self, record: &NodeRecord) -> bool {
+        let spec = &self.desired.spec;
+        let resized = record.memory != spec.memory && !self.desired.policy.resizes_in_place;
+        record.engine != spec.engine || record.revision < spec.revision || resized
+    }
+
     /// What the node's agent says. An answer in another node's name is no answer: somebody else
     /// lives at that address.
     pub(crate) fn agent(&self, node: &NodeId) -> Option<&'a AgentStatus> {
@@ -337,9 +345,13 @@ impl<'a> View<'a> {
     /// The replica that shall lead next in a planned change: same zone as the primary first, then
     /// the lowest id. Not by offset: a coordinated change waits for equal offsets, and a choice
     /// that moved with every write would order a new one each time.
+    ///
+    /// One that is outdated would have to hand over again.
     pub(crate) fn successor(&self, shard: u32) -> Option<&'a NodeRecord> {
         let zone = self.primary(shard).and_then(|primary| primary.zone.as_ref());
-        self.linked_of(shard).min_by_key(|record| (record.zone.as_ref() != zone, &record.id))
+        self.linked_of(shard).min_by_key(|record| {
+            (self.is_outdated(record), record.zone.as_ref() != zone, &record.id)
+        })
     }
 
     /// The cluster in the node's own eyes.

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Desired, Event, InstanceId, NodeId, NodePhase, NodeRecord, Operation, OperationId,
-    OperationKind, OperationState, OperationStep, OuterAddress, Refusal, Secret,
+    Address, ByteSize, Desired, Event, InstanceId, NodeId, NodePhase, NodeRecord, Operation,
+    OperationId, OperationKind, OperationState, OperationStep, OuterAddress, Refusal, Secret,
+    Timestamp,
 };
 use larder_store::InstanceObservation;
 
@@ -45,11 +46,18 @@ pub trait Book: Send + Sync {
         node: &NodeId,
         outer: &OuterAddress,
     ) -> Result<(), BookError>;
-    async fn node_set_phase(
+    async fn node_set_memory(
         &self,
         instance: &InstanceId,
         node: &NodeId,
-        phase: NodePhase,
+        memory: ByteSize,
+    ) -> Result<(), BookError>;
+    /// Notes that the node is on its way out, since `at` unless it was before.
+    async fn node_retire(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        at: Timestamp,
     ) -> Result<(), BookError>;
     async fn node_delete(&self, instance: &InstanceId, node: &NodeId) -> Result<(), BookError>;
     /// Notes that the instance has served, provided that nobody changed it since `generation`;
@@ -125,6 +133,11 @@ impl MemoryBook {
         }
     }
 
+    /// The wish as it now is.
+    pub fn desired_now(&self, instance: &InstanceId) -> Option<Desired> {
+        self.pages().instances.get(instance).cloned()
+    }
+
     pub fn observation(&self, instance: &InstanceId) -> Option<InstanceObservation> {
         self.pages().observations.get(instance).cloned()
     }
@@ -171,9 +184,14 @@ impl Pages {
 
     fn retire_finished(&mut self) {
         for desired in self.instances.values_mut() {
-            if desired.operation.as_ref().is_some_and(|o| o.state.is_finished()) {
-                self.finished.extend(desired.operation.take());
+            let Some(operation) = desired.operation.take_if(|o| o.state.is_finished()) else {
+                continue;
+            };
+            let succeeded = operation.state == OperationState::Succeeded;
+            if !succeeded && operation.kind.undo(&mut desired.spec) {
+                desired.generation += 1;
             }
+            self.finished.push(operation);
         }
     }
 }
@@ -185,7 +203,7 @@ impl Book for MemoryBook {
     }
 
     async fn desired(&self, instance: &InstanceId) -> Result<Option<Desired>, BookError> {
-        Ok(self.pages().instances.get(instance).cloned())
+        Ok(self.desired_now(instance))
     }
 
     async fn secrets(&self, instance: &InstanceId) -> Result<NodeSecrets, BookError> {
@@ -237,15 +255,31 @@ impl Book for MemoryBook {
         Ok(())
     }
 
-    async fn node_set_phase(
+    async fn node_set_memory(
         &self,
         instance: &InstanceId,
         node: &NodeId,
-        phase: NodePhase,
+        memory: ByteSize,
     ) -> Result<(), BookError> {
         self.with_nodes(instance, |nodes| {
             for record in nodes.iter_mut().filter(|n| n.id == *node) {
-                record.phase = phase;
+                record.memory = memory;
+            }
+        });
+        Ok(())
+    }
+
+    async fn node_retire(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        at: Timestamp,
+    ) -> Result<(), BookError> {
+        self.with_nodes(instance, |nodes| {
+            let wanted = |n: &&mut NodeRecord| n.id == *node && n.phase == NodePhase::Wanted;
+            for record in nodes.iter_mut().filter(wanted) {
+                record.phase = NodePhase::Leaving;
+                record.leaving_since = Some(at);
             }
         });
         Ok(())

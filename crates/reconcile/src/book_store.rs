@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use larder_model::agent::AgentEvent;
 use larder_model::local::NodeSecrets;
 use larder_model::{
-    Address, Desired, Event, InstanceId, NodeId, NodePhase, NodeRecord, OperationId, OperationKind,
-    OperationState, OperationStep, OuterAddress, PlannerPolicy, Refusal,
+    Address, ByteSize, Desired, Event, InstanceId, NodeId, NodeRecord, OperationId, OperationKind,
+    OperationState, OperationStep, OuterAddress, PlannerPolicy, Refusal, Timestamp,
 };
 use larder_store::{ConditionSince, InstanceObservation, Store, StoreError};
 
@@ -78,13 +78,22 @@ impl Book for StoreBook {
         or_gone(self.store.node_set_outer(instance, node, outer).await.map(drop))
     }
 
-    async fn node_set_phase(
+    async fn node_set_memory(
         &self,
         instance: &InstanceId,
         node: &NodeId,
-        phase: NodePhase,
+        memory: ByteSize,
     ) -> Result<(), BookError> {
-        or_gone(self.store.node_set_phase(instance, node, phase).await.map(drop))
+        or_gone(self.store.node_set_memory(instance, node, memory).await.map(drop))
+    }
+
+    async fn node_retire(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        at: Timestamp,
+    ) -> Result<(), BookError> {
+        or_gone(self.store.node_retire(instance, node, at).await.map(drop))
     }
 
     async fn node_delete(&self, instance: &InstanceId, node: &NodeId) -> Result<(), BookError> {

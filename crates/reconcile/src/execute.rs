@@ -5,7 +5,7 @@ use futures::future::join_all;
 use larder_cluster::{AgentError, Agents, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, Order};
 use larder_model::plan::{PlannedStep, Step};
-use larder_model::{Desired, NodeId, NodePhase, NodeRecord, Refusal, Timestamp};
+use larder_model::{Desired, NodeId, NodeRecord, Refusal, Timestamp};
 
 use crate::book::{Book, BookError};
 
@@ -100,18 +100,15 @@ impl Executor<'_> {
         let instance = &self.desired.spec.id;
         match step {
             Step::RecordNode { node, shard, worker, zone, bootstrap } => {
-                let record = NodeRecord {
-                    outer: None,
-                    id: node.clone(),
-                    shard: *shard,
-                    worker: worker.clone(),
-                    zone: zone.clone(),
-                    address: None,
-                    bootstrap: *bootstrap,
-                    phase: NodePhase::Wanted,
-                    created_at: self.now,
-                    overruled: false,
-                };
+                let record = NodeRecord::new(
+                    node.clone(),
+                    *shard,
+                    worker.clone(),
+                    zone.clone(),
+                    *bootstrap,
+                    &self.desired.spec,
+                    self.now,
+                );
                 Ok(self.book.node_insert(instance, &record, generation).await?)
             }
             Step::MarkInitialized => Ok(self.book.mark_initialized(instance, generation).await?),
@@ -222,8 +219,11 @@ impl Executor<'_> {
                 let operation = operation.ok_or(StepError::OutOfDate("the operation is over"))?;
                 self.book.operation_set_kind(&operation.id, kind).await?;
             }
+            Step::ResizeNode { node, memory } => {
+                self.book.node_set_memory(instance, node, *memory).await?;
+            }
             Step::RetireNode { node } => {
-                self.book.node_set_phase(instance, node, NodePhase::Leaving).await?;
+                self.book.node_retire(instance, node, self.now).await?;
             }
             Step::RemoveNode { node } => self.cluster.remove_node(fence, instance, node).await?,
             Step::RemoveEndpoint { endpoint } => {

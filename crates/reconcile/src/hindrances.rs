@@ -216,6 +216,7 @@ mod tests {
                 engine_version: None,
                 started_at: None,
                 used_memory: None,
+                maxmemory: None,
                 connected_clients: None,
             },
             volume: VolumeState::Fresh,

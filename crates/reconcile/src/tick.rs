@@ -139,7 +139,11 @@ impl Reconciler {
         let unknown_since =
             self.memory_of(instance, |memory| *memory.backend_seen_at.get_or_insert(now));
         let cluster = self.clusters.get(&desired.spec.container_cluster);
-        larder_planner::rule_of_spread(&mut desired, cluster.spreads_strictly());
+        larder_planner::rules_of_cluster(
+            &mut desired,
+            cluster.spreads_strictly(),
+            cluster.resizes_in_place(),
+        );
         self.recall(&desired, now).await?;
         let mut seen = observe(&*cluster, &*self.statuses, &desired, now, unknown_since).await;
         correct_places(&mut desired, &seen.observed);
@@ -427,6 +431,7 @@ fn state_change(desired: &Desired, before: InstanceState, plan: &Plan, now: Time
         InstanceState::Creating
         | InstanceState::Running
         | InstanceState::Updating
+        | InstanceState::Scaling
         | InstanceState::Deleting => Severity::Info,
     };
     let ready = plan.report.conditions.iter().find(|c| c.kind == "ready");

@@ -214,7 +214,7 @@ pub(crate) fn digest(observation: &InstanceObservation) -> String {
 
 #[cfg(test)]
 mod tests {
-    use larder_model::{OuterAddress, WorkerName};
+    use larder_model::{ByteSize, EngineName, OuterAddress, WorkerName};
 
     use super::*;
 
@@ -230,6 +230,10 @@ mod tests {
             bootstrap: false,
             phase: NodePhase::Wanted,
             created_at: Timestamp(0),
+            engine: EngineName::new("redis-7.0").unwrap(),
+            memory: ByteSize::mib(128),
+            revision: 0,
+            leaving_since: None,
             overruled: false,
         };
         let outer = |port, bus_port| Some(OuterAddress { host: None, port, bus_port });

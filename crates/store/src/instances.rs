@@ -207,6 +207,53 @@ impl Store {
         Ok(row)
     }
 
+    /// Takes another wish for the instance, with the operation that makes it so (and its event) and
+    /// the record: all or nothing. What was wished before is in the operation's kind. An operation
+    /// for the same thing that has not finished gives way (`OperationKind::in_place_of`). Answers
+    /// the operation as it now stands. `spec.check()` is the caller's.
+    ///
+    /// # Errors
+    /// Refusals `generation-conflict` when somebody else changed the instance since
+    /// `expect_generation`, `instance-busy` and `instance-not-ready`; [`StoreError::NotFound`].
+    pub async fn instance_change_begin(
+        &self,
+        spec: &InstanceSpec,
+        expect_generation: u64,
+        operation: &Operation,
+        record: &Record,
+    ) -> Result<Operation> {
+        let mut tx = self.write("beginning a change of an instance").await?;
+        let doing = tx.doing();
+        let mut row = fetch(tx.conn(), &spec.id, doing)
+            .await?
+            .ok_or_else(|| StoreError::not_found("instance", &spec.id))?;
+        let name = row.spec.name.as_str();
+        if row.deletion.is_some() || !row.initialized {
+            let what =
+                if row.deletion.is_some() { "is being deleted" } else { "has not served yet" };
+            let detail = format!("instance `{name}` {what}");
+            return Err(Refusal::new(Code::InstanceNotReady, detail).into());
+        }
+        let mut operation = operation.clone();
+        if let Some(holder) = operations::unfinished(tx.conn(), &spec.id, doing).await? {
+            let Some(kind) = operation.kind.in_place_of(&holder.kind) else {
+                return Err(operations::busy(&holder).into());
+            };
+            operation.kind = kind;
+            operations::give_way(&mut tx, &holder, &operation.id).await?;
+        }
+        if row.generation != expect_generation {
+            return Err(generation_conflict(name, expect_generation, row.generation).into());
+        }
+        row.spec = spec.clone();
+        row.generation += 1;
+        update_spec(&mut tx, &row).await?;
+        operations::insert(&mut tx, &spec.project, &operation).await?;
+        records::append(&mut tx, record).await?;
+        tx.commit().await?;
+        Ok(operation)
+    }
+
     /// Marks the instance for deletion; there is no way back. Whatever other operation holds the
     /// instance is cancelled, saying why. Answers the new generation.
     ///
@@ -347,6 +394,18 @@ impl Store {
             .doing(doing)?;
         tx.commit().await
     }
+}
+
+/// Takes back what an operation of this kind has wished for; the generation rises if that changes
+/// anything. An instance that is gone has no wishes.
+pub(crate) async fn undo(tx: &mut WriteTx, id: &InstanceId, kind: &OperationKind) -> Result<()> {
+    let doing = tx.doing();
+    let Some(mut row) = fetch(tx.conn(), id, doing).await? else { return Ok(()) };
+    if kind.undo(&mut row.spec) {
+        row.generation += 1;
+        update_spec(tx, &row).await?;
+    }
+    Ok(())
 }
 
 async fn update_spec(tx: &mut WriteTx, row: &InstanceRow) -> Result<()> {

@@ -4,8 +4,11 @@
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use larder_model::{
-    Address, InstanceId, NodeId, NodePhase, NodeRecord, OuterAddress, WorkerName, ZoneName,
+    Address, ByteSize, InstanceId, NodeId, NodePhase, NodeRecord, OuterAddress, Timestamp,
+    WorkerName, ZoneName,
 };
+
+use crate::column::big;
 
 use crate::error::Doing;
 use crate::tx::WriteTx;
@@ -37,8 +40,8 @@ impl Store {
         sqlx::query(
             "INSERT INTO nodes
                  (id, instance, shard, worker, zone, host, port, bootstrap, phase, created_at,
-                  outer_address)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                  outer_address, engine, memory_bytes, revision, leaving_since)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         )
         .bind(node.id.as_str())
         .bind(instance.as_str())
@@ -51,6 +54,10 @@ impl Store {
         .bind(column::to_word("a node's phase", &node.phase)?)
         .bind(node.created_at.0)
         .bind(node.outer.as_ref().map(outer_text).transpose()?)
+        .bind(node.engine.as_str())
+        .bind(big(node.memory.bytes()))
+        .bind(big(node.revision))
+        .bind(node.leaving_since.map(|at| at.0))
         .execute(tx.conn())
         .await
         .doing(doing)?;
@@ -112,25 +119,53 @@ impl Store {
         finish(tx, instance, node, changed.rows_affected() > 0).await
     }
 
-    /// Writes the node's phase; answers the instance's generation, which rises unless the node
-    /// was in that phase already.
+    /// Writes what the node has of memory; answers the instance's generation, which rises unless it
+    /// had that already.
     ///
     /// # Errors
     /// [`StoreError::NotFound`].
-    pub async fn node_set_phase(
+    pub async fn node_set_memory(
         &self,
         instance: &InstanceId,
         node: &NodeId,
-        phase: NodePhase,
+        memory: ByteSize,
     ) -> Result<u64> {
-        let mut tx = self.write("recording a node's phase").await?;
+        let mut tx = self.write("recording a node's memory").await?;
         let doing = tx.doing();
         let changed = sqlx::query(
-            "UPDATE nodes SET phase = $3 WHERE instance = $1 AND id = $2 AND phase <> $3",
+            "UPDATE nodes SET memory_bytes = $3
+             WHERE instance = $1 AND id = $2 AND memory_bytes <> $3",
         )
         .bind(instance.as_str())
         .bind(node.as_str())
-        .bind(column::to_word("a node's phase", &phase)?)
+        .bind(big(memory.bytes()))
+        .execute(tx.conn())
+        .await
+        .doing(doing)?;
+        finish(tx, instance, node, changed.rows_affected() > 0).await
+    }
+
+    /// Notes that the node is on its way out, since `at`; answers the instance's generation, which
+    /// rises unless it was already.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn node_retire(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        at: Timestamp,
+    ) -> Result<u64> {
+        let mut tx = self.write("recording that a node goes").await?;
+        let doing = tx.doing();
+        let changed = sqlx::query(
+            "UPDATE nodes SET phase = $3, leaving_since = $4
+             WHERE instance = $1 AND id = $2 AND phase <> $3",
+        )
+        .bind(instance.as_str())
+        .bind(node.as_str())
+        .bind(column::to_word("a node's phase", &NodePhase::Leaving)?)
+        .bind(at.0)
         .execute(tx.conn())
         .await
         .doing(doing)?;
@@ -228,6 +263,10 @@ fn node_of(row: &SqliteRow) -> Result<NodeRecord> {
         bootstrap: column::get(row, "bootstrap")?,
         phase: column::word(row, "phase")?,
         created_at: column::time(row, "created_at")?,
+        engine: column::parsed(row, "engine")?,
+        memory: ByteSize(column::unsigned(row, "memory_bytes")?),
+        revision: column::unsigned(row, "revision")?,
+        leaving_since: column::time_option(row, "leaving_since")?,
         overruled: false,
     })
 }

@@ -90,6 +90,7 @@ impl Store {
         }
         let next = advance(&known, &steps, state, &error, now);
         update(&mut tx, &next).await?;
+        undo(&mut tx, &next).await?;
         tx.commit().await?;
         Ok(next)
     }
@@ -118,6 +119,7 @@ impl Store {
         let next =
             advance(&known, &known.steps, OperationState::Cancelled, &Some(reason), clock::now());
         update(&mut tx, &next).await?;
+        undo(&mut tx, &next).await?;
         records::append(&mut tx, record).await?;
         tx.commit().await?;
         Ok(next)
@@ -286,6 +288,31 @@ async fn update(tx: &mut WriteTx, operation: &Operation) -> Result<()> {
     }
     events::append(tx, &[event(operation, outcome, severity, message)]).await?;
     Ok(())
+}
+
+/// What an operation that did not get there has wished for is wished for no longer.
+async fn undo(tx: &mut WriteTx, operation: &Operation) -> Result<()> {
+    match operation.state {
+        OperationState::Failed | OperationState::Cancelled => {
+            instances::undo(tx, &operation.instance, &operation.kind).await
+        }
+        OperationState::Queued
+        | OperationState::Running
+        | OperationState::Waiting
+        | OperationState::Succeeded => Ok(()),
+    }
+}
+
+/// Ends an unfinished operation because another one, for the same thing, goes on in its place. What
+/// it has wished for is the other's to keep or to change.
+pub(crate) async fn give_way(tx: &mut WriteTx, holder: &Operation, to: &OperationId) -> Result<()> {
+    let reason = Refusal::new(
+        Code::OperationCancelled,
+        format!("operation {to} goes on in its place, with another measure"),
+    );
+    let state = OperationState::Cancelled;
+    let next = advance(holder, &holder.steps, state, &Some(reason), clock::now());
+    update(tx, &next).await
 }
 
 /// Finishes whatever operation holds the instance, because something else decided its fate.

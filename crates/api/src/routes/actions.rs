@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::IntoParams;
 
+use super::changes;
 use super::instances::{InProject, find};
 use crate::auth::Caller;
 use crate::body::{Body, Params, PathText};
@@ -93,6 +94,9 @@ pub(crate) async fn restart(
         Some(text) => Some(node(&state, &row, text, "node").await?.id),
         None => None,
     };
+    if only.is_none() && row.spec.replicas == 1 {
+        return changes::renew(&state, &caller, &row, object).await;
+    }
     let detail = json!({ "node": only });
     let kind = OperationKind::Restart { node: only, run_ids: std::collections::BTreeMap::new() };
     begin(&state, &caller, &row, Action::InstanceRestart, &object, kind, detail).await
@@ -157,7 +161,7 @@ async fn begin(
 }
 
 /// An instance that has never served has nothing to fail over or restart.
-fn ready(row: &InstanceRow) -> Result<(), ApiError> {
+pub(super) fn ready(row: &InstanceRow) -> Result<(), ApiError> {
     if row.deletion.is_some() {
         return Err(ApiError::new(
             Code::InstanceBusy,

@@ -34,7 +34,7 @@ const CLUSTER_SHARDS: u32 = 3;
 const CLUSTER_REPLICAS: u32 = 2;
 const READ_ONLY_NODES: u32 = 1;
 /// Looking at a disk or a port takes milliseconds; a hanging mount must not hang the request.
-const CAPACITY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CAPACITY_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -126,6 +126,7 @@ fn spec(new: CreateInstance, home: &str) -> Result<InstanceSpec, ApiError> {
         Architecture::Cluster => CLUSTER_SHARDS,
     });
     let spec = InstanceSpec {
+        revision: 0,
         expose: None,
         id: RandomIds.instance_id(),
         name,
@@ -286,7 +287,10 @@ fn storage_class(cluster: &ContainerClusterInfo, asked: Option<String>) -> Resul
 
 /// Whether the container cluster has an image of the engine; what this machine has is in the
 /// catalogue.
-fn check_engine(cluster: &ContainerClusterInfo, engine: &EngineName) -> Result<(), Refusal> {
+pub(super) fn check_engine(
+    cluster: &ContainerClusterInfo,
+    engine: &EngineName,
+) -> Result<(), Refusal> {
     let Some(engines) = cluster.engines.as_ref().filter(|engines| !engines.contains(engine)) else {
         return Ok(());
     };
@@ -316,7 +320,7 @@ fn expose(cluster: &ContainerClusterInfo, asked: Option<&str>) -> Result<Option<
     Ok(Some(way))
 }
 
-fn no_engine(name: &str) -> ApiError {
+pub(super) fn no_engine(name: &str) -> ApiError {
     ApiError::new(
         Code::EngineNotFound,
         format!("engine `{name}` is not in the catalogue: `larder engine list` shows what is"),

@@ -3,8 +3,8 @@
 use larder_api_types::PlanView;
 use larder_model::plan::{Plan, Step};
 use larder_model::{
-    Address, Desired, InstanceSpec, NodePhase, NodeRecord, Observation, Observed, ObservedNode,
-    Operation, OperationKind, OperationState, OuterAddress, Timestamp,
+    Address, Desired, InstanceSpec, NodeRecord, Observation, Observed, ObservedNode, Operation,
+    OperationKind, OperationState, OuterAddress, Timestamp,
 };
 
 use crate::clock::now;
@@ -94,18 +94,15 @@ fn write_down(
 ) -> bool {
     match step {
         Step::RecordNode { node, shard, worker, zone, bootstrap } => {
-            desired.nodes.push(NodeRecord {
-                outer: None,
-                id: node.clone(),
-                shard: *shard,
-                worker: worker.clone(),
-                zone: zone.clone(),
-                address: None,
-                bootstrap: *bootstrap,
-                phase: NodePhase::Wanted,
-                created_at: now,
-                overruled: false,
-            });
+            desired.nodes.push(NodeRecord::new(
+                node.clone(),
+                *shard,
+                worker.clone(),
+                zone.clone(),
+                *bootstrap,
+                &desired.spec,
+                now,
+            ));
             let absent = ObservedNode {
                 backend: Observation::Absent,
                 agent: Observation::Absent,

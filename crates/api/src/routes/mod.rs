@@ -2,6 +2,7 @@
 
 mod actions;
 mod audit;
+mod changes;
 mod clusters;
 mod create;
 mod dry_run;
@@ -89,6 +90,9 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(instances::plan))
         .routes(routes!(actions::failover))
         .routes(routes!(actions::restart))
+        .routes(routes!(changes::resize))
+        .routes(routes!(changes::scale))
+        .routes(routes!(changes::upgrade))
         .routes(routes!(operations::list))
         .routes(routes!(operations::get))
         .routes(routes!(operations::cancel))

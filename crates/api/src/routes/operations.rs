@@ -65,7 +65,8 @@ pub(crate) async fn get(
 }
 
 /// Stop an operation. What it has done so far stays; a creation that is stopped leaves a failed
-/// instance to delete. A deletion cannot be stopped.
+/// instance to delete, and a change that is stopped is undone. A deletion cannot be stopped, nor an
+/// upgrade once a new version leads.
 #[utoipa::path(post, path = "/api/v1/operations/{id}/cancel", tag = "operations",
     params(("id" = String, Path, description = "Id of the operation")),
     responses(
@@ -85,6 +86,13 @@ pub(crate) async fn cancel(
             "a deletion goes on to its end: there is no way back",
         ));
     }
+    if operation.kind == (OperationKind::Upgrade { former: None }) {
+        return Err(ApiError::new(
+            Code::NotCancellable,
+            "servers of the new version lead already, and the old one may not read their data: the \
+             upgrade goes on to its end",
+        ));
+    }
     let too_late = |operation: &larder_model::Operation| {
         ApiError::new(
             Code::NotCancellable,
@@ -99,7 +107,13 @@ pub(crate) async fn cancel(
         OperationKind::Failover { .. } | OperationKind::Restart { .. } => {
             format!("cancelled by {by}; what was ordered already may still happen")
         }
-        _ => format!("cancelled by {by}"),
+        OperationKind::Resize { .. }
+        | OperationKind::Scale { .. }
+        | OperationKind::Upgrade { .. }
+        | OperationKind::Renew { .. } => {
+            format!("cancelled by {by}; the instance goes back to what it was")
+        }
+        OperationKind::Create | OperationKind::Delete => format!("cancelled by {by}"),
     };
     let reason = Refusal::new(Code::OperationCancelled, detail);
     let cancelled = state

@@ -24,8 +24,8 @@ use larder_model::local::DataDir;
 use larder_model::plan::{Plan, Report};
 use larder_model::{
     Address, ByteSize, Code, Condition, EndpointKind, EngineName, IdSource as _, InstanceId,
-    InstanceSpec, InstanceState, NodePhase, NodeRecord, OperationState, PlannerPolicy, Refusal,
-    Secret, SeededIds, SlotSet, Timestamp, Worker, WorkerName, WorkerState,
+    InstanceSpec, InstanceState, NodeRecord, OperationState, PlannerPolicy, Refusal, Secret,
+    SeededIds, SlotSet, Timestamp, Worker, WorkerName, WorkerState,
 };
 use larder_store::{
     ConditionSince, ContainerClusterRow, EngineRow, InstanceObservation, InstanceRow, NodeState,
@@ -347,18 +347,16 @@ impl World {
         for number in 0..row.spec.node_count() {
             let generation = self.store.instance_get(id).await.unwrap().generation;
             let address = Address::new("127.0.0.1", 21_000 + u16::try_from(number).unwrap());
-            let record = NodeRecord {
-                outer: None,
-                id: ids.node_id(),
-                shard: number / row.spec.replicas,
-                worker: WorkerName::new("here").unwrap(),
-                zone: None,
-                address: Some(address.clone()),
-                bootstrap: number % row.spec.replicas == 0,
-                phase: NodePhase::Wanted,
-                created_at: row.created_at,
-                overruled: false,
-            };
+            let mut record = NodeRecord::new(
+                ids.node_id(),
+                number / row.spec.replicas,
+                WorkerName::new("here").unwrap(),
+                None,
+                number % row.spec.replicas == 0,
+                &row.spec,
+                row.created_at,
+            );
+            record.address = Some(address.clone());
             self.store.node_insert(id, &record, generation).await.unwrap();
             let primary = record.bootstrap;
             views.push(NodeView {

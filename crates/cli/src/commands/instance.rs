@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use larder_api_types::{
-    CreateInstance, FailoverInstance, Instance, Operation, PlanView, RestartInstance,
-    UpdateInstance,
+    CreateInstance, FailoverInstance, Instance, Operation, PlanView, ResizeInstance,
+    RestartInstance, ScaleInstance, UpdateInstance, UpgradeInstance,
 };
 use larder_client::{Client, InstanceFilter, InstanceRef};
 use larder_model::{Code, Refusal, Secret};
@@ -64,6 +64,24 @@ pub(crate) async fn run(
         InstanceCommand::Restart { name, node, wait } => {
             let instance = InstanceRef { project, name: &name };
             let operation = client.instance_restart(instance, &RestartInstance { node }).await?;
+            started(operation, &wait, &client, project, console).await
+        }
+        InstanceCommand::Resize { name, memory, wait } => {
+            let to = ResizeInstance { memory_bytes: memory.bytes() };
+            let operation =
+                client.instance_resize(InstanceRef { project, name: &name }, &to).await?;
+            started(operation, &wait, &client, project, console).await
+        }
+        InstanceCommand::Scale { name, replicas, read_only_nodes, wait } => {
+            let to = ScaleInstance { replicas, read_only_nodes };
+            let operation =
+                client.instance_scale(InstanceRef { project, name: &name }, &to).await?;
+            started(operation, &wait, &client, project, console).await
+        }
+        InstanceCommand::Upgrade { name, engine, wait } => {
+            let to = UpgradeInstance { engine };
+            let operation =
+                client.instance_upgrade(InstanceRef { project, name: &name }, &to).await?;
             started(operation, &wait, &client, project, console).await
         }
         InstanceCommand::Delete { name, permanent: _, wait, yes } => {

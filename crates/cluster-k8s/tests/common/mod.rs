@@ -177,6 +177,10 @@ impl Cluster for Settled {
         self.kube.spreads_strictly()
     }
 
+    fn resizes_in_place(&self) -> bool {
+        self.kube.resizes_in_place()
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         self.kube.observe(instance).await
     }

@@ -219,6 +219,7 @@ impl World {
             engine_version: Some("7.0.15".to_owned()),
             started_at: None,
             used_memory: None,
+            maxmemory: None,
             connected_clients: None,
         };
         let volume = self.volume_state(node);
@@ -370,6 +371,10 @@ impl Cluster for SimCluster {
 
     fn spreads_strictly(&self) -> Option<bool> {
         None
+    }
+
+    fn resizes_in_place(&self) -> bool {
+        false
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {

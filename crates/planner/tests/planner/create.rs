@@ -3,7 +3,7 @@
 use larder_model::agent::{Problem, ProblemCode};
 use larder_model::plan::{OperationOutcome, Plan, Step, Wait};
 use larder_model::{Architecture, Code, InstanceState, Millis, NodeId, Observation, StepState};
-use larder_planner::{check_room, node_config, place, rule_of_spread};
+use larder_planner::{check_room, node_config, place, rules_of_cluster};
 
 use crate::world::World;
 
@@ -167,9 +167,9 @@ fn a_creation_without_room_for_all_its_nodes_can_be_refused_beforehand() {
 fn too_few_workers_for_the_policy_place_nothing() {
     let mut world = World::new(Architecture::Cluster, 3, 2, &["w1", "w2"]);
     let least = |world: &World| world.desired.policy.cluster_min_workers;
-    rule_of_spread(&mut world.desired, None);
+    rules_of_cluster(&mut world.desired, None, false);
     assert_eq!(least(&world), 0, "no choice is no rule");
-    rule_of_spread(&mut world.desired, Some(true));
+    rules_of_cluster(&mut world.desired, Some(true), false);
     assert_eq!(least(&world), 6);
     let plan = world.plan();
     assert!(!plan.steps.iter().any(|p| matches!(p.step, Step::RecordNode { .. })), "{plan}");

@@ -23,6 +23,11 @@
 //! unblock NODE
 //! leaving-volume NODE      its volume is marked for deletion, and it serves
 //! delete | restart [NODE] | failover SHARD [NODE] [accept-data-loss]
+//! resize SIZE | upgrade ENGINE | renew | scale [shards=N] [replicas=N]      another wish
+//! cancel                   the operation ends, and its wish with it
+//! in-place                 running nodes can be given another memory
+//! holds NODE SIZE          of data
+//! refuses-to-start NODE
 //! give-up                  the operation is marked as failed
 //! ```
 
@@ -33,7 +38,8 @@ use std::path::{Path, PathBuf};
 use larder_model::agent::{ServerState, VolumeState};
 use larder_model::plan::Plan;
 use larder_model::{
-    Architecture, Hindered, Hindrance, HindranceKind, Millis, NodeId, OperationKind, WorkerState,
+    Architecture, EngineName, Hindered, Hindrance, HindranceKind, Millis, NodeId, OperationKind,
+    WorkerState,
 };
 
 use crate::world::World;
@@ -157,6 +163,47 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
             node: rest.first().map(|node| NodeId::new(*node).expect("a valid id")),
             run_ids: BTreeMap::new(),
         }),
+        "resize" => {
+            let former = world.desired.spec.memory;
+            let memory = rest[0].parse().expect("a size");
+            world.change(OperationKind::Resize { former }, |spec| spec.memory = memory);
+        }
+        "upgrade" => {
+            let former = Some(world.desired.spec.engine.clone());
+            let engine = EngineName::new(rest[0]).expect("an engine");
+            world.change(OperationKind::Upgrade { former }, |spec| spec.engine = engine);
+        }
+        "renew" => {
+            let former = world.desired.spec.revision;
+            world.change(OperationKind::Renew { former }, |spec| spec.revision += 1);
+        }
+        "scale" => {
+            let (former_shards, former_replicas) =
+                (world.desired.spec.shards, world.desired.spec.replicas);
+            let kind = OperationKind::Scale { former_shards, former_replicas };
+            world.change(kind, |spec| {
+                for word in rest {
+                    let (name, number) = word.split_once('=').expect("name=number");
+                    let number = number.parse().expect("a number");
+                    match name {
+                        "shards" => spec.shards = number,
+                        "replicas" => spec.replicas = number,
+                        other => panic!("no such count: {other}"),
+                    }
+                }
+            });
+        }
+        "in-place" => world.desired.policy.resizes_in_place = true,
+        "holds" => world.node(rest[0]).used_memory = rest[1].parse().expect("a size"),
+        "refuses-to-start" => {
+            let problem = larder_model::agent::Problem {
+                code: larder_model::agent::ProblemCode::ServerWillNotStart,
+                message: "it says no".into(),
+            };
+            let sim = world.node(rest[0]);
+            (sim.state, sim.problem) = (ServerState::Dead, Some(problem));
+        }
+        "cancel" => world.end_operation(),
         "failover" => world.begin(OperationKind::Failover {
             shard: rest[0].parse().expect("a shard"),
             to: rest

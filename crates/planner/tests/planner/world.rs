@@ -41,6 +41,8 @@ pub(crate) struct SimNode {
     pub(crate) realised: bool,
     pub(crate) generation: u64,
     pub(crate) agent_generation: u64,
+    pub(crate) maxmemory: Option<ByteSize>,
+    pub(crate) used_memory: ByteSize,
     pub(crate) state: ServerState,
     pub(crate) volume: VolumeState,
     /// Counts starts of the server.
@@ -121,6 +123,7 @@ impl World {
         workers: &[&str],
     ) -> Self {
         let spec = InstanceSpec {
+            revision: 0,
             expose: None,
             id: InstanceId::new("i-1").expect("valid"),
             name: InstanceName::new("one").expect("valid"),
@@ -144,7 +147,7 @@ impl World {
                 nodes: Vec::new(),
                 initialized: false,
                 operation: None,
-                policy: PlannerPolicy::default(),
+                policy: PlannerPolicy { drain: Millis(0), ..PlannerPolicy::default() },
             },
             workers: workers.iter().map(|text| worker(text)).collect(),
             nodes: BTreeMap::new(),
@@ -262,9 +265,24 @@ impl World {
             OperationOutcome::Succeeded => self.desired.operation = None,
             OperationOutcome::Failed(refusal) => {
                 self.failure = Some(refusal.clone());
-                self.desired.operation = None;
+                self.end_operation();
             }
         }
+    }
+
+    /// The operation ends without having got there: what it has wished for is taken back.
+    pub(crate) fn end_operation(&mut self) {
+        let Some(operation) = self.desired.operation.take() else { return };
+        if operation.kind.undo(&mut self.desired.spec) {
+            self.desired.generation += 1;
+        }
+    }
+
+    /// Another wish, with the operation that makes it so.
+    pub(crate) fn change(&mut self, kind: OperationKind, wish: impl FnOnce(&mut InstanceSpec)) {
+        wish(&mut self.desired.spec);
+        self.desired.generation += 1;
+        self.begin(kind);
     }
 
     fn record_of(&self, node: &NodeId) -> &NodeRecord {
@@ -297,18 +315,15 @@ impl World {
             Step::RecordNode { node, shard, worker, zone, bootstrap } => {
                 if self.record_mut(node).is_none() {
                     self.ids.next_u64();
-                    self.desired.nodes.push(NodeRecord {
-                        outer: None,
-                        id: node.clone(),
-                        shard: *shard,
-                        worker: worker.clone(),
-                        zone: zone.clone(),
-                        address: None,
-                        bootstrap: *bootstrap,
-                        phase: NodePhase::Wanted,
-                        created_at: self.now,
-                        overruled: false,
-                    });
+                    self.desired.nodes.push(NodeRecord::new(
+                        node.clone(),
+                        *shard,
+                        worker.clone(),
+                        zone.clone(),
+                        *bootstrap,
+                        &self.desired.spec,
+                        self.now,
+                    ));
                     self.desired.generation += 1;
                 }
             }
@@ -317,7 +332,11 @@ impl World {
             Step::EnsureNode { node } => self.ensure(node),
             Step::ConfigureNode { node } => {
                 let generation = self.desired.generation;
-                self.told(node, |sim| sim.agent_generation = generation);
+                let config = node_config(&self.desired, self.record_of(node));
+                self.told(node, |sim| {
+                    sim.agent_generation = generation;
+                    sim.maxmemory = config.map(|config| config.maxmemory);
+                });
             }
             Step::EnsureEndpoint { endpoint } => {
                 self.endpoints.entry(*endpoint).or_insert(false);
@@ -398,11 +417,19 @@ impl World {
                     operation.kind = kind.clone();
                 }
             }
+            Step::ResizeNode { node, memory } => {
+                if let Some(record) = self.record_mut(node) {
+                    record.memory = *memory;
+                    self.desired.generation += 1;
+                }
+            }
             Step::RetireNode { node } => {
+                let now = self.now;
                 if let Some(record) = self.record_mut(node)
                     && record.phase != NodePhase::Leaving
                 {
                     record.phase = NodePhase::Leaving;
+                    record.leaving_since = Some(now);
                     self.desired.generation += 1;
                 }
             }
@@ -458,6 +485,8 @@ impl World {
                 realised: false,
                 generation: 0,
                 agent_generation: 0,
+                maxmemory: None,
+                used_memory: ByteSize::mib(10),
                 state: ServerState::Absent,
                 volume: VolumeState::Fresh,
                 run: 0,
@@ -520,6 +549,7 @@ impl World {
         sim.generation = config.generation;
         if sim.agent_generation == 0 {
             sim.agent_generation = config.generation;
+            sim.maxmemory = Some(config.maxmemory);
         }
     }
 
@@ -803,7 +833,8 @@ impl World {
                 run_id: (sim.run > 0).then(|| run_of(id.as_str(), sim.run)),
                 engine_version: Some("7.0.15".into()),
                 started_at: None,
-                used_memory: None,
+                used_memory: Some(sim.used_memory),
+                maxmemory: sim.maxmemory,
                 connected_clients: None,
             },
             volume: sim.volume,

@@ -78,6 +78,7 @@ impl Fleet {
         let name = InstanceName::new(format!("x{}", self.instances.len())).unwrap();
         self.book.put(Desired {
             spec: InstanceSpec {
+                revision: 0,
                 expose: None,
                 id: id.clone(),
                 name,
@@ -130,6 +131,35 @@ impl Fleet {
                 desired.operation = Some(operation);
             } else if desired.operation.is_none() && desired.deletion.is_none() {
                 desired.operation = Some(operation);
+            }
+        });
+    }
+
+    /// Asks for another wish, as the API does: refused while another operation is under way.
+    pub(crate) fn change(
+        &mut self,
+        instance: &InstanceId,
+        kind: OperationKind,
+        spec: InstanceSpec,
+    ) {
+        let free = |desired: &Desired| desired.operation.is_none() && desired.initialized;
+        let is_free = self.book.desired_now(instance).is_some_and(|desired| free(&desired));
+        if is_free {
+            self.book.change(instance, |desired| desired.spec = spec);
+            self.begin(instance, kind);
+        }
+    }
+
+    /// Cancels what holds the instance, as the API does.
+    pub(crate) fn cancel(&mut self, instance: &InstanceId) {
+        self.book.change(instance, |desired| {
+            let cancellable = |operation: &mut Operation| match operation.kind {
+                OperationKind::Create | OperationKind::Delete => false,
+                OperationKind::Upgrade { ref former } => former.is_some(),
+                _ => true,
+            };
+            if let Some(operation) = desired.operation.take_if(cancellable) {
+                operation.kind.undo(&mut desired.spec);
             }
         });
     }

@@ -68,6 +68,10 @@ impl Cluster for Placing {
         self.inner.spreads_strictly()
     }
 
+    fn resizes_in_place(&self) -> bool {
+        self.inner.resizes_in_place()
+    }
+
     async fn observe(&self, instance: &InstanceId) -> Result<BackendObserved, ClusterError> {
         let mut seen = self.inner.observe(instance).await?;
         let mut say_of_all = |obstacle: &AtomicBool, kind, words: &str| {

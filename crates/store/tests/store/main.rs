@@ -1,6 +1,7 @@
 //! What the store promises, through its public methods, on real files.
 
 mod catalogue;
+mod changes;
 mod clusters;
 mod crash;
 mod events;

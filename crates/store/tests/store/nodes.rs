@@ -1,6 +1,6 @@
 //! Node records and the generation they raise.
 
-use larder_model::{Address, Code, NodePhase, OuterAddress, PlannerPolicy};
+use larder_model::{Address, Code, NodePhase, OuterAddress, PlannerPolicy, Timestamp};
 
 use crate::support::{Folder, assert_not_found, create, instance_id, node, node_id, refused};
 
@@ -16,8 +16,7 @@ async fn every_change_of_a_node_raises_the_generation_once() {
         assert_eq!(store.node_set_address(&id, &node_id(1), &address).await.expect("set"), 4);
     }
     for _ in 0..2 {
-        let phase = NodePhase::Leaving;
-        assert_eq!(store.node_set_phase(&id, &node_id(2), phase).await.expect("set"), 5);
+        assert_eq!(store.node_retire(&id, &node_id(2), Timestamp(7_000)).await.expect("set"), 5);
     }
     let desired =
         store.instance_desired(&id, PlannerPolicy::default()).await.expect("read").expect("there");
@@ -25,6 +24,7 @@ async fn every_change_of_a_node_raises_the_generation_once() {
     assert_eq!(desired.nodes, store.node_list(&id).await.expect("list"));
     assert_eq!(desired.nodes[0].address, Some(address));
     assert_eq!(desired.nodes[1].phase, NodePhase::Leaving);
+    assert_eq!(desired.nodes[1].leaving_since, Some(Timestamp(7_000)));
     for _ in 0..2 {
         assert_eq!(store.node_delete(&id, &node_id(2)).await.expect("delete"), 6);
     }
@@ -67,7 +67,7 @@ async fn what_is_not_there_is_not_found() {
     let address = Address::new("127.0.0.1", 7001);
     assert_not_found(store.node_insert(&instance_id(9), &node(1, 0), 1).await);
     assert_not_found(store.node_set_address(&id, &node_id(9), &address).await);
-    assert_not_found(store.node_set_phase(&id, &node_id(9), NodePhase::Leaving).await);
+    assert_not_found(store.node_retire(&id, &node_id(9), Timestamp(7_000)).await);
     assert_not_found(store.node_delete(&instance_id(9), &node_id(9)).await);
     assert_eq!(store.instance_get(&id).await.expect("get").generation, 1);
 }

@@ -84,6 +84,7 @@ pub(crate) fn project() -> ProjectName {
 
 pub(crate) fn spec(n: u32, name: &str) -> InstanceSpec {
     InstanceSpec {
+        revision: 0,
         expose: None,
         id: instance_id(n),
         name: InstanceName::new(name).expect("valid"),
@@ -152,6 +153,10 @@ pub(crate) fn node(n: u32, shard: u32) -> NodeRecord {
         bootstrap: n == 1,
         phase: NodePhase::Wanted,
         created_at: Timestamp(5_000),
+        engine: EngineName::new("redis-7.0").expect("valid"),
+        memory: ByteSize::mib(128),
+        revision: 0,
+        leaving_since: None,
         overruled: false,
     }
 }
