@@ -194,9 +194,5 @@ pub(crate) fn config(
 }
 
 pub(crate) fn secrets() -> NodeSecrets {
-    NodeSecrets {
-        system_password: Secret::new("system"),
-        default_password_sha256: Secret::new("0".repeat(64)),
-        agent_key: Secret::new("agents"),
-    }
+    NodeSecrets::new(Secret::new("system"), Secret::new("0".repeat(64)), Secret::new("agents"))
 }
