@@ -230,6 +230,7 @@ pub(crate) mod tests {
             members: vec![Member { outer: None, node, shard: 0, zone: None, address }],
             worker: None,
             storage_class: None,
+            has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,
         }

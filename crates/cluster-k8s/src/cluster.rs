@@ -423,6 +423,7 @@ mod tests {
             members: Vec::new(),
             worker: None,
             storage_class: None,
+            has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,
         }

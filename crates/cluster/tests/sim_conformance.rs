@@ -81,6 +81,7 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
             members: members.clone(),
             worker: None,
             storage_class: None,
+            has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,
         };

@@ -53,8 +53,16 @@ pub struct NodeConfig {
     /// the agent itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// The instance has an endpoint for reads, which a standalone one has not, however many nodes it
+    /// may have for a while.
+    #[serde(default = "yes")]
+    pub has_read_endpoint: bool,
     /// Spec generation this was rendered from.
     pub generation: u64,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One node as its peers know it.

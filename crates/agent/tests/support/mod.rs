@@ -126,6 +126,7 @@ impl World {
                 members: members.to_vec(),
                 worker: None,
                 storage_class: None,
+                has_read_endpoint: true,
                 election: ElectionPolicy::default(),
                 generation: 1,
             },

@@ -90,6 +90,7 @@ fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
         members,
         worker: Some("worker-2".parse().unwrap()),
         storage_class: None,
+        has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation: 7,
     }

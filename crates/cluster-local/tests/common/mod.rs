@@ -188,6 +188,7 @@ pub(crate) fn config(
         members,
         worker: None,
         storage_class: None,
+        has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,
     }

@@ -51,6 +51,7 @@ pub(super) fn config(
         members: vec![member],
         worker: None,
         storage_class: None,
+        has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,
     })
