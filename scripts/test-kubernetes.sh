@@ -98,7 +98,8 @@ long() {
     told standalone any_client each_killed_process &&
         told read_write planned_failover_loses killed_primary primary_killed stopped all_nodes fourth_failover &&
         told cluster cluster_clients planned_failover killed_primary primary_killed all_nodes stopped &&
-        told kubernetes_pods
+        told kubernetes_pods &&
+        told changes
 }
 
 if [ "$form" != long ] && [ -z "${LARDER_TEST_BED:-}" ]; then

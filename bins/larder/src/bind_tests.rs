@@ -205,11 +205,7 @@ impl World {
             detail: json!({}),
             outcome: RecordOutcome::Accepted,
         };
-        let secrets = NodeSecrets {
-            system_password: Secret::new("s"),
-            default_password_sha256: Secret::new("d"),
-            agent_key: Secret::new("a"),
-        };
+        let secrets = NodeSecrets::new(Secret::new("s"), Secret::new("d"), Secret::new("a"));
         self.store.instance_create(&spec, &secrets, &operation, &record).await.unwrap();
         if initialized {
             self.store.instance_mark_initialized(&spec.id, 1).await.unwrap();

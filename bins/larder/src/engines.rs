@@ -235,11 +235,8 @@ mod tests {
             container_cluster: "local".to_owned(),
             storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
         };
-        let secrets = NodeSecrets {
-            system_password: Secret::new("one"),
-            default_password_sha256: Secret::new("two"),
-            agent_key: Secret::new("three"),
-        };
+        let secrets =
+            NodeSecrets::new(Secret::new("one"), Secret::new("two"), Secret::new("three"));
         let operation = Operation {
             id: ids.operation_id(),
             instance: spec.id.clone(),

@@ -47,6 +47,7 @@ struct Inner {
     instance: InstanceId,
     /// This node and its pod.
     own: (NodeId, IpAddr),
+    has_reads: bool,
     /// The slices as they were last seen. An instance has those that its architecture needs.
     known: Option<BTreeMap<EndpointKind, EndpointSlice>>,
     /// Addresses of the other pods, kept for when the API server does not say.
@@ -75,7 +76,8 @@ struct Answer {
 }
 
 impl KubeEndpoint {
-    /// The endpoints of `instance` in `namespace`, for the node whose pod has the address `ip`.
+    /// The endpoints of `instance` in `namespace`, for the node whose pod has the address `ip`;
+    /// `has_reads`: there is one for reads.
     /// Must be called within a runtime.
     pub fn new(
         client: Client,
@@ -83,12 +85,14 @@ impl KubeEndpoint {
         instance: InstanceId,
         node: NodeId,
         ip: IpAddr,
+        has_reads: bool,
     ) -> Self {
         let inner = Arc::new(Mutex::new(Inner {
             slices: Api::namespaced(client.clone(), namespace),
             pods: Api::namespaced(client, namespace),
             instance,
             own: (node, ip),
+            has_reads,
             known: None,
             addresses: BTreeMap::new(),
             has_asked: false,
@@ -318,7 +322,7 @@ impl Inner {
         }
     }
 
-    /// Every instance with a lease leads writes; only one with replicas has another way for reads.
+    /// Every instance with a lease leads writes; not every one has another way for reads.
     /// `read`: why that one is not what it should be.
     fn missing_slice(
         &self,
@@ -341,7 +345,10 @@ impl Inner {
                 let slice = endpoint_name(&self.instance, EndpointKind::Read);
                 missing(EndpointKind::Read, format!("EndpointSlice {slice}: {error}"))
             }
-            None if !route.read.is_empty() && !known.contains_key(&EndpointKind::Read) => {
+            None if self.has_reads
+                && !route.read.is_empty()
+                && !known.contains_key(&EndpointKind::Read) =>
+            {
                 is_gone(EndpointKind::Read)
             }
             None => None,

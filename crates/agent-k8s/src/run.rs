@@ -38,7 +38,9 @@ pub async fn run() -> Result<(), PodError> {
                 Client::try_from(config).map_err(|error| PodError::Client(Box::new(error)))?;
             let ttl = node.election.lease_ttl;
             let lease = KubeLease::new(client.clone(), &namespace, &node.instance, ttl);
-            let endpoint = KubeEndpoint::new(client, &namespace, node.instance, node.node, ip);
+            let reads = node.has_read_endpoint;
+            let endpoint =
+                KubeEndpoint::new(client, &namespace, node.instance, node.node, ip, reads);
             (Box::new(lease), Box::new(endpoint))
         }
     };

@@ -155,6 +155,8 @@ const LONG_AGO: Timestamp = Timestamp(0);
 
 /// For how long a server is watched closely after an order to take over.
 const ATTENTION: Millis = Millis(3_000);
+/// And so long when a peer asks: a change in agreement is through in much less.
+const ASKED_ATTENTION: Millis = Millis(2_000);
 
 impl Clustered {
     /// Looks at the server and acts.
@@ -532,6 +534,7 @@ impl Clustered {
                 return Err(no_votes_yet(node_timeout));
             }
             self.coordinated_at = Some(now);
+            watch_primary(core);
         } else {
             self.coordinated_at = None;
         }
@@ -588,8 +591,11 @@ impl Clustered {
         }
     }
 
-    /// What this node tells a peer, with a sample taken now.
-    pub(crate) async fn report(&self, core: &mut Core) -> PeerAnswer {
+    /// What this node tells a peer, with a sample taken now. Who asks has a reason: the server is
+    /// watched closely for a while.
+    pub(crate) async fn report(&mut self, core: &mut Core) -> PeerAnswer {
+        let until = clock::monotonic() + ASKED_ATTENTION;
+        self.attentive_until = Some(self.attentive_until.map_or(until, |known| known.max(until)));
         core.server.sample(REPORT_SAMPLE).await;
         let running = core.server.supervisor.running();
         let up_for = running.map(|running| clock::monotonic().since(running.since));
@@ -626,6 +632,15 @@ impl Clustered {
         self.failover.is_some()
             || self.attentive_until.is_some_and(|until| clock::monotonic() < until)
             || !matches!(core.server.state(), ServerState::Serving)
+    }
+}
+
+/// Draws the attention of the shard's other agents to what begins now: one of them has a server
+/// that pauses its clients' writes, and may have to end that itself ([`Clustered::end_pause`]).
+fn watch_primary(core: &Core) {
+    for member in core.shard_peers() {
+        let (peers, node) = (core.peers.clone(), member.node.clone());
+        tokio::spawn(async move { peers.report(&node).await });
     }
 }
 

@@ -23,6 +23,7 @@ use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
 use crate::server::Server;
 use crate::unusable::Failures;
+use crate::users::Told;
 use crate::volume::{CLUSTER_FILE, Found, Volume};
 use crate::{announce, clock, fence, files, metrics, proc, render};
 
@@ -36,7 +37,9 @@ pub(crate) const SAMPLE: Duration = Duration::from_millis(400);
 pub(crate) struct Core {
     pub(crate) dir: NodeDir,
     boot: AgentBoot,
-    secrets: NodeSecrets,
+    pub(crate) secrets: NodeSecrets,
+    /// What the running server knows of the tenant's users.
+    pub(crate) users_told: Option<Told>,
     pub(crate) config: NodeConfig,
     boot_changed_at: Option<SystemTime>,
     pub(crate) engine: Result<Engine, String>,
@@ -140,6 +143,7 @@ impl Core {
             dir,
             boot,
             secrets,
+            users_told: None,
             config,
             engine,
             engine_binary,
@@ -477,10 +481,13 @@ impl Core {
         let lacks_copy = clustered && self.memory.lacks_copy(None);
         args.extend(render::start_arguments(upstream, lacks_copy));
         let (binary, folder) = (self.boot.server_binary.clone(), self.volume.path().to_owned());
-        self.server
+        let pid = self
+            .server
             .supervisor
             .start(&binary, &args, &folder)
-            .map_err(|e| io("starting the server", &e))
+            .map_err(|e| io("starting the server", &e))?;
+        self.users_told = Some(Told { pid, revision: self.secrets.users_revision });
+        Ok(pid)
     }
 
     async fn engine(&mut self) -> Result<Engine, Problem> {
@@ -615,6 +622,10 @@ impl Core {
                 // Another run id: it has restarted since, which is what was wanted.
                 Some(Ok(()))
             }
+            Order::SetUsers { users } => {
+                self.set_users(users.clone()).await;
+                Some(Ok(()))
+            }
             Order::StopServer => {
                 self.memory.change(|memory| memory.stopped = true);
                 self.memory.save();
@@ -678,6 +689,9 @@ impl Core {
                         }
                     }
                     self.boot = boot;
+                    if let Ok(secrets) = read_json::<NodeSecrets>(&self.dir.secrets()) {
+                        self.secrets.adopt(secrets.users());
+                    }
                 }
                 Err(error) => tracing::warn!(%error, "agent.json not read"),
             }
@@ -690,6 +704,7 @@ impl Core {
                 self.maxmemory_due = false;
             }
         }
+        self.tell_users().await;
         announce::announce_online(self).await;
         self.server.supervisor.trim_log();
         if self.in_pod {
@@ -742,6 +757,7 @@ impl Core {
             problem: self.problem(concern),
             events: self.memory.get().events.iter().cloned().collect(),
         };
+        status.server.users_revision = self.users_revision();
         if old.version == 0 || essence(&old) != essence(&status) {
             status.version += 1;
         }

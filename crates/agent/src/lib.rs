@@ -33,6 +33,7 @@ mod run;
 mod server;
 mod streams;
 mod unusable;
+mod users;
 mod volume;
 pub mod wire;
 

@@ -232,6 +232,7 @@ mod tests {
                 started_at: None,
                 used_memory: None,
                 maxmemory: None,
+                users_revision: None,
                 connected_clients: None,
             },
             volume: VolumeState::Data,

@@ -8,13 +8,16 @@ use std::path::Path;
 
 use larder_model::agent::NodeConfig;
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, ByteSize, NodeMode};
+use larder_model::{Address, ByteSize, NodeMode, Users};
 
 use crate::announce::announced;
 use crate::engine::Engine;
 
 /// The name of Larder's own user of the server; also `masteruser`.
 pub(crate) const SYSTEM_USER: &str = "larder";
+
+/// The user that a password alone logs in as.
+pub(crate) const DEFAULT_USER: &str = "default";
 
 /// Keeps a cluster's replica from asking for votes by itself; orders to take over still work.
 pub(crate) const NO_FAILOVER: &str = "cluster-replica-no-failover";
@@ -131,11 +134,20 @@ fn backlog(maxmemory: ByteSize) -> ByteSize {
 /// The text of `users.acl`: the tenant's `default` and Larder's own user, by their hashes.
 pub(crate) fn users(secrets: &NodeSecrets, engine: Engine) -> String {
     format!(
-        "user default on #{} ~* &* +@all {}\nuser {SYSTEM_USER} on #{} ~* &* +@all\n",
-        secrets.default_password_sha256.expose(),
-        denied(engine),
+        "user {DEFAULT_USER} {}\nuser {SYSTEM_USER} on #{} ~* &* +@all\n",
+        default_user(&secrets.users(), engine),
         sha256_hex(secrets.system_password.expose()),
     )
+}
+
+/// The rules of the tenant's own user, as a file and `ACL SETUSER` know them.
+pub(crate) fn default_user(users: &Users, engine: Engine) -> String {
+    let mut rules = String::from("on");
+    for hash in users.of_default() {
+        let _ = write!(rules, " #{}", hash.expose());
+    }
+    let _ = write!(rules, " ~* &* +@all {}", denied(engine));
+    rules
 }
 
 /// What a tenant may not do, because it would take the server out of Larder's hands or show the
@@ -218,17 +230,18 @@ pub(crate) mod tests {
             members: vec![Member { outer: None, node, shard: 0, zone: None, address }],
             worker: None,
             storage_class: None,
+            has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,
         }
     }
 
     fn secrets() -> NodeSecrets {
-        NodeSecrets {
-            system_password: Secret::new("se\"cret"),
-            default_password_sha256: Secret::new(sha256_hex("tenant")),
-            agent_key: Secret::new(""),
-        }
+        NodeSecrets::new(
+            Secret::new("se\"cret"),
+            Secret::new(sha256_hex("tenant")),
+            Secret::new(""),
+        )
     }
 
     fn rendered_at(listen_host: &str, mode: NodeMode) -> String {

@@ -357,7 +357,8 @@ impl Mode {
                     Self::Clustered(clustered) => clustered.report(core).await,
                 };
                 let _ = reply.send(report);
-                false
+                // Where it makes attentive the next look comes sooner.
+                matches!(self, Self::Clustered(_))
             }
             Command::Promise { request, reply } => {
                 let answer = match self {

@@ -347,6 +347,7 @@ impl Server {
             started_at: self.supervisor.running().map(|running| running.started_wall),
             used_memory: info.map(|info| info.used_memory),
             maxmemory: info.map(|info| info.maxmemory),
+            users_revision: None,
             connected_clients: info.map(|info| info.connected_clients),
         }
     }

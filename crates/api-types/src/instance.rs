@@ -265,6 +265,19 @@ pub struct UpgradeInstance {
     pub engine: String,
 }
 
+/// Gives the instance another password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetInstancePassword {
+    /// 8 to 32 characters of three of: upper case, lower case, digit, special.
+    #[serde(with = "crate::secret_in_body")]
+    #[schema(value_type = String, format = Password)]
+    pub password: Secret,
+    /// For so long the former password is valid too: 600 when left out, a week at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u64>,
+}
+
 /// What the planner would do now, and what it waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanView {

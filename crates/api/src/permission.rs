@@ -33,6 +33,7 @@ actions! {
     InstanceResize = "instance-resize";
     InstanceScale = "instance-scale";
     InstanceUpgrade = "instance-upgrade";
+    InstanceSetPassword = "instance-set-password";
     InstanceDelete = "instance-delete";
     OperationList = "operation-list";
     OperationGet = "operation-get";
@@ -132,6 +133,7 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::InstanceResize
         | Action::InstanceScale
         | Action::InstanceUpgrade
+        | Action::InstanceSetPassword
         | Action::InstanceDelete
         | Action::OperationList
         | Action::OperationGet

@@ -138,6 +138,9 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 ("post", "/api/v1/instances/{instance}/resize") => {
                     Some(json!({ "memory_bytes": 1 << 28 }))
                 }
+                ("post", "/api/v1/instances/{instance}/password") => {
+                    Some(json!({ "password": "Pantry-2027" }))
+                }
                 ("post", "/api/v1/instances/{instance}/upgrade") => {
                     Some(json!({ "engine": "redis-7.0" }))
                 }

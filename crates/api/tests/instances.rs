@@ -355,6 +355,31 @@ async fn a_change_is_checked_before_it_is_taken_and_undone_when_it_is_cancelled(
 }
 
 #[tokio::test]
+async fn a_password_is_checked_kept_as_a_hash_and_its_change_is_not_cancelled() {
+    let world = World::new().await;
+    let row = world.running("one", "read-write").await;
+    let path = "/api/v1/instances/one/password";
+    let long = json!({ "password": "Pantry-2027", "grace_seconds": 9_999_999 });
+    for (body, code, field) in [
+        (json!({ "password": "weak" }), Code::PasswordTooWeak, "password"),
+        (long, Code::InvalidRequest, "grace_seconds"),
+    ] {
+        let refusal = world.refusal(Method::POST, path, Some(body)).await;
+        assert_eq!(refusal, (code, json!(field)));
+    }
+    let before = world.store.instance_secrets(&row.spec.id).await.unwrap();
+    let accepted = world.post(path, json!({ "password": "Pantry-2027" })).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text);
+    assert!(!accepted.text.contains("Pantry"), "{}", accepted.text);
+    let after = world.store.instance_secrets(&row.spec.id).await.unwrap();
+    assert_eq!(after.former_password_sha256, before.default_password_sha256);
+    assert_ne!(after.default_password_sha256, before.default_password_sha256);
+    assert_eq!(after.users_revision, before.users_revision + 1);
+    let cancel = format!("/api/v1/operations/{}/cancel", accepted.json["id"].as_str().unwrap());
+    assert_eq!(world.refusal(Method::POST, &cancel, None).await.0, Code::NotCancellable);
+}
+
+#[tokio::test]
 async fn instance_that_never_served_or_has_no_replica_is_not_failed_over() {
     let world = World::new().await;
     world.post("/api/v1/instances", create_body("young", "read-write")).await;

@@ -208,6 +208,24 @@ pub enum InstanceCommand {
         #[command(flatten)]
         wait: WaitOption,
     },
+    /// Change the password; who is connected stays so
+    #[command(group = ArgGroup::new("password").required(false)
+        .args(["password_stdin", "generate_password"]))]
+    SetPassword {
+        /// Name or id of the instance
+        name: String,
+        /// Read the password from one line of standard input [default: ask on the terminal]
+        #[arg(long)]
+        password_stdin: bool,
+        /// Make a password and print it once
+        #[arg(long)]
+        generate_password: bool,
+        /// For how long the former password is valid too (0s, 90s, 10m, 2h) [default: 10m]
+        #[arg(long, value_name = "D", value_parser = duration::parse)]
+        grace: Option<Duration>,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
     /// Run the instance on another engine, as `larder engine list` names it
     Upgrade {
         /// Name or id of the instance

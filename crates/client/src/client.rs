@@ -5,8 +5,8 @@ use std::time::Duration;
 use larder_api_types::{
     AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
     Engine, Event, FailoverInstance, Instance, Login, Operation, PlanView, Problem, Project,
-    Record, ResizeInstance, RestartInstance, ScaleInstance, Session, SetContainerCluster, Status,
-    Token, UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
+    Record, ResizeInstance, RestartInstance, ScaleInstance, Session, SetContainerCluster,
+    SetInstancePassword, Status, Token, UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -222,6 +222,15 @@ impl Client {
         to: &UpgradeInstance,
     ) -> Result<Operation, ClientError> {
         self.json(self.instance(Method::POST, instance, Some("upgrade")).json(to)).await
+    }
+
+    /// Gives the instance another password.
+    pub async fn instance_set_password(
+        &self,
+        instance: InstanceRef<'_>,
+        to: &SetInstancePassword,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::POST, instance, Some("password")).json(to)).await
     }
 
     /// Deletes the instance and its data for good.

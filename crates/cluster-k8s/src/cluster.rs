@@ -423,6 +423,7 @@ mod tests {
             members: Vec::new(),
             worker: None,
             storage_class: None,
+            has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,
         }
@@ -468,11 +469,11 @@ mod tests {
         });
         let options = KubeOptions::new("east", "redis", "b-1");
         let cluster = KubeCluster::new(Client::new(server, "redis"), options);
-        let secrets = NodeSecrets {
-            system_password: Password::new("system"),
-            default_password_sha256: Password::new("0".repeat(64)),
-            agent_key: Password::new("agents"),
-        };
+        let secrets = NodeSecrets::new(
+            Password::new("system"),
+            Password::new("0".repeat(64)),
+            Password::new("agents"),
+        );
         let ids = cluster.ensure_volume(&config(), &secrets).await.expect("made");
         assert_eq!(ids, VolumeIds { first: first.to_owned(), now: "u-2".to_owned() });
         let asked = asked.lock().expect("no panic");

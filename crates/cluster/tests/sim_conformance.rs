@@ -81,14 +81,15 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
             members: members.clone(),
             worker: None,
             storage_class: None,
+            has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,
         };
-        let secrets = NodeSecrets {
-            system_password: Secret::new("system"),
-            default_password_sha256: Secret::new("0".repeat(64)),
-            agent_key: Secret::new("agents"),
-        };
+        let secrets = NodeSecrets::new(
+            Secret::new("system"),
+            Secret::new("0".repeat(64)),
+            Secret::new("agents"),
+        );
         cluster.ensure_node(FENCE, &config, &secrets).await.expect("a node");
     }
     sim.step_until(sim.now() + 1000);

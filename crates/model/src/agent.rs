@@ -11,6 +11,7 @@ use crate::policy::ElectionPolicy;
 use crate::size::ByteSize;
 use crate::slots::{SlotRange, SlotSet};
 use crate::time::{Millis, Timestamp};
+use crate::users::Users;
 
 /// How many events an agent keeps and tells again and again; older ones have long been read by
 /// `serve`. The store must know as many of a living node, or it would take them for new ones.
@@ -52,8 +53,16 @@ pub struct NodeConfig {
     /// the agent itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// The instance has an endpoint for reads, which a standalone one has not, however many nodes it
+    /// may have for a while.
+    #[serde(default = "yes")]
+    pub has_read_endpoint: bool,
     /// Spec generation this was rendered from.
     pub generation: u64,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One node as its peers know it.
@@ -110,6 +119,10 @@ pub enum Order {
     StopServer,
     /// A node whose volume is gone may start empty, because another copy of its shard serves.
     StartEmpty,
+    /// Other users or passwords of the tenant, from now on. Who is connected stays so.
+    SetUsers {
+        users: Users,
+    },
     ClusterMeet {
         peers: Vec<Address>,
     },
@@ -139,6 +152,7 @@ impl Order {
             Self::RestartServer { .. } => "restart-server",
             Self::StopServer => "stop-server",
             Self::StartEmpty => "start-empty",
+            Self::SetUsers { .. } => "set-users",
             Self::ClusterMeet { .. } => "cluster-meet",
             Self::ClusterAddSlots { .. } => "cluster-add-slots",
             Self::ClusterReplicate { .. } => "cluster-replicate",
@@ -201,6 +215,9 @@ pub struct ServerStatus {
     /// As the server has it now; zero: no limit.
     #[serde(default)]
     pub maxmemory: Option<ByteSize>,
+    /// Revision of the tenant's users that the running server has; `None` while that is not known.
+    #[serde(default)]
+    pub users_revision: Option<u64>,
     pub connected_clients: Option<u64>,
 }
 

@@ -26,6 +26,7 @@ mod slots;
 mod spec;
 mod state;
 mod time;
+mod users;
 
 pub use address::Address;
 pub use architecture::{Architecture, EndpointKind, NodeMode};
@@ -53,3 +54,4 @@ pub use spec::{
 };
 pub use state::{Condition, InstanceState};
 pub use time::{Millis, Timestamp};
+pub use users::Users;

@@ -11,6 +11,7 @@ use crate::architecture::EndpointKind;
 use crate::ids::{InstanceId, NodeId};
 use crate::secret::{Secret, secret_in_file};
 use crate::time::{Millis, Timestamp};
+use crate::users::Users;
 
 /// `nodes/<node>/agent.json`: what `larder agent --dir nodes/<node>` starts from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,12 @@ pub struct NodeSecrets {
     /// is never sent. Empty for an instance that is older than it.
     #[serde(with = "secret_in_file", default = "no_secret", skip_serializing_if = "is_no_secret")]
     pub agent_key: Secret,
+    /// The password before the present one, while both are valid; empty otherwise.
+    #[serde(with = "secret_in_file", default = "no_secret", skip_serializing_if = "is_no_secret")]
+    pub former_password_sha256: Secret,
+    /// Rises with every change of the tenant's users.
+    #[serde(default)]
+    pub users_revision: u64,
 }
 
 fn no_secret() -> Secret {
@@ -62,6 +69,41 @@ fn is_no_secret(secret: &Secret) -> bool {
 }
 
 impl NodeSecrets {
+    /// Those of a new instance.
+    pub fn new(
+        system_password: Secret,
+        default_password_sha256: Secret,
+        agent_key: Secret,
+    ) -> Self {
+        Self {
+            system_password,
+            default_password_sha256,
+            agent_key,
+            former_password_sha256: no_secret(),
+            users_revision: 0,
+        }
+    }
+
+    /// What the servers are told of the tenant's users.
+    pub fn users(&self) -> Users {
+        Users {
+            revision: self.users_revision,
+            password_sha256: self.default_password_sha256.clone(),
+            former_sha256: self.former_password_sha256.clone(),
+        }
+    }
+
+    /// Takes other users; answers whether they are newer.
+    pub fn adopt(&mut self, users: Users) -> bool {
+        let newer = users.revision > self.users_revision;
+        if newer {
+            self.users_revision = users.revision;
+            self.default_password_sha256 = users.password_sha256;
+            self.former_password_sha256 = users.former_sha256;
+        }
+        newer
+    }
+
     /// What the key of the agents' API is made from: for an older instance, its system password.
     pub fn of_agents(&self) -> &Secret {
         if is_no_secret(&self.agent_key) { &self.system_password } else { &self.agent_key }

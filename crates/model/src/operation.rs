@@ -48,6 +48,11 @@ pub enum OperationKind {
         former_shards: u32,
         former_replicas: u32,
     },
+    /// Another password of the tenant, which is revision `revision` of the users. The former one is
+    /// valid beside it for a while; that it ends is not the operation's.
+    SetPassword {
+        revision: u64,
+    },
     /// Another version of the engine. `former` is the one before, as long as there is a way back
     /// to it: none once a server of the new version leads, whose data the old one may not read.
     Upgrade {
@@ -66,6 +71,7 @@ impl OperationKind {
             Self::Resize { .. } => "resize",
             Self::Scale { .. } => "scale",
             Self::Upgrade { .. } => "upgrade",
+            Self::SetPassword { .. } => "set-password",
         }
     }
 
@@ -85,7 +91,11 @@ impl OperationKind {
                     spec.engine = former.clone();
                 }
             }
-            Self::Create | Self::Delete | Self::Restart { .. } | Self::Failover { .. } => {}
+            Self::Create
+            | Self::Delete
+            | Self::Restart { .. }
+            | Self::Failover { .. }
+            | Self::SetPassword { .. } => {}
         }
         before != (spec.revision, spec.memory, spec.shards, spec.replicas, spec.engine.clone())
     }

@@ -88,6 +88,13 @@ pub enum Step {
         node: NodeId,
         run_id: String,
     },
+    /// Tell the node's servers of the tenant's users as they are wanted now.
+    SetUsers {
+        node: NodeId,
+        revision: u64,
+    },
+    /// The grace of a former password is over: it is valid no longer.
+    DropFormerPassword,
     /// Remember in the operation what its steps will be measured against.
     UpdateOperation {
         kind: OperationKind,
@@ -133,6 +140,7 @@ impl Step {
             | Self::TakeLease { node }
             | Self::FailOverShard { node, .. }
             | Self::RestartServer { node, .. }
+            | Self::SetUsers { node, .. }
             | Self::ResizeNode { node, .. }
             | Self::RetireNode { node }
             | Self::RemoveNode { node }
@@ -140,6 +148,7 @@ impl Step {
             | Self::HandOver { holder: node, .. } => Some(node),
             Self::EnsureEndpoint { .. }
             | Self::MarkInitialized
+            | Self::DropFormerPassword
             | Self::UpdateOperation { .. }
             | Self::RemoveEndpoint { .. }
             | Self::PurgeInstance => None,
@@ -205,6 +214,10 @@ impl fmt::Display for Step {
                 write!(f, "fail over to node {node}, {how}")
             }
             Self::RestartServer { node, .. } => write!(f, "restart the server of node {node}"),
+            Self::SetUsers { node, revision } => {
+                write!(f, "tell node {node} of its users, revision {revision}")
+            }
+            Self::DropFormerPassword => f.write_str("end the former password"),
             Self::UpdateOperation { kind } => {
                 write!(f, "note the starting point of the {}", kind.as_str())
             }

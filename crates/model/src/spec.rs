@@ -225,6 +225,12 @@ pub struct Desired {
     pub initialized: bool,
     /// The operation that holds the instance, if any.
     pub operation: Option<Operation>,
+    /// Revision of the tenant's users and passwords that every server is to have.
+    #[serde(default)]
+    pub users_revision: u64,
+    /// Until when a former password is valid, while there is one.
+    #[serde(default)]
+    pub former_password_until: Option<Timestamp>,
     pub policy: PlannerPolicy,
 }
 

@@ -63,6 +63,28 @@ impl Connection {
         }
     }
 
+    /// `ACL SETUSER name reset …`: the user is as `rules` say and nothing else, or, if the server does
+    /// not like one of them, as it was. Nobody is disconnected (acl.c). Errors do not repeat a rule:
+    /// it may be a password's hash.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn set_user(&mut self, name: &str, rules: &str) -> Result<(), NodeError> {
+        let mut args = vec!["ACL", "SETUSER", name, "reset"];
+        args.extend(rules.split_ascii_whitespace());
+        let doing = format!("ACL SETUSER {name}");
+        match self.call(&args).await {
+            Ok(frame) => self.expect_ok(&doing, frame),
+            // "Error in ACL SETUSER modifier '#3c…': why".
+            Err(NodeError::Reply { error, .. }) => {
+                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                let why = text.rsplit_once("': ").map_or("refused", |(_, why)| why);
+                Err(self.refused(&doing, larder_resp::ErrorReply::new(format!("ERR {why}"))))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
     /// `CONFIG GET`, with glob patterns.
     ///
     /// # Errors

@@ -80,6 +80,8 @@ pub(crate) fn is_disturbing(step: &Step) -> bool {
         | Step::StartEmpty { .. }
         | Step::UpdateOperation { .. }
         | Step::ResizeNode { .. }
+        | Step::SetUsers { .. }
+        | Step::DropFormerPassword
         | Step::RemoveEndpoint { .. }
         | Step::ForgetRecord { .. }
         | Step::PurgeInstance => false,

@@ -43,6 +43,7 @@ mod render;
 mod renew;
 mod report;
 mod restart;
+mod users;
 mod view;
 
 use larder_model::plan::{OperationOutcome, OperationReport, Plan};
@@ -110,6 +111,7 @@ fn decide(
     ensure::endpoints(view, draft);
     ensure::nodes(view, draft);
     ensure::servers(view, draft);
+    users::users(view, draft);
     if view.is_cluster() {
         cluster::form(view, draft);
         cluster_repair::repair(view, draft);
@@ -144,6 +146,7 @@ fn decide(
         | OperationKind::Resize { .. }
         | OperationKind::Scale { .. }
         | OperationKind::Upgrade { .. } => Some(change::advance(view, draft, operation)),
+        OperationKind::SetPassword { .. } => Some(users::report(view, draft)),
     }
 }
 

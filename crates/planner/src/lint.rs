@@ -249,6 +249,10 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 .is_some_and(|o| std::mem::discriminant(&o.kind) == std::mem::discriminant(kind));
             rule("an-operation-keeps-its-kind", same);
         }
+        Step::SetUsers { node, .. } => rule("orders-go-to-servers", view.serves(node)),
+        Step::DropFormerPassword => {
+            rule("there-is-a-former-password", view.desired.former_password_until.is_some());
+        }
         Step::ResizeNode { node, memory } => {
             rule("only-what-can-is-resized-in-place", view.desired.policy.resizes_in_place);
             let limit = InstanceSpec::maxmemory_of(*memory);

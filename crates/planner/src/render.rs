@@ -1,7 +1,7 @@
 //! What an agent is told about its node.
 
 use larder_model::agent::{Member, NodeConfig};
-use larder_model::{Desired, InstanceSpec, NodePhase, NodeRecord};
+use larder_model::{Desired, EndpointKind, InstanceSpec, NodePhase, NodeRecord};
 
 /// Version of this renderer, stamped on what it makes. It rises when the same wish would be
 /// rendered differently.
@@ -76,6 +76,7 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
         election: desired.policy.election,
         worker: Some(record.worker.clone()),
         storage_class: Some(spec.storage_class.clone()),
+        has_read_endpoint: spec.architecture.endpoints().contains(&EndpointKind::Read),
         generation: config_generation(desired),
     })
 }

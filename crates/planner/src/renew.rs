@@ -23,8 +23,13 @@ pub(crate) fn renew(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSour
         return;
     }
     let Some(old) = next_outdated(view) else { return };
-    if view.primary(old.shard).is_none() {
+    let Some(primary) = view.primary(old.shard) else {
         return; // No copy to fill a new node from.
+    };
+    // What has to be copied is what the primary holds.
+    if let Some(wait) = hindered_by_data(view, primary) {
+        draft.wait(wait);
+        return;
     }
     let mut placer = Placer::new(view.desired, view.observed);
     // On its own worker rather than on one that another node of its shard is on.
@@ -70,27 +75,34 @@ fn difference(view: &View<'_>, record: &NodeRecord) -> String {
 fn resize(view: &View<'_>, draft: &mut Draft<'_>) {
     let memory = view.desired.spec.memory;
     for record in view.wanted.iter().filter(|record| record.memory != memory) {
-        let limit = InstanceSpec::maxmemory_of(memory);
-        // Figures are no news to an agent: what it said before the wish may be older than the data.
-        let wished_at = view.operation().map(|operation| operation.created_at);
-        let status = view.agent(&record.id);
-        let used = status
-            .filter(|status| wished_at.is_none_or(|at| status.at >= at))
-            .and_then(|status| status.server.used_memory);
-        let node = record.id.clone();
-        match used {
-            Some(used) if memory < record.memory && used > limit => {
-                draft.wait(Wait::DataTooLarge { node, used, limit });
-            }
-            None if memory < record.memory && status.is_some() => {
-                draft.wait(Wait::Effect { what: format!("node {node} says what it holds now") });
-            }
-            None if memory < record.memory => {
-                let unknown_for = view.silent_for(&record.id);
-                draft.wait(Wait::AgentSilent { node, unknown_for });
-            }
-            _ => draft.step(Step::ResizeNode { node, memory }, format!("it has {}", record.memory)),
+        match hindered_by_data(view, record) {
+            Some(wait) => draft.wait(wait),
+            None => draft.step(
+                Step::ResizeNode { node: record.id.clone(), memory },
+                format!("it has {}", record.memory),
+            ),
         }
+    }
+}
+
+/// Why the node's data may not get the memory that is wanted, as far as is known.
+fn hindered_by_data(view: &View<'_>, record: &NodeRecord) -> Option<Wait> {
+    let memory = view.desired.spec.memory;
+    if memory >= record.memory {
+        return None;
+    }
+    let (node, limit) = (record.id.clone(), InstanceSpec::maxmemory_of(memory));
+    let Some(status) = view.agent(&record.id) else {
+        let unknown_for = view.silent_for(&record.id);
+        return Some(Wait::AgentSilent { node, unknown_for });
+    };
+    // Figures are no news to an agent: what it said before the wish may be older than the data.
+    let wished_at = view.operation().map(|operation| operation.created_at);
+    let is_fresh = wished_at.is_none_or(|at| status.at >= at);
+    match status.server.used_memory.filter(|_| is_fresh) {
+        Some(used) if used > limit => Some(Wait::DataTooLarge { node, used, limit }),
+        Some(_) => None,
+        None => Some(Wait::Effect { what: format!("node {node} says what it holds now") }),
     }
 }
 

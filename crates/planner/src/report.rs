@@ -65,6 +65,7 @@ fn state(view: &View<'_>, health: &Health) -> InstanceState {
             | OperationKind::Failover { .. }
             | OperationKind::Renew { .. }
             | OperationKind::Resize { .. }
+            | OperationKind::SetPassword { .. }
             | OperationKind::Upgrade { .. },
         ) => InstanceState::Updating,
         None => health.state,

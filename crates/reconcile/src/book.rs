@@ -60,6 +60,8 @@ pub trait Book: Send + Sync {
         at: Timestamp,
     ) -> Result<(), BookError>;
     async fn node_delete(&self, instance: &InstanceId, node: &NodeId) -> Result<(), BookError>;
+    /// Forgets the password before the present one; the users' revision rises with that.
+    async fn former_password_drop(&self, instance: &InstanceId) -> Result<(), BookError>;
     /// Notes that the instance has served, provided that nobody changed it since `generation`;
     /// answers the new generation.
     async fn mark_initialized(
@@ -207,10 +209,14 @@ impl Book for MemoryBook {
     }
 
     async fn secrets(&self, instance: &InstanceId) -> Result<NodeSecrets, BookError> {
+        let pages = self.pages();
+        let users_revision = pages.instances.get(instance).map_or(0, |it| it.users_revision);
         Ok(NodeSecrets {
             system_password: Secret::new(format!("system-{instance}")),
             default_password_sha256: Secret::new("0".repeat(64)),
             agent_key: Secret::new(format!("agents-{instance}")),
+            former_password_sha256: Secret::new(""),
+            users_revision,
         })
     }
 
@@ -287,6 +293,15 @@ impl Book for MemoryBook {
 
     async fn node_delete(&self, instance: &InstanceId, node: &NodeId) -> Result<(), BookError> {
         self.with_nodes(instance, |nodes| nodes.retain(|n| n.id != *node));
+        Ok(())
+    }
+
+    async fn former_password_drop(&self, instance: &InstanceId) -> Result<(), BookError> {
+        self.change(instance, |desired| {
+            if desired.former_password_until.take().is_some() {
+                desired.users_revision += 1;
+            }
+        });
         Ok(())
     }
 

@@ -96,6 +96,10 @@ impl Book for StoreBook {
         or_gone(self.store.node_retire(instance, node, at).await.map(drop))
     }
 
+    async fn former_password_drop(&self, instance: &InstanceId) -> Result<(), BookError> {
+        or_gone(self.store.former_password_drop(instance).await)
+    }
+
     async fn node_delete(&self, instance: &InstanceId, node: &NodeId) -> Result<(), BookError> {
         or_gone(self.store.node_delete(instance, node).await.map(drop))
     }

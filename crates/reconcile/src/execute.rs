@@ -222,6 +222,11 @@ impl Executor<'_> {
             Step::ResizeNode { node, memory } => {
                 self.book.node_set_memory(instance, node, *memory).await?;
             }
+            Step::SetUsers { node, .. } => {
+                let users = self.book.secrets(instance).await?.users();
+                self.order(node, fence, Order::SetUsers { users }).await?;
+            }
+            Step::DropFormerPassword => self.book.former_password_drop(instance).await?,
             Step::RetireNode { node } => {
                 self.book.node_retire(instance, node, self.now).await?;
             }

@@ -217,6 +217,7 @@ mod tests {
                 started_at: None,
                 used_memory: None,
                 maxmemory: None,
+                users_revision: None,
                 connected_clients: None,
             },
             volume: VolumeState::Fresh,

@@ -22,6 +22,8 @@ impl Store {
             deletion: row.deletion,
             nodes: nodes::fetch_all(&mut tx, id, doing).await?,
             initialized: row.initialized,
+            users_revision: row.users_revision,
+            former_password_until: row.former_password_until,
             operation: operations::unfinished(&mut tx, id, doing).await?,
             policy,
         }))

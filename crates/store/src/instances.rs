@@ -36,6 +36,10 @@ pub struct InstanceRow {
     pub observation: Option<InstanceObservation>,
     /// Generation of the spec at the last look; 0 until somebody looked.
     pub observed_generation: u64,
+    /// Of the tenant's users and passwords.
+    pub users_revision: u64,
+    /// Until when the password before the present one is valid, while there is one.
+    pub former_password_until: Option<Timestamp>,
 }
 
 impl InstanceRow {
@@ -224,16 +228,7 @@ impl Store {
     ) -> Result<Operation> {
         let mut tx = self.write("beginning a change of an instance").await?;
         let doing = tx.doing();
-        let mut row = fetch(tx.conn(), &spec.id, doing)
-            .await?
-            .ok_or_else(|| StoreError::not_found("instance", &spec.id))?;
-        let name = row.spec.name.as_str();
-        if row.deletion.is_some() || !row.initialized {
-            let what =
-                if row.deletion.is_some() { "is being deleted" } else { "has not served yet" };
-            let detail = format!("instance `{name}` {what}");
-            return Err(Refusal::new(Code::InstanceNotReady, detail).into());
-        }
+        let mut row = changeable(&mut tx, &spec.id).await?;
         let mut operation = operation.clone();
         if let Some(holder) = operations::unfinished(tx.conn(), &spec.id, doing).await? {
             let Some(kind) = operation.kind.in_place_of(&holder.kind) else {
@@ -243,6 +238,7 @@ impl Store {
             operations::give_way(&mut tx, &holder, &operation.id).await?;
         }
         if row.generation != expect_generation {
+            let name = row.spec.name.as_str();
             return Err(generation_conflict(name, expect_generation, row.generation).into());
         }
         row.spec = spec.clone();
@@ -396,6 +392,37 @@ impl Store {
     }
 }
 
+/// The instance, which has served and is not being deleted.
+///
+/// # Errors
+/// A refusal `instance-not-ready`; [`StoreError::NotFound`].
+pub(crate) async fn changeable(tx: &mut WriteTx, id: &InstanceId) -> Result<InstanceRow> {
+    let doing = tx.doing();
+    let row =
+        fetch(tx.conn(), id, doing).await?.ok_or_else(|| StoreError::not_found("instance", id))?;
+    let what = match (row.deletion, row.initialized) {
+        (Some(_), _) => "is being deleted",
+        (None, false) => "has not served yet",
+        (None, true) => return Ok(row),
+    };
+    let detail = format!("instance `{}` {what}", row.spec.name);
+    Err(Refusal::new(Code::InstanceNotReady, detail).into())
+}
+
+/// Revision of the instance's users; 0 for one that is not there.
+pub(crate) async fn users_revision(
+    conn: &mut SqliteConnection,
+    id: &InstanceId,
+    doing: &'static str,
+) -> Result<u64> {
+    let row = sqlx::query("SELECT users_revision FROM instances WHERE id = $1")
+        .bind(id.as_str())
+        .fetch_optional(conn)
+        .await
+        .doing(doing)?;
+    row.map_or(Ok(0), |row| column::unsigned(&row, "users_revision"))
+}
+
 /// Takes back what an operation of this kind has wished for; the generation rises if that changes
 /// anything. An instance that is gone has no wishes.
 pub(crate) async fn undo(tx: &mut WriteTx, id: &InstanceId, kind: &OperationKind) -> Result<()> {
@@ -430,7 +457,7 @@ async fn update_spec(tx: &mut WriteTx, row: &InstanceRow) -> Result<()> {
     Ok(())
 }
 
-fn control_event(id: &InstanceId, reason: &str, message: String) -> Event {
+pub(crate) fn control_event(id: &InstanceId, reason: &str, message: String) -> Event {
     Event {
         at: clock::now(),
         kind: EventKind::Control,
@@ -593,5 +620,7 @@ pub(crate) fn instance_of(row: &SqliteRow) -> Result<InstanceRow> {
         initialized: column::get(row, "initialized")?,
         observation: column::json_option(row, "observation")?,
         observed_generation: column::unsigned(row, "observed_generation")?,
+        users_revision: column::unsigned(row, "users_revision")?,
+        former_password_until: column::time_option(row, "former_password_until")?,
     })
 }

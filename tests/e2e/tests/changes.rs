@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use larder_e2e::world::{Tested, connect};
 use larder_e2e::{check_tidy, cluster_is_whole, replication_is_whole};
-use larder_testkit::{Instance, Larder};
+use larder_testkit::process::kill9;
+use larder_testkit::{Connection, Instance, Larder, PASSWORD, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -54,8 +55,10 @@ fn ids(instance: &Instance) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_grows_and_shrinks_in_place_while_the_servers_run() -> Result<()> {
+async fn memory_grows_and_shrinks_while_clients_go_on() -> Result<()> {
     let larder = Larder::started().await?;
+    // A pod keeps its memory: nodes there are made anew.
+    let in_place = larder.namespace().is_none();
     let tested = Tested::read_write(larder, 1, "redis-7.0").await?;
     let before = ids(&tested.instance);
     let pids: Vec<_> = tested.instance.nodes.iter().map(|node| node.pid).collect();
@@ -63,8 +66,10 @@ async fn memory_grows_and_shrinks_in_place_while_the_servers_run() -> Result<()>
     ensure!(maxmemory(&grown).await?.iter().all(|bytes| *bytes == (256 << 20) / 5 * 4));
     let shrunk = changed(&tested, &["instance", "resize", "rw", "--memory", "128MiB"]).await?;
     ensure!(maxmemory(&shrunk).await?.iter().all(|bytes| *bytes == (128 << 20) / 5 * 4));
-    ensure!(ids(&shrunk) == before, "nodes were made anew");
-    ensure!(shrunk.nodes.iter().map(|node| node.pid).collect::<Vec<_>>() == pids);
+    let anew = ids(&shrunk).iter().filter(|id| !before.contains(id)).count();
+    ensure!(anew == if in_place { 0 } else { before.len() }, "{anew} nodes were made anew");
+    let same = shrunk.nodes.iter().map(|node| node.pid).collect::<Vec<_>>() == pids;
+    ensure!(same == in_place, "servers were restarted: {}", !same);
     nothing_lost(tested).await
 }
 
@@ -163,4 +168,54 @@ async fn a_change_that_is_cancelled_is_undone() -> Result<()> {
     let two = |i: &Instance| i.nodes.len() == 2 && i.state == "running" && i.read_only_nodes == 1;
     larder.wait_for("rw", "as it was", SOON, two).await?;
     nothing_lost(tested).await
+}
+
+/// Whether the write endpoint lets the password in.
+async fn lets_in(instance: &Instance, password: &str) -> Result<bool> {
+    let endpoint = instance.endpoint("write")?;
+    let opened = Connection::open(endpoint, Some(password), Duration::from_secs(2)).await;
+    match opened {
+        Ok(mut connection) => Ok(connection.call(&["PING"]).await?.text() == "PONG"),
+        Err(error) if error.to_string().contains("WRONGPASS") => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_passwords_are_valid_for_the_grace_and_nobody_is_disconnected() -> Result<()> {
+    let larder = Larder::started().await?;
+    let tested = Tested::read_write(larder, 1, "redis-7.0").await?;
+    let links = async |instance: &Instance| -> Result<Vec<String>> {
+        let mut client = connect(instance.endpoint("write")?).await?;
+        let text = client.call(&["INFO", "stats"]).await?.text();
+        Ok(text.lines().filter(|line| line.starts_with("sync_")).map(str::to_owned).collect())
+    };
+    let before = links(&tested.instance).await?;
+    let new = "Newer-Pantry-2027";
+    let args = ["instance", "set-password", "rw", "--password-stdin", "--grace", "5s", "--wait"];
+    let output = tested.larder.cli_with_input(&args, &format!("{new}\n")).await?;
+    ensure!(output.code == 0, "{output:?}");
+    let instance = &tested.instance;
+    ensure!(lets_in(instance, new).await?, "the new password does not work");
+    ensure!(lets_in(instance, PASSWORD).await?, "the former one has no grace");
+    ensure!(links(instance).await? == before, "a replica was cut off");
+    // Noticed at the next look at the instance, which is half a minute away at most.
+    eventually("the former password is valid no longer", Duration::from_secs(60), async || {
+        ensure!(!lets_in(instance, PASSWORD).await?, "it is");
+        Ok(Some(()))
+    })
+    .await?;
+    // Also after a restart of everything, from the files.
+    for node in &instance.nodes {
+        kill9(tested.larder.server_pid(instance, &node.id)?)?;
+    }
+    eventually("the new password works after a restart", SOON, async || {
+        ensure!(lets_in(instance, new).await?);
+        Ok(Some(()))
+    })
+    .await?;
+    ensure!(!lets_in(instance, PASSWORD).await?, "the former password is back");
+    let (larder, ..) = tested.stop().await?;
+    larder.expect_faults();
+    larder.finish().await
 }

@@ -39,7 +39,7 @@ fn fake() -> Fake {
 fn endpoint(fake: &Fake) -> KubeEndpoint {
     let ip = "10.1.0.1".parse().expect("ip");
     let instance = InstanceId::new("i-1").expect("valid");
-    KubeEndpoint::new(fake.client(), "larder", instance, node("n-1"), ip)
+    KubeEndpoint::new(fake.client(), "larder", instance, node("n-1"), ip, true)
 }
 
 fn leads_to(fake: &Fake, slice: &str) -> Vec<String> {
@@ -205,7 +205,7 @@ async fn a_holder_that_cannot_read_where_reads_go_publishes_and_others_go_by_the
     assert_eq!(again.read().await.expect("writes are known"), None, "it has to be written");
     let (ip, instance) = ("10.1.0.2".parse().expect("ip"), InstanceId::new("i-1"));
     let instance = instance.expect("valid");
-    let mut other = KubeEndpoint::new(fake.client(), "larder", instance, node("n-2"), ip);
+    let mut other = KubeEndpoint::new(fake.client(), "larder", instance, node("n-2"), ip, true);
     fake.fails(&format!("GET {READ}"), 403);
     assert_eq!(other.read().await.expect("writes are known"), Some(route(3)));
     fake.fails(&format!("GET {WRITE}"), 403);

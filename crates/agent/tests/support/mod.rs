@@ -89,11 +89,11 @@ impl World {
             fs::create_dir_all(&dir).expect("node dir");
             let boot = world.boot(member, &members, &dir, index == 0);
             write_json(&dir.join("agent.json"), &boot);
-            let secrets = NodeSecrets {
-                system_password: Secret::new("system-password"),
-                default_password_sha256: Secret::new(sha256(TENANT)),
-                agent_key: Secret::new(AGENTS),
-            };
+            let secrets = NodeSecrets::new(
+                Secret::new("system-password"),
+                Secret::new(sha256(TENANT)),
+                Secret::new(AGENTS),
+            );
             write_json(&dir.join("secrets.json"), &secrets);
             world.nodes.push(Node {
                 id: member.node.clone(),
@@ -126,6 +126,7 @@ impl World {
                 members: members.to_vec(),
                 worker: None,
                 storage_class: None,
+                has_read_endpoint: true,
                 election: ElectionPolicy::default(),
                 generation: 1,
             },

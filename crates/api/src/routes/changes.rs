@@ -4,16 +4,19 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use larder_api_types::{Operation, Problem, ResizeInstance, ScaleInstance, UpgradeInstance};
+use larder_api_types::{
+    Operation, Problem, ResizeInstance, ScaleInstance, SetInstancePassword, UpgradeInstance,
+};
 use larder_model::{
     Architecture, BackendNode, ByteSize, Code, Desired, EngineName, Exposed, InstanceSpec,
-    LOCAL_CONTAINER_CLUSTER, Observation, Observed, ObservedNode, OperationKind, Refusal, limits,
+    LOCAL_CONTAINER_CLUSTER, Millis, Observation, Observed, ObservedNode, OperationKind, Refusal,
+    check_password, limits,
 };
 use larder_store::InstanceRow;
 use serde_json::json;
 
 use super::actions::ready;
-use super::create::{CAPACITY_TIMEOUT, check_engine, no_engine};
+use super::create::{CAPACITY_TIMEOUT, check_engine, no_engine, password_sha256};
 use super::instances::{InProject, find};
 use crate::auth::Caller;
 use crate::body::{Body, Params, PathText};
@@ -174,6 +177,46 @@ pub(crate) async fn upgrade(
         Change { action: Action::InstanceUpgrade, object, kind, detail },
     )
     .await
+}
+
+/// How long both passwords are valid when nobody says so, and at most.
+const GRACE: u64 = 600;
+const GRACE_MOST: u64 = 7 * 86_400;
+
+/// Give the instance another password.
+#[utoipa::path(post, path = "/api/v1/instances/{instance}/password", tag = "instances", request_body = SetInstancePassword,
+    params(("instance" = String, Path, description = "Name or id"), InProject),
+    responses(
+        (status = 202, description = "Accepted", body = Operation),
+        (status = "default", description = "A refusal", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn set_password(
+    State(state): State<ApiState>,
+    caller: Caller,
+    PathText(name): PathText,
+    Params(params): Params<InProject>,
+    Body(asked): Body<SetInstancePassword>,
+) -> Result<Accepted, ApiError> {
+    let project = params.project.as_deref();
+    let (row, object) = find(&state, &caller, Action::InstanceSetPassword, project, &name).await?;
+    ready(&row)?;
+    check_password(asked.password.expose())?;
+    let grace = asked.grace_seconds.unwrap_or(GRACE);
+    if grace > GRACE_MOST {
+        return Err(ApiError::new(
+            Code::InvalidRequest,
+            format!("a grace of {grace} s is too long: at most {GRACE_MOST} s, a week"),
+        )
+        .field("grace_seconds"));
+    }
+    let hash = password_sha256(&asked.password);
+    let operation = caller.operation(&row, OperationKind::SetPassword { revision: 0 });
+    let detail = json!({ "grace_seconds": grace });
+    let record = caller.record(Action::InstanceSetPassword, &object, detail);
+    let until = operation.created_at + Millis::secs(grace);
+    let operation = state.store().password_change_begin(&hash, until, &operation, &record).await?;
+    tracing::info!(instance = %row.spec.id, action = %Action::InstanceSetPassword, operation = %operation.id, "operation accepted");
+    (state.parts().activate)(&row.spec.id);
+    Ok((StatusCode::ACCEPTED, Json(render::operation(&operation))))
 }
 
 /// New servers for an instance whose shards have one node each: those cannot hand over to anybody,

@@ -79,11 +79,7 @@ pub(crate) async fn create(
         return dry_run::plan(&state, spec).await.map(|plan| Json(plan).into_response());
     }
     let password = password.unwrap_or_else(|| Secret::new(""));
-    let secrets = NodeSecrets {
-        system_password: random_secret(),
-        default_password_sha256: Secret::new(hex(&Sha256::digest(password.expose()))),
-        agent_key: random_secret(),
-    };
+    let secrets = NodeSecrets::new(random_secret(), password_sha256(&password), random_secret());
     let operation = caller.operation_on(&spec.id, spec.name.as_str(), OperationKind::Create);
     let record = caller.record(Action::InstanceCreate, &object, detail(&spec));
     state.store().instance_create(&spec, &secrets, &operation, &record).await?;
@@ -332,6 +328,11 @@ pub(super) fn no_engine(name: &str) -> ApiError {
 fn random_secret() -> Secret {
     let words: Vec<String> = (0..4).map(|_| format!("{:016x}", RandomIds.next_u64())).collect();
     Secret::new(words.concat())
+}
+
+/// As ACL files write passwords.
+pub(super) fn password_sha256(password: &Secret) -> Secret {
+    Secret::new(hex(&Sha256::digest(password.expose())))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -57,6 +57,8 @@ pub(crate) fn desired(state: &ApiState, spec: InstanceSpec, now: Timestamp) -> D
         nodes: Vec::new(),
         initialized: false,
         operation: Some(operation),
+        users_revision: 0,
+        former_password_until: None,
         policy: state.parts().policy,
     }
 }

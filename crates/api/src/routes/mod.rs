@@ -93,6 +93,7 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(changes::resize))
         .routes(routes!(changes::scale))
         .routes(routes!(changes::upgrade))
+        .routes(routes!(changes::set_password))
         .routes(routes!(operations::list))
         .routes(routes!(operations::get))
         .routes(routes!(operations::cancel))

@@ -86,6 +86,12 @@ pub(crate) async fn cancel(
             "a deletion goes on to its end: there is no way back",
         ));
     }
+    if matches!(operation.kind, OperationKind::SetPassword { .. }) {
+        return Err(ApiError::new(
+            Code::NotCancellable,
+            "servers may know the new password already: set the former one again instead",
+        ));
+    }
     if operation.kind == (OperationKind::Upgrade { former: None }) {
         return Err(ApiError::new(
             Code::NotCancellable,
@@ -113,7 +119,9 @@ pub(crate) async fn cancel(
         | OperationKind::Renew { .. } => {
             format!("cancelled by {by}; the instance goes back to what it was")
         }
-        OperationKind::Create | OperationKind::Delete => format!("cancelled by {by}"),
+        OperationKind::Create | OperationKind::Delete | OperationKind::SetPassword { .. } => {
+            format!("cancelled by {by}")
+        }
     };
     let reason = Refusal::new(Code::OperationCancelled, detail);
     let cancelled = state

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use larder_api_types::{
     CreateInstance, FailoverInstance, Instance, Operation, PlanView, ResizeInstance,
-    RestartInstance, ScaleInstance, UpdateInstance, UpgradeInstance,
+    RestartInstance, ScaleInstance, SetInstancePassword, UpdateInstance, UpgradeInstance,
 };
 use larder_client::{Client, InstanceFilter, InstanceRef};
 use larder_model::{Code, Refusal, Secret};
@@ -76,6 +76,29 @@ pub(crate) async fn run(
             let to = ScaleInstance { replicas, read_only_nodes };
             let operation =
                 client.instance_scale(InstanceRef { project, name: &name }, &to).await?;
+            started(operation, &wait, &client, project, console).await
+        }
+        InstanceCommand::SetPassword { name, password_stdin, generate_password, grace, wait } => {
+            let instance = InstanceRef { project, name: &name };
+            let password = if password_stdin {
+                Some(console.password_from_stdin()?)
+            } else if generate_password {
+                Some(self::generate_password()?)
+            } else {
+                console.ask_new_password()?
+            };
+            let Some(password) = password else {
+                let how =
+                    "give --password-stdin or --generate-password: there is no terminal to ask on";
+                return Err(CliError::Usage(how.to_owned()));
+            };
+            let grace_seconds = grace.map(|grace| grace.as_secs());
+            let to = SetInstancePassword { password: password.clone(), grace_seconds };
+            let operation = client.instance_set_password(instance, &to).await?;
+            if generate_password {
+                console
+                    .say(&format!("password of {name} (shown this once): {}", password.expose()));
+            }
             started(operation, &wait, &client, project, console).await
         }
         InstanceCommand::Upgrade { name, engine, wait } => {

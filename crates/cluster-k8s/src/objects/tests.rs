@@ -90,6 +90,7 @@ fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
         members,
         worker: Some("worker-2".parse().unwrap()),
         storage_class: None,
+        has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation: 7,
     }
@@ -124,11 +125,8 @@ fn lost(wanted: &Value, kept: &Value) -> Vec<String> {
 fn objects_are_of_the_kinds_that_they_say() {
     let (options, id, one) = (options(), instance(), node("n-1"));
     let wish = config(NodeMode::Leased, members());
-    let secrets = NodeSecrets {
-        system_password: Secret::new("system"),
-        default_password_sha256: Secret::new("0".repeat(64)),
-        agent_key: Secret::new(""),
-    };
+    let secrets =
+        NodeSecrets::new(Secret::new("system"), Secret::new("0".repeat(64)), Secret::new(""));
     typed::<apps::v1::StatefulSet>(&stateful_set(&options, &wish));
     typed::<core::v1::Service>(&node_service(&options, &id, &one, None, Some(31_000)));
     for way in [Expose::NodePort, Expose::LoadBalancer] {
@@ -269,11 +267,11 @@ fn an_endpoint_made_again_has_the_port_that_it_had() {
 #[test]
 fn only_the_secret_holds_secrets() {
     let wish = config(NodeMode::Leased, members());
-    let secrets = NodeSecrets {
-        system_password: Secret::new("a-password-of-the-system"),
-        default_password_sha256: Secret::new("ab".repeat(32)),
-        agent_key: Secret::new(""),
-    };
+    let secrets = NodeSecrets::new(
+        Secret::new("a-password-of-the-system"),
+        Secret::new("ab".repeat(32)),
+        Secret::new(""),
+    );
     let text = secret(&options(), &wish, &secrets, &volume()).expect("secret").to_string();
     assert!(!text.contains("a-password-of-the-system"), "encoded, at least");
     assert!(!stateful_set(&options(), &wish).to_string().contains("password"));

@@ -188,15 +188,12 @@ pub(crate) fn config(
         members,
         worker: None,
         storage_class: None,
+        has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,
     }
 }
 
 pub(crate) fn secrets() -> NodeSecrets {
-    NodeSecrets {
-        system_password: Secret::new("system"),
-        default_password_sha256: Secret::new("0".repeat(64)),
-        agent_key: Secret::new("agents"),
-    }
+    NodeSecrets::new(Secret::new("system"), Secret::new("0".repeat(64)), Secret::new("agents"))
 }

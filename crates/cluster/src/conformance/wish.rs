@@ -51,17 +51,18 @@ pub(super) fn config(
         members: vec![member],
         worker: None,
         storage_class: None,
+        has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,
     })
 }
 
 pub(super) fn secrets() -> NodeSecrets {
-    NodeSecrets {
-        system_password: Secret::new("conformance-system-password"),
-        default_password_sha256: Secret::new("0".repeat(64)),
-        agent_key: Secret::new("conformance-agents"),
-    }
+    NodeSecrets::new(
+        Secret::new("conformance-system-password"),
+        Secret::new("0".repeat(64)),
+        Secret::new("conformance-agents"),
+    )
 }
 
 pub(super) fn endpoint(

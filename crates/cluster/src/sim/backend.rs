@@ -116,6 +116,7 @@ impl World {
             start_not_before: 0,
             reported: None,
             settings: self.settings,
+            users_revision: 0,
             config,
         };
         self.nodes.insert(node.config.node.clone(), node);
@@ -218,8 +219,9 @@ impl World {
             run_id: self.run_id_of(node),
             engine_version: Some("7.0.15".to_owned()),
             started_at: None,
-            used_memory: None,
+            used_memory: Some(ByteSize::mib(10)),
             maxmemory: None,
+            users_revision: self.nodes.get(node).map(|found| found.users_revision),
             connected_clients: None,
         };
         let volume = self.volume_state(node);
@@ -256,7 +258,7 @@ impl World {
             agent_run: format!("{node}-{}", agent.life),
             version: agent.version,
             generation: found.config.generation,
-            at: Timestamp(t),
+            at: Timestamp(1_800_000_000_000 + t),
             server,
             volume,
             replication,
@@ -294,6 +296,9 @@ impl World {
             Order::StopServer => {
                 found.agent.held_back = true;
                 self.kill_process(node, false);
+            }
+            Order::SetUsers { users } => {
+                found.users_revision = found.users_revision.max(users.revision);
             }
             Order::StartEmpty => found.agent.memory.start_empty = true,
             Order::ClusterMeet { peers } => {
@@ -479,7 +484,7 @@ impl Cluster for SimCluster {
         &self,
         fence: Fence,
         config: &NodeConfig,
-        _secrets: &NodeSecrets,
+        secrets: &NodeSecrets,
     ) -> Result<(), ClusterError> {
         let mut world = self.sim.world();
         world.check_fence(&self.name, &config.instance, fence)?;
@@ -504,6 +509,9 @@ impl Cluster for SimCluster {
                     return Err(Refusal::new(Code::CapacityExceeded, detail).into());
                 };
                 world.create_node(worker, config.clone());
+                if let Some(node) = world.nodes.get_mut(&config.node) {
+                    node.users_revision = secrets.users_revision;
+                }
             }
         }
         world.reply(&self.name, ())

@@ -200,6 +200,7 @@ impl Sim {
                 members: members.clone(),
                 worker: None,
                 storage_class: None,
+                has_read_endpoint: true,
                 election: policy,
                 generation: 1,
             };

@@ -40,6 +40,8 @@ pub(super) struct SimWorker {
 #[derive(Clone, Debug)]
 pub(super) struct SimNode {
     pub(super) config: NodeConfig,
+    /// What its server has been told of the tenant's users.
+    pub(super) users_revision: u64,
     /// Which of the container clusters' settings it is held by.
     pub(super) settings: u64,
     pub(super) worker: WorkerName,

@@ -24,6 +24,7 @@
 //! leaving-volume NODE      its volume is marked for deletion, and it serves
 //! delete | restart [NODE] | failover SHARD [NODE] [accept-data-loss]
 //! resize SIZE | upgrade ENGINE | renew | scale [shards=N] [replicas=N]      another wish
+//! set-password SECONDS     in which the former one is valid too
 //! cancel                   the operation ends, and its wish with it
 //! in-place                 running nodes can be given another memory
 //! holds NODE SIZE          of data
@@ -192,6 +193,13 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
                     }
                 }
             });
+        }
+        "set-password" => {
+            let revision = world.desired.users_revision + 1;
+            let seconds = rest[0].parse().expect("seconds");
+            world.desired.users_revision = revision;
+            world.desired.former_password_until = Some(now + Millis::secs(seconds));
+            world.change(OperationKind::SetPassword { revision }, |_| {});
         }
         "in-place" => world.desired.policy.resizes_in_place = true,
         "holds" => world.node(rest[0]).used_memory = rest[1].parse().expect("a size"),

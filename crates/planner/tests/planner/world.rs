@@ -42,6 +42,7 @@ pub(crate) struct SimNode {
     pub(crate) generation: u64,
     pub(crate) agent_generation: u64,
     pub(crate) maxmemory: Option<ByteSize>,
+    pub(crate) users_revision: u64,
     pub(crate) used_memory: ByteSize,
     pub(crate) state: ServerState,
     pub(crate) volume: VolumeState,
@@ -147,6 +148,8 @@ impl World {
                 nodes: Vec::new(),
                 initialized: false,
                 operation: None,
+                users_revision: 0,
+                former_password_until: None,
                 policy: PlannerPolicy { drain: Millis(0), ..PlannerPolicy::default() },
             },
             workers: workers.iter().map(|text| worker(text)).collect(),
@@ -412,6 +415,15 @@ impl World {
                     }
                 });
             }
+            Step::SetUsers { node, .. } => {
+                let revision = self.desired.users_revision;
+                self.told(node, |sim| sim.users_revision = revision);
+            }
+            Step::DropFormerPassword => {
+                self.desired.former_password_until = None;
+                self.desired.users_revision += 1;
+                self.desired.generation += 1;
+            }
             Step::UpdateOperation { kind } => {
                 if let Some(operation) = &mut self.desired.operation {
                     operation.kind = kind.clone();
@@ -486,6 +498,7 @@ impl World {
                 generation: 0,
                 agent_generation: 0,
                 maxmemory: None,
+                users_revision: 0,
                 used_memory: ByteSize::mib(10),
                 state: ServerState::Absent,
                 volume: VolumeState::Fresh,
@@ -835,6 +848,7 @@ impl World {
                 started_at: None,
                 used_memory: Some(sim.used_memory),
                 maxmemory: sim.maxmemory,
+                users_revision: Some(sim.users_revision),
                 connected_clients: None,
             },
             volume: sim.volume,

@@ -99,6 +99,8 @@ impl Fleet {
             nodes: Vec::new(),
             initialized: false,
             operation: None,
+            users_revision: 0,
+            former_password_until: None,
             policy: *policy,
         });
         self.begin(&id, OperationKind::Create);

@@ -2,12 +2,12 @@
 
 use larder_model::{
     ByteSize, Code, EngineName, InstanceSpec, Operation, OperationKind, OperationState,
-    PlannerPolicy, Refusal,
+    PlannerPolicy, Refusal, Secret, Timestamp,
 };
 use larder_store::Store;
 
 use crate::support::{
-    Folder, created, node, node_id, operation, operation_id, record, refused, restart,
+    Folder, created, node, node_id, operation, operation_id, record, refused, restart, secrets,
 };
 
 /// An instance that serves, at generation 2.
@@ -118,4 +118,29 @@ async fn a_nodes_memory_is_its_own() {
     let desired = desired.expect("read").expect("there");
     assert_eq!(desired.nodes[0].memory, ByteSize::mib(256));
     assert_eq!(desired.nodes[0].engine, spec.engine);
+}
+
+#[tokio::test]
+async fn a_former_password_is_kept_until_it_is_dropped_and_each_change_raises_the_revision() {
+    let folder = Folder::new();
+    let store = folder.store().await;
+    let spec = serving(&store).await;
+    let kind = OperationKind::SetPassword { revision: 0 };
+    let (begun, record) = (operation(2, &spec, kind), record("set-password", &spec));
+    let (new, until) = (Secret::new("f".repeat(64)), Timestamp(9_000));
+    let begun = store.password_change_begin(&new, until, &begun, &record).await.expect("begin");
+    assert_eq!(begun.kind, OperationKind::SetPassword { revision: 1 });
+    let known = store.instance_secrets(&spec.id).await.expect("secrets");
+    assert_eq!(known.former_password_sha256, secrets().default_password_sha256);
+    assert_eq!((known.default_password_sha256.clone(), known.users_revision), (new, 1));
+    let policy = PlannerPolicy::default;
+    let wish = store.instance_desired(&spec.id, policy()).await.expect("read").expect("there");
+    assert_eq!((wish.users_revision, wish.former_password_until), (1, Some(until)));
+    for _ in 0..2 {
+        store.former_password_drop(&spec.id).await.expect("dropped");
+    }
+    let wish = store.instance_desired(&spec.id, policy()).await.expect("read").expect("there");
+    assert_eq!((wish.users_revision, wish.former_password_until), (2, None));
+    let known = store.instance_secrets(&spec.id).await.expect("secrets");
+    assert_eq!(known.former_password_sha256, Secret::new(""));
 }

@@ -102,11 +102,11 @@ pub(crate) fn spec(n: u32, name: &str) -> InstanceSpec {
 }
 
 pub(crate) fn secrets() -> NodeSecrets {
-    NodeSecrets {
-        system_password: Secret::new(SYSTEM_PASSWORD),
-        default_password_sha256: Secret::new(DEFAULT_SHA256),
-        agent_key: Secret::new(AGENT_KEY),
-    }
+    NodeSecrets::new(
+        Secret::new(SYSTEM_PASSWORD),
+        Secret::new(DEFAULT_SHA256),
+        Secret::new(AGENT_KEY),
+    )
 }
 
 pub(crate) fn operation(n: u32, spec: &InstanceSpec, kind: OperationKind) -> Operation {

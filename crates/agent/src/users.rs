@@ -1,0 +1,69 @@
+//! The tenant's users and passwords at a running server, changed without a restart.
+//!
+//! Each user is set by one `ACL SETUSER` from nothing, which a server takes as a whole or not at
+//! all, and which closes nobody's connection. `ACL LOAD` would close all of them, replicas' too
+//! (redis#12171).
+
+use larder_model::agent::ServerState;
+use larder_model::{Severity, Users};
+
+use crate::core::Core;
+use crate::files;
+use crate::render::{self, DEFAULT_USER};
+
+/// What the server of this process has been told; of a server that was adopted nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) pid: u32,
+    pub(crate) revision: u64,
+}
+
+impl Core {
+    /// Takes users that are newer than those it knows, and tells the server.
+    pub(crate) async fn set_users(&mut self, users: Users) {
+        let revision = users.revision;
+        if self.secrets.adopt(users) {
+            tracing::info!(revision, "users or passwords have changed");
+        }
+        self.tell_users().await;
+    }
+
+    /// Revision that the running server has, if that is known.
+    pub(crate) fn users_revision(&self) -> Option<u64> {
+        let pid = self.server.supervisor.pid()?;
+        self.users_told.filter(|told| told.pid == pid).map(|told| told.revision)
+    }
+
+    /// Tells the running server of its users, unless it has them.
+    pub(crate) async fn tell_users(&mut self) {
+        let users = self.secrets.users();
+        let Some(pid) = self.server.supervisor.pid() else { return };
+        let up_to_date = self.users_revision() == Some(users.revision);
+        if up_to_date || self.server.state() != ServerState::Serving {
+            return;
+        }
+        let Ok(engine) = self.engine else { return };
+        // Before the server: one that starts anew in between reads them there.
+        let text = render::users(&self.secrets, engine);
+        if let Err(error) = files::write_if_different(&self.dir.users(), text.as_bytes()) {
+            tracing::warn!(%error, "users not written");
+            return;
+        }
+        let rules = render::default_user(&users, engine);
+        let told = match self.server.hands().await {
+            Ok(hands) => hands.set_user(DEFAULT_USER, &rules).await,
+            Err(error) => Err(error),
+        };
+        match told {
+            Ok(()) => {
+                let first = self.users_told.is_none_or(|told| told.pid != pid);
+                self.users_told = Some(Told { pid, revision: users.revision });
+                if !first {
+                    let message = "the server has new users or passwords".to_owned();
+                    self.memory.event(Severity::Info, "users-changed", message);
+                }
+            }
+            Err(error) => tracing::info!(%error, "users not told, tried again"),
+        }
+    }
+}
