@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use larder_election::PeerReport;
 use larder_model::agent::{
-    ClusterFailoverMode, ClusterPeer, ClusterView, Member, Order, Problem, ProblemCode, Role,
-    ServerState, VolumeState,
+    ClusterFailoverMode, ClusterPeer, ClusterView, Member, Order, Problem, ProblemCode,
+    ReplicationView, Role, ServerState, VolumeState,
 };
 use larder_model::{
     Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
@@ -23,6 +23,7 @@ use crate::core::{Core, SAMPLE, problem};
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
 use crate::render::NO_FAILOVER;
+use crate::rest::{Changes, ELECTION_RESTS, LONG_AGO};
 use crate::run::Leaving;
 use crate::{clock, fence};
 
@@ -32,12 +33,11 @@ const FORCE_TIME: Millis = Millis(1_000);
 /// A coordinated failover takes at most this long (`CLUSTER_MF_TIMEOUT` in cluster.h). Ordered
 /// again meanwhile it would begin anew, and the primary's clients would be paused once more.
 const COORDINATED: Millis = Millis(5_000);
-/// A replica begins no election within so many node timeouts of its last one (`auth_retry_time` in
-/// `clusterHandleSlaveFailover`, cluster.c).
-const ELECTION_RESTS: u64 = 4;
-/// Voters grant no vote in the place of a primary for which they voted less than so many node
-/// timeouts ago (`clusterSendFailoverAuthIfNeeded`, there as well).
-const VOTERS_REST: u64 = 2;
+/// For so many times as long as a primary waits for its replicas ([`own_file_after`]) a replica
+/// that has restarted waits for its primary.
+///
+/// [`own_file_after`]: larder_election::ElectionPolicy::own_file_after
+const BEHIND_PATIENCE: u64 = 3;
 /// A replica that is silent for this long in the middle of its failover is given up for another.
 const SILENT_REPLICA: Millis = Millis(1_500);
 /// How often the replicas are looked at during a failover.
@@ -86,72 +86,6 @@ pub(crate) struct Clustered {
     /// Run id of the server that was ordered to take over with what it has, whatever that is.
     appointed: Option<String>,
 }
-
-/// Which servers have won and lost the shard lately. A coordinated failover that cannot get its
-/// votes keeps the primary's clients paused in vain, so it is not begun before it can: see
-/// [`ELECTION_RESTS`] and [`VOTERS_REST`].
-#[derive(Debug, Default)]
-struct Changes {
-    primary: Option<String>,
-    replaced: Vec<(String, Timestamp)>,
-    won: Option<Timestamp>,
-    /// Since when the server is looked at.
-    since: Option<Timestamp>,
-}
-
-impl Changes {
-    /// Notes the id of the shard's primary as the server `me` sees it. Answers whom that server has
-    /// just replaced.
-    fn seen(&mut self, primary: &str, me: &str, now: Timestamp) -> Option<String> {
-        self.since.get_or_insert(now);
-        if self.primary.as_deref() == Some(primary) {
-            return None;
-        }
-        let old = self.primary.replace(primary.to_owned())?;
-        self.replaced.retain(|(id, _)| *id != old);
-        self.replaced.push((old.clone(), now));
-        if primary != me {
-            return None;
-        }
-        self.won = Some(now);
-        Some(old)
-    }
-
-    /// How a replica whose primary is dead takes over: by a vote, where one would be granted, and
-    /// where it would be a new one. Who has won an election lately still
-    /// has the votes: `FORCE` begins no other election before [`ELECTION_RESTS`] have passed, counts
-    /// those votes, and the server leads by an epoch that is older than its predecessor's, which
-    /// takes the slots back when it returns (`clusterHandleSlaveFailover`, redis-server 7.0). To take
-    /// over without votes makes a new epoch. What a server did before it was looked at is not known.
-    fn way_for(
-        &self,
-        mode: ClusterFailoverMode,
-        node_timeout: Millis,
-        now: Timestamp,
-    ) -> ClusterFailoverMode {
-        let is_new = |at: Timestamp| now.since(at) <= Millis(node_timeout.0 * ELECTION_RESTS);
-        let no_vote = self.too_soon(node_timeout, now) || self.since.is_none_or(is_new);
-        match mode {
-            ClusterFailoverMode::Force if no_vote => ClusterFailoverMode::Takeover,
-            other => other,
-        }
-    }
-
-    /// An election would not be begun, or not be won.
-    fn too_soon(&self, node_timeout: Millis, now: Timestamp) -> bool {
-        let within = |at: Timestamp, node_timeouts: u64| {
-            // What was seen happened up to a sample earlier.
-            now.since(at) <= Millis(node_timeout.0 * node_timeouts)
-        };
-        let primary = self.primary.as_deref();
-        self.won.is_some_and(|at| within(at, ELECTION_RESTS))
-            || (self.replaced.iter())
-                .any(|(id, at)| Some(id.as_str()) == primary && within(*at, VOTERS_REST))
-    }
-}
-
-/// Monotonic.
-const LONG_AGO: Timestamp = Timestamp(0);
 
 /// For how long a server is watched closely after an order to take over.
 const ATTENTION: Millis = Millis(3_000);
@@ -249,6 +183,7 @@ impl Clustered {
             core.memory.save();
         }
         self.note_copy(core, owns, is_replica);
+        note_in_sync(core, owns, is_replica);
         if outdated {
             self.renew_epoch(core).await;
         }
@@ -302,11 +237,7 @@ impl Clustered {
     /// primary proves nothing: an empty replica that has won an election is one as well.
     fn note_copy(&self, core: &mut Core, owns: bool, is_replica: bool) {
         let Some(run_id) = core.server.run_id() else { return };
-        let synced = is_replica
-            && core
-                .server
-                .replication()
-                .is_some_and(|view| view.role == Role::Replica && view.link_up && !view.syncing);
+        let synced = is_replica && core.server.replication().is_some_and(is_in_sync);
         // A new node gets slots by order alone: what it has is then the shard's data.
         let by_order = core.memory.get().blank || self.appointed.as_ref() == Some(&run_id);
         if (synced || (owns && by_order)) && core.memory.lacks_copy(Some(&run_id)) {
@@ -334,7 +265,8 @@ impl Clustered {
 
     async fn apply_hold(&mut self, core: &mut Core) {
         let Some(run_id) = core.server.run_id() else { return };
-        let hold = on_hold(core) || core.memory.lacks_copy(Some(&run_id));
+        let memory = &core.memory;
+        let hold = on_hold(core) || memory.lacks_copy(Some(&run_id)) || memory.get().behind;
         // What a server was told by a former agent, or at its start, is not known here: each is
         // told once.
         let wanted = Some((run_id, hold));
@@ -609,7 +541,8 @@ impl Clustered {
             synced: None,
             lease_epoch: 0,
         };
-        PeerAnswer { report, cluster: core.server.cluster().cloned(), up_for }
+        let behind = core.memory.get().behind;
+        PeerAnswer { report, cluster: core.server.cluster().cloned(), up_for, behind }
     }
 
     /// What is wrong from the cluster's point of view.
@@ -633,6 +566,37 @@ impl Clustered {
             || self.attentive_until.is_some_and(|until| clock::monotonic() < until)
             || !matches!(core.server.state(), ServerState::Serving)
     }
+}
+
+fn is_in_sync(view: &ReplicationView) -> bool {
+    view.role == Role::Replica && view.link_up && !view.syncing
+}
+
+/// A replica that has come back may lead again: it is in sync, or it was given slots, or there has
+/// been no primary to copy from for long.
+fn note_in_sync(core: &mut Core, owns: bool, is_replica: bool) {
+    if !core.memory.get().behind {
+        return;
+    }
+    let Some(view) = core.server.replication() else { return };
+    let in_sync = owns || (is_replica && is_in_sync(view));
+    if !in_sync {
+        // The bus forgets a dead primary's offset, so to be held for ever would be a shard without
+        // a primary for ever, where nobody else can bring one back.
+        let patience = Millis(core.config.election.own_file_after.0 * BEHIND_PATIENCE);
+        let up_since = core.server.supervisor.running().map(|running| running.since);
+        let waited = up_since.is_some_and(|at| clock::monotonic().since(at) >= patience);
+        if view.link_up || view.syncing || !waited {
+            return;
+        }
+        let message = format!(
+            "no primary to copy from for {patience}: this server may lead the shard again, with the \
+             data it has"
+        );
+        core.memory.event(Severity::Warning, "may-lead-behind", message);
+    }
+    core.memory.change(|memory| memory.behind = false);
+    core.memory.save();
 }
 
 /// Draws the attention of the shard's other agents to what begins now: one of them has a server
@@ -746,6 +710,7 @@ fn is_candidate(answer: &PeerAnswer, dead: &str, replid: Option<&str>, down_for:
     let Some(replication) = &answer.report.replication else { return false };
     let Some(me) = answer.cluster.as_ref().and_then(|view| view.me()) else { return false };
     answer.report.state == ServerState::Serving
+        && !answer.behind
         && me.role == Role::Replica
         && me.primary.as_deref() == Some(dead)
         && !replication.syncing
@@ -846,154 +811,5 @@ fn not_ready(error: &NodeError) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NODE_TIMEOUT: Millis = Millis(5_000);
-
-    /// A node of the cluster; without a primary it is one, with all slots.
-    fn peer(id: &str, port: u16, primary: Option<&str>) -> ClusterPeer {
-        let slots = SlotRange::new(0, 16_383).expect("valid");
-        ClusterPeer {
-            id: id.into(),
-            address: Address::new("127.0.0.1", port),
-            role: if primary.is_some() { Role::Replica } else { Role::Primary },
-            primary: primary.map(str::to_owned),
-            failed: false,
-            suspected: false,
-            handshake: false,
-            linked: true,
-            config_epoch: 1,
-            slots: if primary.is_some() {
-                SlotSet::default()
-            } else {
-                [slots].into_iter().collect()
-            },
-            migrating: false,
-        }
-    }
-
-    fn replica(offset: u64, replid: &str) -> PeerAnswer {
-        let address = Address::new("127.0.0.1", 7001);
-        let me = ClusterPeer { address: address.clone(), ..peer("b", 7001, Some("a")) };
-        PeerAnswer {
-            report: PeerReport {
-                node: NodeId::new("n-b").expect("valid"),
-                state: ServerState::Serving,
-                run_id: None,
-                replication: Some(larder_model::agent::ReplicationView {
-                    role: Role::Replica,
-                    primary: Some(address),
-                    link_up: false,
-                    syncing: false,
-                    replid: replid.into(),
-                    offset,
-                    replicas: Vec::new(),
-                }),
-                volume: VolumeState::Data,
-                data_epoch: 0,
-                synced: None,
-                lease_epoch: 0,
-            },
-            cluster: Some(larder_model::agent::ClusterView {
-                my_id: "b".into(),
-                state_ok: true,
-                current_epoch: 1,
-                nodes: vec![me],
-            }),
-            up_for: Some(Millis(60_000)),
-        }
-    }
-
-    #[test]
-    fn a_replica_of_a_shard_without_writes_may_take_over_and_one_that_never_synced_may_not() {
-        let fit =
-            |offset, own: &str, dead| is_candidate(&replica(offset, own), "a", dead, Millis(100));
-        assert!(fit(0, "of-the-primary", Some("of-the-primary")));
-        assert!(!fit(0, "its-own", Some("of-the-primary")));
-        assert!(!fit(0, "its-own", None), "a new agent does not know the id");
-        assert!(fit(14, "of-the-primary", None));
-        assert!(!is_candidate(&replica(14, "x"), "a", None, Millis(90_000)), "restarted since");
-    }
-
-    #[test]
-    fn a_shard_that_went_back_and_forth_rests_until_votes_are_granted_again() {
-        let mut changes = Changes::default();
-        changes.seen("a", "c", Timestamp(0));
-        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(0)));
-        changes.seen("b", "c", Timestamp(1_000));
-        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(1_100)), "nobody has voted for `b` yet");
-        changes.seen("a", "c", Timestamp(2_000));
-        assert!(changes.too_soon(NODE_TIMEOUT, Timestamp(3_000)), "`a` was replaced a moment ago");
-        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(11_001)));
-    }
-
-    #[test]
-    fn who_has_won_lately_takes_over_without_the_votes_of_that_time() {
-        use ClusterFailoverMode::{Coordinated, Force, Takeover};
-        let mut changes = Changes { since: Some(LONG_AGO), ..Changes::default() };
-        let start = Timestamp(100_000);
-        changes.seen("a", "c", start);
-        assert_eq!(changes.way_for(Force, NODE_TIMEOUT, start), Force);
-        changes.seen("c", "c", start);
-        changes.seen("a", "c", start + Millis(3_000));
-        let way = |mode, ms| changes.way_for(mode, NODE_TIMEOUT, start + Millis(ms));
-        assert_eq!(way(Force, 4_000), Takeover);
-        assert_eq!(way(Force, 19_000), Takeover);
-        assert_eq!(way(Force, 21_000), Force);
-        assert_eq!(way(Coordinated, 4_000), Coordinated);
-        let adopted = Changes { since: Some(start), ..Changes::default() };
-        assert_eq!(adopted.way_for(Force, NODE_TIMEOUT, start + Millis(4_000)), Takeover);
-    }
-
-    #[test]
-    fn an_owner_by_an_older_epoch_does_not_count() {
-        let (dead, owner) = (peer("a", 7000, None), peer("b", 7001, None));
-        let dead =
-            |config_epoch| ClusterPeer { slots: SlotSet::default(), config_epoch, ..dead.clone() };
-        let answer = |dead| {
-            let nodes = vec![dead, owner.clone()];
-            let mut answer = replica(1, "r");
-            answer.cluster =
-                Some(ClusterView { my_id: "b".into(), nodes, ..answer.cluster.expect("a view") });
-            answer
-        };
-        assert!(owns_slots_of(&answer(dead(0)), "a"));
-        assert!(!owns_slots_of(&answer(dead(2)), "a"));
-        let follows = ClusterPeer { role: Role::Replica, ..dead(2) };
-        assert!(owns_slots_of(&answer(follows), "a"));
-    }
-
-    #[test]
-    fn a_change_that_was_ordered_in_agreement_fences_nobody_and_a_later_one_does() {
-        let view = |of_a: Option<&str>, of_b: Option<&str>| ClusterView {
-            my_id: "b".into(),
-            state_ok: true,
-            current_epoch: 1,
-            nodes: vec![peer("a", 7000, of_a), peer("b", 7001, of_b)],
-        };
-        let (before, after) = (view(None, Some("a")), view(Some("b"), None));
-        let fenced = |coordinated_at: Option<Timestamp>, seen_at: Timestamp| {
-            let mut clustered = Clustered { coordinated_at, ..Clustered::default() };
-            assert_eq!(clustered.whom_to_fence(&before, Timestamp(0)), None, "nobody was replaced");
-            let fenced = clustered.whom_to_fence(&after, seen_at);
-            assert_eq!(clustered.whom_to_fence(&after, seen_at), None, "once");
-            fenced
-        };
-        let former = Some(Address::new("127.0.0.1", 7000));
-        let ordered = Some(Timestamp(1_000));
-        assert_eq!(fenced(ordered, Timestamp(1_400)), None);
-        assert_eq!(fenced(ordered, Timestamp(6_000)), former, "its clients are back by then");
-        assert_eq!(fenced(None, Timestamp(1_400)), former);
-    }
-
-    #[test]
-    fn a_server_that_has_won_an_election_rests_before_its_next_one() {
-        let mut changes = Changes::default();
-        changes.seen("a", "b", Timestamp(0));
-        changes.seen("b", "b", Timestamp(1_000));
-        changes.seen("a", "b", Timestamp(2_000));
-        assert!(changes.too_soon(NODE_TIMEOUT, Timestamp(20_000)));
-        assert!(!changes.too_soon(NODE_TIMEOUT, Timestamp(21_001)));
-    }
-}
+#[path = "clustered_tests.rs"]
+mod tests;

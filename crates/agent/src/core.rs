@@ -73,6 +73,8 @@ pub(crate) struct Core {
     /// The other nodes are on other machines.
     in_pod: bool,
     pub(crate) failures: Failures,
+    /// The agent was told to end and hands over what this node leads.
+    pub(crate) leaving: bool,
     /// Of the cluster file that was kept last.
     pub(crate) cluster_file_kept_of: Option<SystemTime>,
     /// When old data that could not be loaded were last looked for.
@@ -130,6 +132,7 @@ impl Core {
             volume: VolumeState::Fresh,
             replication: None,
             cluster: None,
+            behind: false,
             lease: None,
             problem: None,
             events: Vec::new(),
@@ -165,6 +168,7 @@ impl Core {
             beat: beat.clone(),
             in_pod,
             failures: Failures::default(),
+            leaving: false,
             cluster_file_kept_of: None,
             unreadable_seen_to: None,
         };
@@ -478,8 +482,8 @@ impl Core {
             self.mend_cluster_file().map_err(|e| io("restoring nodes.conf", &e))?;
         }
         let mut args = vec![self.dir.server_config().to_string_lossy().into_owned()];
-        let lacks_copy = clustered && self.memory.lacks_copy(None);
-        args.extend(render::start_arguments(upstream, lacks_copy));
+        let on_hold = clustered && self.starts_on_hold();
+        args.extend(render::start_arguments(upstream, on_hold));
         let (binary, folder) = (self.boot.server_binary.clone(), self.volume.path().to_owned());
         let pid = self
             .server
@@ -488,6 +492,18 @@ impl Core {
             .map_err(|e| io("starting the server", &e))?;
         self.users_told = Some(Told { pid, revision: self.secrets.users_revision });
         Ok(pid)
+    }
+
+    /// Whether a cluster's server must not take part in elections before it is in sync, because it
+    /// may have less than its shard. Notes it for one that comes back as a replica.
+    fn starts_on_hold(&mut self) -> bool {
+        let memory = self.memory.get();
+        let returns_as_replica = memory.cluster_id.is_some() && !memory.owned_slots;
+        if returns_as_replica && !memory.behind {
+            self.memory.change(|memory| memory.behind = true);
+            self.memory.save();
+        }
+        returns_as_replica || self.memory.lacks_copy(None)
     }
 
     async fn engine(&mut self) -> Result<Engine, Problem> {
@@ -753,6 +769,7 @@ impl Core {
             volume: self.volume_state(),
             replication: self.server.replication().cloned(),
             cluster: self.server.cluster().cloned(),
+            behind: self.memory.get().behind,
             lease,
             problem: self.problem(concern),
             events: self.memory.get().events.iter().cloned().collect(),

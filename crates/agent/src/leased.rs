@@ -772,7 +772,7 @@ impl Leased {
         core.server.sample(REPORT_SAMPLE).await;
         self.note_sync(core);
         let report = larder_election::peer_report(&self.local(core), &self.view);
-        PeerAnswer { report, cluster: None, up_for: None }
+        PeerAnswer { report, cluster: None, up_for: None, behind: false }
     }
 
     /// Gives a holder the promise that it asks for, when the election lets it. Durable before it

@@ -29,6 +29,7 @@ mod pod;
 mod proc;
 mod process;
 mod render;
+mod rest;
 mod run;
 mod server;
 mod streams;

@@ -44,6 +44,10 @@ pub(crate) struct AgentMemory {
     /// Cluster mode, while `rebuilding` or `blank`: run id of the server that has copied all its
     /// primary has, if only in its memory so far.
     pub(crate) copied: Option<String>,
+    /// Cluster mode: the server was started as a replica and has not been in sync since. Its
+    /// primary may have acknowledged writes meanwhile that it does not have: it leads by nobody's
+    /// vote.
+    pub(crate) behind: bool,
     /// The server has served on this volume, so it has written files that are to be there.
     pub(crate) files_seen: bool,
     /// The engine that last served on this volume, and so has written what is there.

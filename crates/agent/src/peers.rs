@@ -37,6 +37,9 @@ pub(crate) struct PeerAnswer {
     /// Cluster mode: for how long its server process has been running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) up_for: Option<Millis>,
+    /// Cluster mode: it was started as a replica and has not been in sync since.
+    #[serde(default)]
+    pub(crate) behind: bool,
 }
 
 /// Speaks to the other agents of the instance.

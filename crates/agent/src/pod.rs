@@ -246,6 +246,7 @@ mod tests {
                 replicas: Vec::new(),
             }),
             cluster,
+            behind: false,
             lease: None,
             problem: None,
             events: Vec::new(),

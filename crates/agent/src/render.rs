@@ -111,15 +111,15 @@ pub(crate) fn server_config(
 /// The server's arguments after the configuration file: whom it copies from, and whether it may ask
 /// for the votes by itself.
 ///
-/// `lacks_copy`: a cluster's replica with nothing to lead with. It would win an election at once
-/// (`cluster-replica-validity-factor 0`), and wipe whoever had the data. It starts on hold, so that
-/// this does not depend on an agent that lives long enough to say so.
-pub(crate) fn start_arguments(upstream: Option<&Address>, lacks_copy: bool) -> Vec<String> {
+/// `on_hold`: a cluster's replica that may have less than its shard to lead with. It would win an
+/// election at once (`cluster-replica-validity-factor 0`), and wipe whoever had the data. It starts
+/// on hold, so that this does not depend on an agent that lives long enough to say so.
+pub(crate) fn start_arguments(upstream: Option<&Address>, on_hold: bool) -> Vec<String> {
     let mut args = Vec::new();
     if let Some(address) = upstream {
         args.extend(["--replicaof".into(), address.host.clone(), address.port.to_string()]);
     }
-    if lacks_copy {
+    if on_hold {
         args.extend([format!("--{NO_FAILOVER}"), "yes".into()]);
     }
     args

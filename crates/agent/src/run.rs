@@ -148,7 +148,11 @@ async fn leave_node(
     let message = "the agent was told to end and stops its server".to_owned();
     core.memory.event(Severity::Info, "agent-leaving", message);
     if mode.leads(core) && core.shard_peers().next().is_some() {
-        let settled = turn(core, mode, inbox, |mode, core| !mode.leads(core));
+        // Looked at closely: when the last replica goes too, as all pods of an instance may at once,
+        // every write from then on is on this server alone.
+        core.leaving = true;
+        let enough = |mode: &Mode, core: &Core| !mode.leads(core) || core.server.is_alone();
+        let settled = turn(core, mode, inbox, enough);
         let _ = tokio::time::timeout(how.settle, settled).await;
     }
     let began = clock::monotonic();
@@ -325,7 +329,8 @@ impl Mode {
     }
 
     fn in_motion(&self, core: &Core) -> bool {
-        core.server.awaits_replica()
+        core.leaving
+            || core.server.awaits_replica()
             || match self {
                 Self::Leased(leased) => leased.in_motion(),
                 Self::Clustered(clustered) => clustered.in_motion(core),

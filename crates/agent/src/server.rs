@@ -322,6 +322,14 @@ impl Server {
         self.streams.awaited(clock::monotonic())
     }
 
+    /// A primary that nobody copies from: what is written now is on this server alone.
+    pub(crate) fn is_alone(&self) -> bool {
+        let nobody = |view: &ReplicationView| {
+            view.role == larder_model::agent::Role::Primary && view.replicas.is_empty()
+        };
+        self.replication().is_some_and(nobody)
+    }
+
     /// The cluster as of the last sample; `None` when that was not answered.
     pub(crate) fn cluster(&self) -> Option<&ClusterView> {
         if self.answer == Answer::Ready { self.cluster.as_ref() } else { None }

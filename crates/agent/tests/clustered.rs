@@ -317,6 +317,50 @@ async fn a_replica_started_empty_by_order_does_not_take_over_before_its_first_co
     comes_back_after_nobody_led(&mut world, &primary).await;
 }
 
+/// A primary that is told to end a moment after its replica has acknowledged writes that nobody else
+/// has. Both come back, the replica first.
+#[tokio::test]
+async fn a_restarted_replica_leaves_the_lead_to_a_primary_that_comes_back_late() {
+    let mut world = formed().await;
+    let primary = cluster_id(&world.statuses().await[4]);
+    let mut tenant = world.tenant(4).await;
+    tenant.call(&["SET", "foo", "old"]).await.expect("written");
+    tenant.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    released(&world, 5).await;
+    world.kill_node(5);
+    tenant.call(&["SET", "foo", "bar"]).await.expect("written");
+    world.kill_node(4);
+    world.start(5);
+    world
+        .wait("given up, by its replica too", Duration::from_secs(20), |all| {
+            [0, 2, 5]
+                .iter()
+                .all(|index| view(&all[*index]).is_some_and(|view| has_failed(view, &primary)))
+        })
+        .await;
+    let all = world.statuses().await;
+    assert!(all[5].as_ref().is_some_and(|status| status.behind), "{}", world.logs());
+    world.kill_agent(5);
+    comes_back_after_nobody_led(&mut world, &primary).await;
+    assert!(world.statuses().await[5].as_ref().is_some_and(|status| !status.behind));
+}
+
+/// Nobody else can bring the shard back, so it does not wait for ever.
+#[tokio::test]
+async fn a_restarted_replica_whose_primary_stays_away_may_lead_in_the_end() {
+    let mut world = formed().await;
+    world.tenant(4).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    world.tenant(4).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
+    world.kill_node(5);
+    world.kill_node(4);
+    world.start(5);
+    world.wait("leads", Duration::from_secs(60), |all| owns_slots(&all[5])).await;
+    let all = world.statuses().await;
+    assert!(events(all[5].as_ref().expect("answers")).contains(&"may-lead-behind"));
+    let value = world.tenant(5).await.call(&["GET", "foo"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
+}
+
 #[tokio::test]
 async fn a_hold_that_a_former_agent_has_set_is_lifted_by_the_next_one() {
     let mut world = formed().await;

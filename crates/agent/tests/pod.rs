@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use larder_agent::wire::{InstanceKey, TcpDial};
 use larder_agent::{AgentClient, read_boot};
-use larder_model::agent::{AgentStatus, ProblemCode, ServerState, VolumeState};
+use larder_model::agent::{AgentStatus, Fence, Order, ProblemCode, ServerState, VolumeState};
 use larder_model::kube::{VOLUME_FILE, VolumeIds};
 use larder_model::lease::ReleaseReason;
-use larder_model::{Address, NodeMode, Secret};
+use larder_model::{Address, NodeMode, Secret, even_slots};
 use larder_node::Connection;
 use support::{World, leader, role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +31,11 @@ struct Pods {
 
 impl Pods {
     fn new(nodes: u32) -> Self {
-        let mut world = World::new(NodeMode::Leased, 1, nodes);
+        Self::in_mode(NodeMode::Leased, nodes)
+    }
+
+    fn in_mode(mode: NodeMode, nodes: u32) -> Self {
+        let mut world = World::new(mode, 1, nodes);
         let (port, probes) = (support::free_port(), support::free_port());
         let host = |index: usize| format!("127.0.0.{}", index + 2);
         for index in 0..world.nodes.len() {
@@ -71,9 +75,41 @@ impl Pods {
         fs::write(self.world.nodes[index].dir.join("slow-ms"), ms.to_string()).expect("written");
     }
 
-    async fn status(&self, index: usize) -> Option<AgentStatus> {
+    fn client(&self, index: usize) -> AgentClient {
         let address = Address::new(self.world.nodes[index].address.host.clone(), self.port);
-        AgentClient::over(Arc::new(TcpDial(address)), self.key.clone()).status().await.ok()
+        AgentClient::over(Arc::new(TcpDial(address)), self.key.clone())
+    }
+
+    async fn status(&self, index: usize) -> Option<AgentStatus> {
+        self.client(index).status().await.ok()
+    }
+
+    async fn order(&self, index: usize, order: Order) {
+        let fence = Fence { controller_epoch: 1, generation: 1 };
+        let told = self.client(index).order(fence, &order).await;
+        told.unwrap_or_else(|error| panic!("{order:?}: {error}\n{}", self.world.logs()));
+    }
+
+    /// A cluster of one shard: node 0 has the slots, node 1 copies from it.
+    async fn formed() -> Self {
+        let mut pods = Self::in_mode(NodeMode::Clustered, 2);
+        for index in [0, 1] {
+            pods.start(index);
+            pods.wait("serves", index, |status| status.cluster.is_some()).await;
+        }
+        let ranges = vec![even_slots(0, 1)];
+        pods.order(0, Order::ClusterAddSlots { ranges, config_epoch: 1 }).await;
+        let peers = vec![pods.world.nodes[1].address.clone()];
+        pods.order(0, Order::ClusterMeet { peers }).await;
+        let primary = pods.status(0).await.and_then(|status| status.cluster).expect("a view").my_id;
+        pods.wait("knows it", 1, |status| {
+            let view = status.cluster.as_ref();
+            view.is_some_and(|v| v.nodes.iter().any(|n| n.id == primary && !n.handshake))
+        })
+        .await;
+        pods.order(1, Order::ClusterReplicate { primary }).await;
+        pods.follows(1).await;
+        pods
     }
 
     /// What the probe at `path` answers; 0: nothing within a second.
@@ -202,6 +238,33 @@ async fn an_agent_told_to_end_hands_over_before_its_server_stops() {
     pods.leads(1).await;
     let value = pods.world.tenant(1).await.call(&["GET", "key"]).await.expect("read");
     assert_eq!(value.as_bytes(), Some(&b"value"[..]));
+}
+
+/// All pods of an instance may be deleted at once: what the last server acknowledges after its
+/// replica has gone is nowhere else.
+#[tokio::test]
+async fn a_primary_whose_replica_has_gone_takes_no_more_writes_once_it_is_told_to_end() {
+    let mut pods = Pods::formed().await;
+    pods.wait("has a replica", 0, |status| {
+        status.replication.as_ref().is_some_and(|view| view.replicas.iter().any(|r| r.online))
+    })
+    .await;
+    pods.world.kill_node(1);
+    let mut tenant = pods.world.tenant(0).await;
+    let (last_write, ended) = tokio::join!(
+        async {
+            let told = Instant::now();
+            while told.elapsed() < Duration::from_secs(10)
+                && tenant.call(&["SET", "key", "value"]).await.is_ok()
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            told.elapsed()
+        },
+        pods.world.end_agent(0, Duration::from_secs(15)),
+    );
+    assert!(ended.success(), "{ended}\n{}", pods.world.logs());
+    assert!(last_write < Duration::from_millis(800), "{last_write:?} after the word");
 }
 
 /// To the first process of a pod a signal that nobody listens for is as if it were not sent.

@@ -191,6 +191,10 @@ pub struct AgentStatus {
     pub volume: VolumeState,
     pub replication: Option<ReplicationView>,
     pub cluster: Option<ClusterView>,
+    /// Cluster mode: the server came back as a replica and has not been in sync since, so it may
+    /// lack what its primary acknowledged meanwhile.
+    #[serde(default)]
+    pub behind: bool,
     pub lease: Option<LeaseSummary>,
     /// Why the node is not serving, when it is not; or what is wrong though it serves.
     pub problem: Option<Problem>,

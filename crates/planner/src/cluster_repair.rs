@@ -119,10 +119,11 @@ fn is_replica(view: &View<'_>, record: &NodeRecord) -> bool {
     view.serves(&record.id) && view.me(&record.id).is_some_and(|me| me.role == Role::Replica)
 }
 
-/// The most advanced serving replica of a shard without a primary.
+/// The most advanced serving replica of a shard without a primary. One that has restarted and not
+/// been in sync since is none: its primary may have acknowledged more.
 pub(crate) fn heir<'a>(view: &View<'a>, shard: u32) -> Option<&'a NodeRecord> {
     view.wanted_of(shard)
-        .filter(|record| is_replica(view, record))
+        .filter(|record| is_replica(view, record) && !view.is_behind(&record.id))
         .max_by(|a, b| (view.offset(&a.id), &b.id).cmp(&(view.offset(&b.id), &a.id)))
 }
 
@@ -137,11 +138,13 @@ pub(crate) fn former_primary<'a>(view: &View<'a>, replica: &NodeRecord) -> Optio
     })
 }
 
-/// Seen to be dead, never merely unseen: its agent says so, the container cluster holds it no
-/// longer, or an administrator has given its worker up.
+/// Seen to be dead, never merely unseen: its agent says so, or its worker is away and the container
+/// cluster holds it no longer, or an administrator has given its worker up. One that is absent from
+/// a worker that lives is on its way back with its data.
 pub(crate) fn process_is_gone(view: &View<'_>, record: &NodeRecord) -> bool {
     if view.agent(&record.id).is_some() {
         return view.is_down(&record.id);
     }
-    view.backend(&record.id).is_absent() || view.worker_is_lost(record)
+    let is_gone = view.backend(&record.id).is_absent() && view.worker_is_away(record);
+    is_gone || view.worker_is_lost(record)
 }

@@ -118,6 +118,17 @@ fn begin(view: &View<'_>, draft: &mut Draft<'_>, wish: &Wish<'_>) -> Result<(), 
                     may_lead(view, to)?;
                 }
                 None if view.successor(shard).is_none() => {
+                    // In a moment, more often than not: a replica that has just restarted.
+                    let coming = view.wanted_of(shard).find(|record| {
+                        record.id != primary.id
+                            && view.server(&record.id).is_some_and(ServerState::is_alive)
+                    });
+                    if let Some(record) = coming
+                        && view.now.since(wish.begun_at) < PATIENCE
+                    {
+                        draft.wait(Wait::ReplicaSyncing { node: record.id.clone() });
+                        return Ok(());
+                    }
                     return Err(Refusal::new(
                         Code::NoEligibleReplica,
                         format!("no replica of shard {shard} is in sync with its primary"),

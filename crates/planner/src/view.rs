@@ -178,6 +178,11 @@ impl<'a> View<'a> {
         self.agent(node)?.replication.as_ref()
     }
 
+    /// The server came back as a replica and has not been in sync since.
+    pub(crate) fn is_behind(&self, node: &NodeId) -> bool {
+        self.agent(node).is_some_and(|status| status.behind)
+    }
+
     pub(crate) fn offset(&self, node: &NodeId) -> u64 {
         self.replication(node).map_or(0, |replication| replication.offset)
     }

@@ -223,6 +223,7 @@ mod tests {
             volume: VolumeState::Fresh,
             replication: None,
             cluster: None,
+            behind: false,
             lease: None,
             problem: None,
             events: Vec::new(),

@@ -263,6 +263,7 @@ impl World {
             volume,
             replication,
             cluster,
+            behind: false,
             lease,
             problem,
             events: Vec::new(),

@@ -174,6 +174,46 @@ fn a_shard_is_never_taken_over_because_its_primary_is_silent() {
     assert_eq!(takeovers(&plan), 2, "{plan}");
 }
 
+/// Its data are where they were, and it is on its way back: what it acknowledged last may be nowhere
+/// else.
+#[test]
+fn no_shard_is_taken_over_from_a_node_that_is_absent_from_a_worker_that_lives() {
+    let mut world = cluster(3, 2);
+    world.frozen = true;
+    for shard in 0..2 {
+        let id = world.primary(shard).expect("it runs");
+        world.vanish(&id);
+    }
+    let plan = world.plan();
+    assert_eq!(takeovers(&plan), 0, "{plan}");
+    assert!(plan.waits.contains(&Wait::Election { shard: 0 }), "{plan}");
+    for worker in &mut world.workers {
+        worker.state = WorkerState::Unreachable;
+    }
+    let plan = world.plan();
+    assert_eq!(takeovers(&plan), 2, "{plan}");
+}
+
+#[test]
+fn no_shard_is_taken_over_by_a_replica_that_has_restarted_and_is_behind() {
+    let mut world = cluster(3, 2);
+    world.frozen = true;
+    for shard in 0..2 {
+        let id = world.primary(shard).expect("it runs");
+        world.node(id.as_str()).state = ServerState::Dead;
+        for record in world.desired.nodes.clone().iter().filter(|r| r.shard == shard) {
+            world.node(record.id.as_str()).behind = true;
+        }
+    }
+    let plan = world.plan();
+    assert_eq!(takeovers(&plan), 0, "{plan}");
+    for sim in world.nodes.values_mut() {
+        sim.behind = false;
+    }
+    let plan = world.plan();
+    assert_eq!(takeovers(&plan), 2, "{plan}");
+}
+
 #[test]
 fn where_most_primaries_are_dead_the_silent_one_still_keeps_its_shard() {
     let mut world = cluster(5, 2);

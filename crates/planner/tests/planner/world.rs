@@ -64,6 +64,8 @@ pub(crate) struct SimNode {
     /// What the agent says is wrong.
     pub(crate) problem: Option<Problem>,
     pub(crate) outdated: bool,
+    /// Restarted as a replica, and not in sync since.
+    pub(crate) behind: bool,
 }
 
 /// A server that is no more, as the others remember it.
@@ -515,6 +517,7 @@ impl World {
                 exposed: Exposed::No,
                 hindered: None,
                 outdated: false,
+                behind: false,
             };
             self.nodes.insert(node.clone(), sim);
         }
@@ -862,6 +865,7 @@ impl World {
                 replicas: self.copies_of(id, replica),
             }),
             cluster: (self.clustered() && answers).then(|| self.cluster_view(sim)),
+            behind: sim.behind,
             lease: (!self.clustered()).then(|| LeaseSummary {
                 epoch: self.lease_epoch,
                 holder: self.holder.clone(),
