@@ -16,7 +16,7 @@ fn peer(id: &str, port: u16, primary: Option<&str>) -> ClusterPeer {
         linked: true,
         config_epoch: 1,
         slots: if primary.is_some() { SlotSet::default() } else { [slots].into_iter().collect() },
-        migrating: false,
+        open: Vec::new(),
     }
 }
 

@@ -247,6 +247,7 @@ mod tests {
             }),
             cluster,
             behind: false,
+            slot_move: None,
             lease: None,
             problem: None,
             events: Vec::new(),
@@ -266,7 +267,7 @@ mod tests {
             linked,
             config_epoch: 1,
             slots: SlotRange::new(index * 100, index * 100 + 99).into_iter().collect(),
-            migrating: false,
+            open: Vec::new(),
         };
         ClusterView {
             my_id: "0".to_owned(),

@@ -9,6 +9,7 @@ use crate::exposure::OuterAddress;
 use crate::ids::{EngineName, InstanceId, InstanceName, NodeId, WorkerName, ZoneName};
 use crate::policy::ElectionPolicy;
 use crate::size::ByteSize;
+use crate::slot_move::{OpenSlot, SlotJob, SlotMoveStatus};
 use crate::slots::{SlotRange, SlotSet};
 use crate::time::{Millis, Timestamp};
 use crate::users::Users;
@@ -140,6 +141,17 @@ pub enum Order {
     ClusterFailover {
         mode: ClusterFailoverMode,
     },
+    /// To the agent of a primary: give these slots to another one.
+    MoveSlots {
+        job: SlotJob,
+    },
+    /// Slots that are on their way arrive; no more are begun.
+    StopMovingSlots,
+    /// Of slots that are marked as on their way, though nobody at the other end knows of it, the
+    /// mark goes.
+    CloseSlots {
+        slots: SlotSet,
+    },
 }
 
 impl Order {
@@ -158,6 +170,9 @@ impl Order {
             Self::ClusterReplicate { .. } => "cluster-replicate",
             Self::ClusterForget { .. } => "cluster-forget",
             Self::ClusterFailover { .. } => "cluster-failover",
+            Self::MoveSlots { .. } => "move-slots",
+            Self::StopMovingSlots => "stop-moving-slots",
+            Self::CloseSlots { .. } => "close-slots",
         }
     }
 }
@@ -195,6 +210,9 @@ pub struct AgentStatus {
     /// lack what its primary acknowledged meanwhile.
     #[serde(default)]
     pub behind: bool,
+    /// The move of slots that this node was last told of.
+    #[serde(default)]
+    pub slot_move: Option<SlotMoveStatus>,
     pub lease: Option<LeaseSummary>,
     /// Why the node is not serving, when it is not; or what is wrong though it serves.
     pub problem: Option<Problem>,
@@ -327,8 +345,9 @@ pub struct ClusterPeer {
     pub linked: bool,
     pub config_epoch: u64,
     pub slots: SlotSet,
-    /// A slot is on its way in or out.
-    pub migrating: bool,
+    /// Slots on their way in or out. A server shows only its own.
+    #[serde(default)]
+    pub open: Vec<OpenSlot>,
 }
 
 /// What an agent knows of its shard's lease.

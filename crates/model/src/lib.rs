@@ -22,6 +22,7 @@ pub mod plan;
 mod policy;
 mod secret;
 mod size;
+mod slot_move;
 mod slots;
 mod spec;
 mod state;
@@ -47,6 +48,7 @@ pub use password::check_password;
 pub use policy::{ElectionPolicy, PlannerPolicy};
 pub use secret::{Secret, secret_in_file};
 pub use size::{ByteSize, InvalidSize};
+pub use slot_move::{MoveLimits, MovePace, OpenSlot, SlotJob, SlotMoveStatus};
 pub use slots::{SLOT_COUNT, SlotRange, SlotSet, even_slots};
 pub use spec::{
     DeletePolicy, Desired, InstanceSpec, LOCAL_CONTAINER_CLUSTER, STANDARD_STORAGE_CLASS,

@@ -47,6 +47,16 @@ pub enum OperationKind {
     Scale {
         former_shards: u32,
         former_replicas: u32,
+        /// No slots are moved for now, by a person's word.
+        #[serde(default)]
+        paused: bool,
+    },
+    /// Other shares of the slots for the shards, by what these hold. `counts` is how many each is
+    /// to have, filled when the work begins.
+    Rebalance {
+        counts: Vec<u32>,
+        #[serde(default)]
+        paused: bool,
     },
     /// Another password of the tenant, which is revision `revision` of the users. The former one is
     /// valid beside it for a while; that it ends is not the operation's.
@@ -70,6 +80,7 @@ impl OperationKind {
             Self::Renew { .. } => "restart",
             Self::Resize { .. } => "resize",
             Self::Scale { .. } => "scale",
+            Self::Rebalance { .. } => "rebalance",
             Self::Upgrade { .. } => "upgrade",
             Self::SetPassword { .. } => "set-password",
         }
@@ -82,7 +93,7 @@ impl OperationKind {
         match self {
             Self::Renew { former } => spec.revision = *former,
             Self::Resize { former } => spec.memory = *former,
-            Self::Scale { former_shards, former_replicas } => {
+            Self::Scale { former_shards, former_replicas, .. } => {
                 spec.shards = *former_shards;
                 spec.replicas = *former_replicas;
             }
@@ -95,6 +106,7 @@ impl OperationKind {
             | Self::Delete
             | Self::Restart { .. }
             | Self::Failover { .. }
+            | Self::Rebalance { .. }
             | Self::SetPassword { .. } => {}
         }
         before != (spec.revision, spec.memory, spec.shards, spec.replicas, spec.engine.clone())
@@ -109,6 +121,21 @@ impl OperationKind {
             | (Self::Scale { .. }, Self::Scale { .. }) => Some(held.clone()),
             _ => None,
         }
+    }
+
+    /// Its slots are not to be moved just now.
+    pub fn is_paused(&self) -> bool {
+        matches!(self, Self::Scale { paused: true, .. } | Self::Rebalance { paused: true, .. })
+    }
+
+    /// The same work, paused or going on; `None` for work that cannot be paused.
+    pub fn with_pause(&self, pause: bool) -> Option<Self> {
+        let mut kind = self.clone();
+        match &mut kind {
+            Self::Scale { paused, .. } | Self::Rebalance { paused, .. } => *paused = pause,
+            _ => return None,
+        }
+        Some(kind)
     }
 }
 

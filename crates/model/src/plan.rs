@@ -11,7 +11,7 @@ use crate::hindrance::Hindrance;
 use crate::ids::{InstanceId, NodeId, WorkerName, ZoneName};
 use crate::operation::{OperationKind, OperationStep};
 use crate::size::ByteSize;
-use crate::slots::SlotRange;
+use crate::slots::{SlotRange, SlotSet};
 use crate::state::{Condition, InstanceState};
 use crate::time::Millis;
 
@@ -68,6 +68,22 @@ pub enum Step {
     ForgetNodes {
         node: NodeId,
         ids: Vec<String>,
+    },
+    /// Let primary `node` give slots to primary `to`, which the servers know by `to_id`.
+    MoveSlots {
+        node: NodeId,
+        to: NodeId,
+        to_id: String,
+        slots: SlotSet,
+    },
+    /// Let `node` begin no more slots of what it was told to move.
+    StopMovingSlots {
+        node: NodeId,
+    },
+    /// Let `node` take back the mark of slots that are not on their way any more.
+    CloseSlots {
+        node: NodeId,
+        slots: SlotSet,
     },
     /// A node whose volume is gone may start empty: another copy of its shard serves.
     StartEmpty {
@@ -136,6 +152,9 @@ impl Step {
             | Self::AssignSlots { node, .. }
             | Self::ReplicateNode { node, .. }
             | Self::ForgetNodes { node, .. }
+            | Self::MoveSlots { node, .. }
+            | Self::StopMovingSlots { node }
+            | Self::CloseSlots { node, .. }
             | Self::StartEmpty { node }
             | Self::TakeLease { node }
             | Self::FailOverShard { node, .. }
@@ -194,6 +213,13 @@ impl fmt::Display for Step {
             }
             Self::ForgetNodes { node, ids } => {
                 write!(f, "let node {node} forget {}", ids.join(" "))
+            }
+            Self::MoveSlots { node, to, slots, .. } => {
+                write!(f, "move {} slots ({slots}) from node {node} to node {to}", slots.count())
+            }
+            Self::StopMovingSlots { node } => write!(f, "stop moving slots from node {node}"),
+            Self::CloseSlots { node, slots } => {
+                write!(f, "close slots {slots} of node {node}")
             }
             Self::StartEmpty { node } => write!(f, "start node {node} empty"),
             Self::HandOver { holder, to: Some(to) } => {
@@ -286,6 +312,10 @@ pub enum Wait {
     Effect { what: String },
     /// Something still exists that is being removed.
     Removal { what: String },
+    /// Slots are on their way from one node to another; why not, if they do not get on.
+    SlotsMoving { node: NodeId, to: NodeId, left: u32, problem: Option<String> },
+    /// Moving slots is paused by a person's word.
+    Paused,
     /// Clients of a node on its way out get this much more time to leave it.
     Draining { node: NodeId, left: Millis },
     /// A node holds more data than the memory it is to get.
@@ -334,6 +364,14 @@ impl fmt::Display for Wait {
             }
             Self::Effect { what } => write!(f, "waiting to see that {what}"),
             Self::Removal { what } => write!(f, "waiting until {what} is gone"),
+            Self::SlotsMoving { node, to, left, problem } => {
+                write!(f, "{left} slots are on their way from node {node} to node {to}")?;
+                match problem {
+                    Some(problem) => write!(f, "; {problem}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Paused => f.write_str("paused; it goes on with `--resume`"),
             Self::Draining { node, left } => {
                 write!(f, "clients of node {node} have {left} to leave it")
             }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::slot_move::MoveLimits;
 use crate::time::{Millis, Timestamp};
 
 /// Numbers of the election (design: lease 4 s, renewed each second, candidates wait 500 ms).
@@ -75,6 +76,8 @@ pub struct PlannerPolicy {
     /// How long the clients of a node that is replaced have to leave it before it is removed. New
     /// connections do not reach it meanwhile.
     pub drain: Millis,
+    /// How much of the servers' time a move of slots may take.
+    pub slot_moves: MoveLimits,
     /// A node's memory can be changed while its server runs. A property of the container cluster.
     #[serde(skip)]
     pub resizes_in_place: bool,
@@ -89,6 +92,7 @@ impl Default for PlannerPolicy {
             election: ElectionPolicy::default(),
             cluster_node_timeout: Millis(5000),
             drain: Millis::secs(5),
+            slot_moves: MoveLimits::default(),
             resizes_in_place: false,
         }
     }

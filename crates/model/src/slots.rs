@@ -107,20 +107,53 @@ impl SlotSet {
     /// Slots that are in `self` and not in `other`.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        let mut left = Self::default();
-        let mut start: Option<u16> = None;
-        for slot in 0..=SLOT_COUNT {
-            let inside = slot < SLOT_COUNT && self.contains(slot) && !other.contains(slot);
-            match (start, inside) {
-                (None, true) => start = Some(slot),
-                (Some(first), false) => {
-                    left.0.push(SlotRange { first, last: slot - 1 });
-                    start = None;
+        let mut left = Vec::new();
+        let mut taken = other.0.iter().copied().peekable();
+        for range in &self.0 {
+            let mut first = range.first;
+            while let Some(cut) = taken.peek().copied().filter(|cut| cut.first <= range.last) {
+                if cut.first > first {
+                    left.push(SlotRange { first, last: cut.first - 1 });
                 }
-                _ => {}
+                first = first.max(cut.last.saturating_add(1));
+                if cut.last > range.last {
+                    break;
+                }
+                taken.next();
+            }
+            if first <= range.last {
+                left.push(SlotRange { first, last: range.last });
             }
         }
-        left
+        Self(left)
+    }
+
+    /// Slots that are in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.difference(&self.difference(other))
+    }
+
+    /// The first `count` slots of the set, or all it has.
+    #[must_use]
+    pub fn first(&self, count: u32) -> Self {
+        let mut left = count;
+        let mut taken = Vec::new();
+        for range in &self.0 {
+            let len = left.min(u32::from(range.len()));
+            if len > 0 {
+                // Not longer than the range itself, so it fits.
+                let last = range.first + (len as u16) - 1;
+                taken.push(SlotRange { first: range.first, last });
+            }
+            left -= len;
+        }
+        Self(taken)
+    }
+
+    /// Every slot of the set, lowest first.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        self.0.iter().flat_map(|range| range.first..=range.last)
     }
 
     /// Every slot there is.
@@ -136,6 +169,13 @@ impl FromIterator<SlotRange> for SlotSet {
             set.insert(range);
         }
         set
+    }
+}
+
+/// Single slots.
+impl FromIterator<u16> for SlotSet {
+    fn from_iter<I: IntoIterator<Item = u16>>(slots: I) -> Self {
+        slots.into_iter().filter_map(|slot| SlotRange::new(slot, slot)).collect()
     }
 }
 
@@ -193,6 +233,22 @@ mod tests {
             prop_assert!(plain.iter().all(|s| set.contains(*s)));
             let rest = SlotSet::full().difference(&set);
             prop_assert_eq!(rest.count() + set.count(), u32::from(SLOT_COUNT));
+        }
+
+        #[test]
+        fn what_two_sets_share_and_what_they_do_not(
+            a in prop::collection::btree_set(0..200_u16, 0..60),
+            b in prop::collection::btree_set(0..200_u16, 0..60),
+            count in 0..80_u32,
+        ) {
+            let set = |slots: &std::collections::BTreeSet<u16>| -> SlotSet {
+                slots.iter().filter_map(|slot| SlotRange::new(*slot, *slot)).collect()
+            };
+            let (in_a, in_b) = (set(&a), set(&b));
+            prop_assert_eq!(in_a.difference(&in_b), set(&a.difference(&b).copied().collect()));
+            prop_assert_eq!(in_a.intersection(&in_b), set(&a.intersection(&b).copied().collect()));
+            prop_assert_eq!(in_a.first(count), set(&a.iter().copied().take(count as usize).collect()));
+            prop_assert!(in_a.iter().eq(a.iter().copied()));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `CLUSTER …`: what a server says of its cluster, and the orders for it.
 
 use larder_model::agent::{ClusterFailoverMode, ClusterPeer, ClusterView, Role};
-use larder_model::{Address, SlotRange, SlotSet};
+use larder_model::{Address, OpenSlot, SLOT_COUNT, SlotRange, SlotSet};
 use larder_resp::Frame;
 
 use crate::connection::Connection;
@@ -59,10 +59,10 @@ fn node_line(line: &str, own_host: &str) -> Option<(ClusterPeer, bool)> {
 
     let is_me = flags.contains(&"myself");
     let mut slots = SlotSet::default();
-    let mut migrating = false;
+    let mut open = Vec::new();
     for word in words.filter(|word| !word.is_empty()) {
-        if word.starts_with('[') {
-            migrating = true;
+        if let Some(word) = word.strip_prefix('[') {
+            open.push(open_slot(word.strip_suffix(']')?)?);
         } else {
             slots.insert(word.parse::<SlotRange>().ok()?);
         }
@@ -78,9 +78,20 @@ fn node_line(line: &str, own_host: &str) -> Option<(ClusterPeer, bool)> {
         linked,
         config_epoch,
         slots,
-        migrating,
+        open,
     };
     Some((peer, is_me))
+}
+
+/// `7->-<id>` is on its way to that node, `7-<-<id>` comes from there (there as well).
+fn open_slot(text: &str) -> Option<OpenSlot> {
+    let (slot, rest) = text.split_once('-')?;
+    let (leaves, peer) = match rest.strip_prefix(">-") {
+        Some(peer) => (true, peer),
+        None => (false, rest.strip_prefix("<-")?),
+    };
+    let slot = slot.parse().ok().filter(|slot| *slot < SLOT_COUNT)?;
+    (!peer.is_empty()).then(|| OpenSlot { slot, leaves, peer: peer.to_owned() })
 }
 
 fn address(place: &str, own_host: Option<&str>) -> Option<Address> {

@@ -19,7 +19,7 @@ fn marks(peer: &ClusterPeer) -> String {
         (peer.suspected, 'f'),
         (peer.handshake, 'h'),
         (peer.linked, 'l'),
-        (peer.migrating, 'm'),
+        (!peer.open.is_empty(), 'm'),
     ]
     .into_iter()
     .filter_map(|(set, mark)| set.then_some(mark))
@@ -142,4 +142,18 @@ fn cluster_info_gives_state_and_epoch() {
     assert_eq!(parse_cluster_info(text), Ok((true, 2)));
     assert_eq!(parse_cluster_info(&text.replace(":ok", ":fail")), Ok((false, 2)));
     assert_eq!(parse_cluster_info("# empty"), Err(ParseError::Missing("cluster_state")));
+}
+
+#[test]
+fn slots_on_their_way_are_read_with_the_other_end() {
+    let open = |word: &str| {
+        let text = format!("a 10.0.0.9:1@10001 myself,master - 0 0 1 connected 0-99 {word}\n");
+        parse_cluster_nodes(&text, "10.0.0.9").ok().map(|(_, nodes)| nodes[0].open.clone())
+    };
+    let slot = |leaves| OpenSlot { slot: 93, leaves, peer: "b-c".to_owned() };
+    assert_eq!(open("[93->-b-c]"), Some(vec![slot(true)]));
+    assert_eq!(open("[93-<-b-c]"), Some(vec![slot(false)]));
+    for bad in ["[93-<-b", "[93-b]", "[16384->-b]", "[->-b]", "[93->-]"] {
+        assert_eq!(open(bad), None, "{bad}");
+    }
 }

@@ -10,6 +10,7 @@ use larder_model::{
 use crate::draft::Draft;
 use crate::op_steps::{self, Phase};
 use crate::report;
+use crate::slots;
 use crate::view::View;
 
 /// New nodes get this long to come to be. Nothing of the instance suffers while they are tried, but
@@ -51,7 +52,7 @@ fn phases(view: &View<'_>, operation: &Operation) -> Vec<Phase> {
     let serving = of_shards().filter(fresh).filter(|record| view.serves(&record.id)).count();
     let well = of_shards().filter(fresh).filter(|record| view.is_well(record)).count();
     let led = view
-        .shards()
+        .wanted_shards()
         .filter(|shard| view.primary(*shard).is_some_and(|p| !view.is_outdated(p)))
         .count();
     let recorded = view.desired.nodes.len();
@@ -66,17 +67,19 @@ fn phases(view: &View<'_>, operation: &Operation) -> Vec<Phase> {
         },
     );
     removal.done &= view.leaving.is_empty();
-    vec![
+    let mut phases = vec![
         Phase::counted("start-nodes", count(serving), all, "nodes are as they are wanted"),
         Phase::counted("sync-replicas", count(well), all, "of them are in sync"),
-        Phase::counted(
-            "change-primaries",
-            count(led),
-            spec.shards,
-            "shards are led by one of them",
-        ),
-        removal,
-    ]
+    ];
+    phases.extend(slots::phase(view, operation));
+    phases.push(Phase::counted(
+        "change-primaries",
+        count(led),
+        spec.shards,
+        "shards are led by one of them",
+    ));
+    phases.push(removal);
+    phases
 }
 
 /// The server says so itself: that a configuration was handed over proves nothing.

@@ -64,9 +64,10 @@ pub(crate) fn is_forgettable(view: &View<'_>, cluster: &ClusterView, peer: &Clus
 /// primaries live to vote. Where there is a majority, agents and bus do it. Tells whether one is
 /// under way.
 fn take_over(view: &View<'_>, draft: &mut Draft<'_>) -> bool {
-    if !view.desired.initialized || majority_may_live(view) {
+    if !view.desired.initialized {
         return false;
     }
+    let votes = majority_may_live(view);
     // A person's failover or a restart decides for its shard itself.
     let held = match view.operation().map(|operation| &operation.kind) {
         Some(OperationKind::Restart { .. }) => return false,
@@ -75,7 +76,9 @@ fn take_over(view: &View<'_>, draft: &mut Draft<'_>) -> bool {
     };
     let mut any = false;
     for shard in view.shards() {
-        if view.primary(shard).is_some() || held == Some(shard) {
+        // Nobody votes for a shard without slots (clusterHandleSlaveFailover, cluster.c).
+        let elects = votes && !view.is_empty_shard(shard);
+        if view.primary(shard).is_some() || held == Some(shard) || elects {
             continue;
         }
         let Some(candidate) = heir(view, shard) else { continue };
@@ -86,7 +89,7 @@ fn take_over(view: &View<'_>, draft: &mut Draft<'_>) -> bool {
                     node: candidate.id.clone(),
                     mode: ClusterFailoverMode::Takeover,
                 },
-                format!("node {} is dead and too few primaries are left to vote", old.id),
+                format!("node {} is dead, and there is nobody to vote", old.id),
             );
             any = true;
         } else {
@@ -111,8 +114,8 @@ fn majority_may_live(view: &View<'_>) -> bool {
             .any(|record| view.is_silent(&record.id) && !view.worker_is_lost(record));
         somebody_is_silent && !primary_is_gone
     };
-    let alive = view.shards().filter(|&shard| may_be_led(shard)).count();
-    alive * 2 > view.desired.spec.shards as usize
+    let voters = || view.shards().filter(|&shard| view.has_slots(shard));
+    voters().filter(|&shard| may_be_led(shard)).count() * 2 > voters().count()
 }
 
 fn is_replica(view: &View<'_>, record: &NodeRecord) -> bool {

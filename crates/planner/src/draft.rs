@@ -77,6 +77,9 @@ pub(crate) fn is_disturbing(step: &Step) -> bool {
         | Step::AssignSlots { .. }
         | Step::ReplicateNode { .. }
         | Step::ForgetNodes { .. }
+        | Step::MoveSlots { .. }
+        | Step::StopMovingSlots { .. }
+        | Step::CloseSlots { .. }
         | Step::StartEmpty { .. }
         | Step::UpdateOperation { .. }
         | Step::ResizeNode { .. }

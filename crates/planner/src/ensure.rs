@@ -63,7 +63,7 @@ pub(crate) fn no_room(view: &View<'_>, shard: u32) -> Wait {
 pub(crate) fn missing_nodes(view: &View<'_>) -> Vec<(u32, bool)> {
     let mut first = Vec::new();
     let mut others = Vec::new();
-    for shard in view.shards() {
+    for shard in view.wanted_shards() {
         let recorded = u32::try_from(view.wanted_of(shard).count()).unwrap_or(u32::MAX);
         let mut missing = view.desired.spec.replicas.saturating_sub(recorded);
         let bootstrap = !view.desired.initialized

@@ -30,8 +30,12 @@ pub(crate) fn heal(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSourc
     });
     if view.desired.initialized && !busy {
         for shard in view.shards() {
-            replace(view, draft, shard, ids);
-            retire(view, draft, shard);
+            if view.is_surplus(shard) {
+                retire_shard(view, draft, shard);
+            } else {
+                replace(view, draft, shard, ids);
+                retire(view, draft, shard);
+            }
             remove_leaving(view, draft, shard);
         }
         renew::renew(view, draft, ids);
@@ -42,7 +46,13 @@ pub(crate) fn heal(view: &View<'_>, draft: &mut Draft<'_>, ids: &mut dyn IdSourc
 /// started: an empty server would be mistaken for the data.
 fn start_empty(view: &View<'_>, draft: &mut Draft<'_>) {
     for record in view.wanted.iter().filter(|record| view.volume_is_lost(&record.id)) {
-        let Some(primary) = view.primary(record.shard) else { continue };
+        let Some(primary) = view.primary(record.shard) else {
+            if view.is_empty_shard(record.shard) {
+                let reason = "its volume is gone, and its shard has no data";
+                draft.step(Step::StartEmpty { node: record.id.clone() }, reason);
+            }
+            continue;
+        };
         if primary.id != record.id {
             draft.step(
                 Step::StartEmpty { node: record.id.clone() },
@@ -84,6 +94,29 @@ fn replace(view: &View<'_>, draft: &mut Draft<'_>, shard: u32, ids: &mut dyn IdS
         ),
         None => draft.wait(ensure::no_room(view, shard)),
     }
+}
+
+/// A shard that is to go does so once neither it nor any other that is to go has slots, in anybody's
+/// eyes: up to then there is a way back. Its replicas go first. One that still has slots keeps its
+/// copies, but gets no new ones.
+fn retire_shard(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
+    let all_are_emptied =
+        view.shards().filter(|shard| view.is_surplus(*shard)).all(|shard| view.is_emptied(shard));
+    if !all_are_emptied || draft.disturbs(view.all_of(shard).map(|record| &record.id)) {
+        return;
+    }
+    let last = view
+        .wanted_of(shard)
+        .max_by_key(|record| (!view.is_primary(record), record.created_at, record.id.clone()));
+    if let Some(record) = last {
+        let reason = format!("shard {shard} is to go, and has no slots any more");
+        draft.step(Step::RetireNode { node: record.id.clone() }, reason);
+    }
+}
+
+/// The node goes with its whole shard, which has no data any more.
+pub(crate) fn goes_with_shard(view: &View<'_>, record: &NodeRecord) -> bool {
+    view.is_surplus(record.shard) && view.is_emptied(record.shard)
 }
 
 /// More nodes are recorded than the spec asks for: a replacement has come, or fewer are asked for.
@@ -159,7 +192,8 @@ fn remove_leaving(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
         if draft.disturbs(view.all_of(shard).map(|record| &record.id)) {
             continue;
         }
-        if view.is_primary(record) {
+        let with_shard = goes_with_shard(view, record);
+        if view.is_primary(record) && !with_shard {
             hand_over_from(view, draft, record);
             continue;
         }
@@ -167,7 +201,7 @@ fn remove_leaving(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
             draft.wait(Wait::Effect { what: format!("node {node} holds no slots") });
             continue;
         }
-        if !may_go(view, record, false) {
+        if !with_shard && !may_go(view, record, false) {
             draft
                 .wait(Wait::Effect { what: format!("shard {shard} is whole without node {node}") });
             continue;

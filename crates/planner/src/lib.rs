@@ -43,6 +43,8 @@ mod render;
 mod renew;
 mod report;
 mod restart;
+mod slot_plan;
+mod slots;
 mod users;
 mod view;
 
@@ -118,6 +120,9 @@ fn decide(
     }
     ensure::initialized(view, draft);
     heal::heal(view, draft, ids);
+    if view.is_cluster() {
+        slots::slots(view, draft);
+    }
     drift::repair(view, draft, ids);
     let operation = operation?;
     if timed_out.is_some() {
@@ -146,10 +151,13 @@ fn decide(
         | OperationKind::Resize { .. }
         | OperationKind::Scale { .. }
         | OperationKind::Upgrade { .. } => Some(change::advance(view, draft, operation)),
+        OperationKind::Rebalance { .. } => Some(slots::rebalance(view, draft, operation)),
         OperationKind::SetPassword { .. } => Some(users::report(view, draft)),
     }
 }
 
 fn has_timed_out(view: &View<'_>, operation: &Operation) -> bool {
-    view.now.since(operation.created_at) > view.desired.policy.operation_timeout
+    // Who pauses it takes the time that it takes.
+    !operation.kind.is_paused()
+        && view.now.since(operation.created_at) > view.desired.policy.operation_timeout
 }

@@ -15,8 +15,9 @@ use larder_model::{
 
 use crate::cluster_repair::{former_primary, is_forgettable, process_is_gone};
 use crate::draft::is_disturbing;
-use crate::heal::may_go;
+use crate::heal::{goes_with_shard, may_go};
 use crate::render;
+use crate::slots;
 use crate::view::View;
 
 /// A rule that a plan breaks.
@@ -202,11 +203,38 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 view.desired.nodes.iter().filter_map(|r| view.server_id(&r.id)).collect();
             rule("no-living-node-is-forgotten", ids.iter().all(|id| !own.contains(id.as_str())));
         }
+        Step::MoveSlots { node, to, to_id, slots } => {
+            let leads = |node: &NodeId| view.record(node).is_some_and(|r| view.is_primary(r));
+            rule("slots-move-between-primaries", leads(node) && leads(to) && node != to);
+            rule("a-server-is-known-by-id", view.server_id(to) == Some(to_id.as_str()));
+            rule("batches-are-bounded", (1..=slots::BATCH).contains(&slots.count()));
+            let open: SlotSet = view
+                .shards()
+                .filter_map(|shard| view.me(&view.primary(shard)?.id))
+                .flat_map(|me| me.open.iter().map(|open| open.slot))
+                .collect();
+            let finishes = slots.difference(&open).is_empty();
+            let has = view.me(node).is_some_and(|me| slots.difference(&me.slots).is_empty());
+            rule("who-gives-slots-has-them", has || finishes);
+            let paused = view.operation().is_some_and(|o| o.kind.is_paused());
+            rule("nothing-is-begun-while-paused", !paused || finishes);
+            let whole = view.record(to).is_some_and(|record| {
+                let well = view.wanted_of(record.shard).filter(|r| view.is_well(r)).count();
+                !view.is_surplus(record.shard) && well >= view.desired.spec.replicas as usize
+            });
+            rule("slots-go-to-whole-shards", whole || finishes);
+        }
+        Step::StopMovingSlots { node } => {
+            let moves = record.is_some_and(|record| slots::under_way(view, record).is_some());
+            rule("only-what-moves-is-stopped", moves && view.agent(node).is_some());
+        }
+        Step::CloseSlots { node, .. } => rule("orders-go-to-servers", view.serves(node)),
         Step::StartEmpty { node } => {
             rule("only-a-lost-volume-starts-empty", view.volume_is_lost(node));
+            let empty = |record: &NodeRecord| view.is_empty_shard(record.shard);
             rule(
                 "nothing-starts-empty-without-a-copy",
-                record.is_some_and(|record| another_serves(view, record)),
+                record.is_some_and(|record| another_serves(view, record) || empty(record)),
             );
         }
         Step::HandOver { holder, to } => {
@@ -261,20 +289,23 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
             rule("data-fit-their-memory", grows || used.is_some_and(|used| used <= limit));
         }
         Step::RetireNode { .. } => {
-            rule("the-last-good-copy-stays", record.is_some_and(|r| may_go(view, r, true)));
-            rule(
-                "a-crashed-node-is-no-surplus",
-                record.is_some_and(|record| {
-                    view.wanted_of(record.shard).count() > view.desired.spec.replicas as usize
-                }),
-            );
+            let with_shard = record.is_some_and(|record| goes_with_shard(view, record));
+            let may_go = record.is_some_and(|record| may_go(view, record, true));
+            rule("the-last-good-copy-stays", with_shard || may_go);
+            let too_many = record.is_some_and(|record| {
+                view.wanted_of(record.shard).count() > view.desired.spec.replicas as usize
+            });
+            rule("a-crashed-node-is-no-surplus", with_shard || too_many);
         }
         Step::RemoveNode { node } => {
             rule("unknown-removes-nothing", view.backend_is_known(node));
             if !deleting {
                 let leaving = view.leaving.iter().any(|record| record.id == *node);
                 rule("only-leaving-nodes-are-removed", leaving);
-                rule("the-last-good-copy-stays", record.is_some_and(|r| may_go(view, r, false)));
+                let may_go = |record: &NodeRecord| {
+                    may_go(view, record, false) || goes_with_shard(view, record)
+                };
+                rule("the-last-good-copy-stays", record.is_some_and(may_go));
                 rule("leaving-nodes-have-no-slots", record.is_some_and(|r| !view.holds_slots(r)));
             }
         }

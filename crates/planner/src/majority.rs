@@ -17,10 +17,10 @@ pub(crate) fn majority<'a>(view: &View<'a>) -> Option<Majority<'a>> {
     if !view.is_cluster() {
         return None;
     }
-    let primaries: Vec<&NodeRecord> =
-        view.shards().filter_map(|shard| view.primary(shard)).collect();
+    let voters = || view.shards().filter(|shard| view.has_slots(*shard));
+    let primaries: Vec<&NodeRecord> = voters().filter_map(|shard| view.primary(shard)).collect();
     let led_on = |worker: &WorkerName| primaries.iter().filter(|p| p.worker == *worker).count();
-    let shards = view.shards().count();
+    let shards = voters().count();
     // The quorum is of all primaries with slots, whether they live or not (cluster.c, size / 2 + 1).
     let stops_all = |led: usize| shards.saturating_sub(led) < shards / 2 + 1;
     primaries.iter().filter(|p| stops_all(led_on(&p.worker))).find_map(|primary| {

@@ -53,6 +53,10 @@ fn in_words(wait: &Wait) -> String {
             format!("node {node} is replaced when it stays away")
         }
         Wait::Draining { node, .. } => format!("clients of node {node} get time to leave it"),
+        // The step itself counts them.
+        Wait::SlotsMoving { node, to, problem: None, .. } => {
+            format!("slots are on their way from node {node} to node {to}")
+        }
         other => other.to_string(),
     }
 }
@@ -138,6 +142,8 @@ fn blocks(wait: &Wait) -> bool {
         | Wait::NodeNotExposed { .. }
         | Wait::EndpointNotExposed { .. }
         | Wait::DataTooLarge { .. }
+        | Wait::Paused
+        | Wait::SlotsMoving { problem: Some(_), .. }
         | Wait::DataLost { .. } => true,
         Wait::ServerStarting { .. }
         | Wait::ServerDown { .. }
@@ -148,6 +154,7 @@ fn blocks(wait: &Wait) -> bool {
         | Wait::EndpointSilent { .. }
         | Wait::Effect { .. }
         | Wait::Draining { .. }
+        | Wait::SlotsMoving { problem: None, .. }
         | Wait::Removal { .. } => false,
     }
 }

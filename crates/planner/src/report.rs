@@ -59,7 +59,9 @@ fn state(view: &View<'_>, health: &Health) -> InstanceState {
     match view.operation().map(|operation| &operation.kind) {
         Some(OperationKind::Create) => InstanceState::Creating,
         Some(OperationKind::Delete) => InstanceState::Deleting,
-        Some(OperationKind::Scale { .. }) => InstanceState::Scaling,
+        Some(OperationKind::Scale { .. } | OperationKind::Rebalance { .. }) => {
+            InstanceState::Scaling
+        }
         Some(
             OperationKind::Restart { .. }
             | OperationKind::Failover { .. }
@@ -100,7 +102,12 @@ fn shard_complaints(view: &View<'_>, shard: u32, complaints: &mut Vec<Complaint>
         complain(true, "data-lost", format!("no copy of shard {shard} is left"));
         return;
     }
-    if view.primary(shard).is_none() {
+    if view.is_surplus(shard) {
+        complain(false, "surplus-shard", format!("shard {shard} is on its way out"));
+    }
+    if view.primary(shard).is_none() && view.is_empty_shard(shard) {
+        complain(false, "no-primary", format!("shard {shard}, which has no slots, is not led"));
+    } else if view.primary(shard).is_none() {
         if may_be_led(view, shard) {
             let message = format!("the primary of shard {shard} is not heard of");
             complain(false, "primary-silent", message);
@@ -110,7 +117,7 @@ fn shard_complaints(view: &View<'_>, shard: u32, complaints: &mut Vec<Complaint>
     }
     let missing =
         (view.desired.spec.replicas as usize).saturating_sub(view.wanted_of(shard).count());
-    if missing > 0 {
+    if missing > 0 && !view.is_surplus(shard) {
         complain(false, "node-missing", format!("shard {shard} lacks {missing} nodes"));
     }
     for record in view.wanted_of(shard).filter(|record| !view.is_well(record)) {
@@ -165,7 +172,7 @@ fn ailment(view: &View<'_>, record: &NodeRecord) -> (&'static str, String) {
 }
 
 fn cluster_complaints(view: &View<'_>, complaints: &mut Vec<Complaint>) {
-    let led = view.shards().all(|shard| view.primary(shard).is_some());
+    let led = view.shards().all(|s| view.primary(s).is_some() || view.is_empty_shard(s));
     let held = view.held_slots().count();
     if led && !view.all_slots_are_held() {
         complaints.push(Complaint {
@@ -337,7 +344,8 @@ fn blocked(view: &View<'_>) -> Option<Condition> {
 
 /// Nothing says that a shard takes no writes; that is not always the same as knowing that it does.
 fn presumably_available(view: &View<'_>) -> Condition {
-    match view.shards().find(|shard| view.primary(*shard).is_none()) {
+    let unled = |shard: &u32| view.primary(*shard).is_none() && !view.is_empty_shard(*shard);
+    match view.shards().find(unled) {
         None => condition("available", true, "writes-served", "every shard takes writes"),
         Some(shard) => condition(
             "available",
@@ -357,7 +365,7 @@ fn redundancy(view: &View<'_>) -> Condition {
         return condition("redundant", false, "one-copy", "the instance has no replicas by design");
     }
     let thin: Vec<String> = view
-        .shards()
+        .wanted_shards()
         .filter(|&shard| {
             let replicas = view.linked_of(shard).count() + 1;
             view.primary(shard).is_none() || replicas < spec.replicas as usize

@@ -1,7 +1,7 @@
 //! What is seen, put in the planner's words: who serves, who leads a shard, who is linked, who is
 //! lost. Every question has one answer here, so that deciding, reporting and checking agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use larder_model::agent::{
     AgentStatus, ClusterPeer, ClusterView, ReplicationView, Role, ServerState, VolumeState,
@@ -28,6 +28,8 @@ pub(crate) struct View<'a> {
     pub(crate) leaving: Vec<&'a NodeRecord>,
     /// The serving primary of each shard that has one.
     primaries: BTreeMap<u32, &'a NodeRecord>,
+    /// Shards that have slots in anybody's eyes; `None` while some slots may be anybody's.
+    slotted: Option<BTreeSet<u32>>,
 }
 
 impl<'a> View<'a> {
@@ -45,10 +47,11 @@ impl<'a> View<'a> {
             wanted: in_phase(NodePhase::Wanted),
             leaving: in_phase(NodePhase::Leaving),
             primaries: BTreeMap::new(),
+            slotted: None,
         };
-        view.primaries = (0..desired.spec.shards)
-            .filter_map(|shard| Some((shard, view.find_primary(shard)?)))
-            .collect();
+        view.slotted = view.find_slotted();
+        view.primaries =
+            view.shards().filter_map(|shard| Some((shard, view.find_primary(shard)?))).collect();
         view
     }
 
@@ -56,8 +59,78 @@ impl<'a> View<'a> {
         self.desired.spec.architecture.node_mode() == NodeMode::Clustered
     }
 
+    /// Those that are wanted, and those that are on their way out.
     pub(crate) fn shards(&self) -> std::ops::Range<u32> {
+        let records = self.wanted.iter().chain(&self.leaving);
+        let last = records.map(|record| record.shard + 1).max().unwrap_or(0);
+        0..self.desired.spec.shards.max(last)
+    }
+
+    pub(crate) fn wanted_shards(&self) -> std::ops::Range<u32> {
         0..self.desired.spec.shards
+    }
+
+    /// The shard is to go.
+    pub(crate) fn is_surplus(&self, shard: u32) -> bool {
+        shard >= self.desired.spec.shards
+    }
+
+    /// The shard of a cluster has slots in anybody's eyes, or may have some. One that has none has no
+    /// data: it is new, or on its way out.
+    pub(crate) fn has_slots(&self, shard: u32) -> bool {
+        self.slotted.as_ref().is_none_or(|slotted| slotted.contains(&shard))
+    }
+
+    /// A shard of a running cluster that is known to have no slots.
+    pub(crate) fn is_empty_shard(&self, shard: u32) -> bool {
+        self.desired.initialized && !self.has_slots(shard)
+    }
+
+    fn find_slotted(&self) -> Option<BTreeSet<u32>> {
+        if !self.is_cluster() {
+            return None;
+        }
+        let by_id: BTreeMap<&str, u32> = self
+            .desired
+            .nodes
+            .iter()
+            .filter_map(|record| Some((self.server_id(&record.id)?, record.shard)))
+            .collect();
+        let mut found = BTreeSet::new();
+        let mut somebody_sees_all = false;
+        for (_, view) in self.views() {
+            let mut seen = SlotSet::default();
+            for peer in view.nodes.iter().filter(|peer| !peer.slots.is_empty()) {
+                // Also the former name of a server that has lost it: the slots are still its shard's.
+                let at_address = || self.desired.nodes.iter().find(|r| r.is_at(&peer.address));
+                let shard = by_id.get(peer.id.as_str()).copied();
+                found.insert(shard.or_else(|| Some(at_address()?.shard))?);
+                peer.slots.ranges().iter().for_each(|range| seen.insert(*range));
+            }
+            somebody_sees_all |= seen == SlotSet::full();
+        }
+        somebody_sees_all.then_some(found)
+    }
+
+    /// The shard of the node whose server has this id.
+    pub(crate) fn shard_of_server(&self, id: &str) -> Option<u32> {
+        let is_it = |record: &&NodeRecord| self.server_id(&record.id) == Some(id);
+        self.desired.nodes.iter().find(is_it).map(|record| record.shard)
+    }
+
+    /// Every server sees all slots covered, and none of them at a node of this shard.
+    pub(crate) fn is_emptied(&self, shard: u32) -> bool {
+        let covered = |view: &ClusterView| {
+            let seen: SlotSet =
+                view.nodes.iter().flat_map(|n| n.slots.ranges().iter().copied()).collect();
+            seen.count() == u32::from(SLOT_COUNT)
+        };
+        let open = |view: &ClusterView| view.me().is_some_and(|me| !me.open.is_empty());
+        let mut all = self.views().peekable();
+        self.is_empty_shard(shard)
+            && self.all_slots_are_held()
+            && all.peek().is_some()
+            && all.all(|(record, view)| covered(view) && !(open(view) && record.shard == shard))
     }
 
     /// The operation that holds the instance.
@@ -271,6 +344,7 @@ impl<'a> View<'a> {
                 })
                 .max_by(|(a, a_node), (b, b_node)| (a, &b_node.id).cmp(&(b, &a_node.id)))
                 .map(|(_, record)| record)
+                .or_else(|| self.first_of_empty(shard))
         } else {
             self.all_of(shard)
                 .filter(|record| self.serves(&record.id))
@@ -284,6 +358,26 @@ impl<'a> View<'a> {
                 .max_by(|(a, a_node), (b, b_node)| (a, &b_node.id).cmp(&(b, &a_node.id)))
                 .map(|(_, record)| record)
         }
+    }
+
+    /// Who leads a shard without slots: whom the others follow, else the oldest.
+    fn first_of_empty(&self, shard: u32) -> Option<&'a NodeRecord> {
+        if !self.is_empty_shard(shard) {
+            return None;
+        }
+        let followers = |record: &NodeRecord| {
+            let id = self.server_id(&record.id);
+            let follows = |other: &&NodeRecord| {
+                self.me(&other.id).is_some_and(|me| me.primary.as_deref() == id)
+            };
+            self.all_of(shard).filter(follows).count()
+        };
+        self.all_of(shard)
+            .filter(|record| self.serves(&record.id))
+            .filter(|record| self.me(&record.id).is_some_and(|me| me.role == Role::Primary))
+            .min_by_key(|record| {
+                (std::cmp::Reverse(followers(record)), record.created_at, &record.id)
+            })
     }
 
     /// Who leads the shard or led it last, whether it serves or not: the primary, else by the
@@ -403,11 +497,20 @@ impl<'a> View<'a> {
             .filter_map(|record| Some((*record, self.cluster(&record.id)?)))
     }
 
-    /// Slots that serving primaries hold by their own word.
+    /// Slots that serving primaries hold by their own word, or by another one's: who gives a slot away
+    /// may be heard of before who gets it.
     pub(crate) fn held_slots(&self) -> SlotSet {
-        self.shards()
-            .filter_map(|shard| self.me(&self.primary(shard)?.id))
-            .flat_map(|me| me.slots.ranges().iter().copied())
+        let primaries: BTreeMap<&str, &NodeRecord> = self
+            .shards()
+            .filter_map(|shard| self.primary(shard))
+            .filter_map(|record| Some((self.server_id(&record.id)?, record)))
+            .collect();
+        primaries
+            .values()
+            .filter_map(|record| self.cluster(&record.id))
+            .flat_map(|view| &view.nodes)
+            .filter(|peer| primaries.contains_key(peer.id.as_str()))
+            .flat_map(|peer| peer.slots.ranges().iter().copied())
             .collect()
     }
 

@@ -5,7 +5,7 @@ use futures::future::join_all;
 use larder_cluster::{AgentError, Agents, Cluster, ClusterError, EndpointSpec, NodeExposure};
 use larder_model::agent::{Fence, Order};
 use larder_model::plan::{PlannedStep, Step};
-use larder_model::{Desired, NodeId, NodeRecord, Refusal, Timestamp};
+use larder_model::{Desired, NodeId, NodeRecord, Refusal, SlotJob, SlotSet, Timestamp};
 
 use crate::book::{Book, BookError};
 
@@ -201,6 +201,16 @@ impl Executor<'_> {
             Step::ForgetNodes { node, ids } => {
                 self.order(node, fence, Order::ClusterForget { ids: ids.clone() }).await?;
             }
+            Step::MoveSlots { node, to, to_id, slots } => {
+                let job = self.slot_job(to, to_id, slots)?;
+                self.order(node, fence, Order::MoveSlots { job }).await?;
+            }
+            Step::StopMovingSlots { node } => {
+                self.order(node, fence, Order::StopMovingSlots).await?;
+            }
+            Step::CloseSlots { node, slots } => {
+                self.order(node, fence, Order::CloseSlots { slots: slots.clone() }).await?;
+            }
             Step::StartEmpty { node } => self.order(node, fence, Order::StartEmpty).await?,
             Step::HandOver { holder, to } => {
                 self.order(holder, fence, Order::HandOver { to: to.clone() }).await?;
@@ -250,6 +260,16 @@ impl Executor<'_> {
     fn record(&self, node: &NodeId) -> Result<&NodeRecord, StepError> {
         let record = self.desired.nodes.iter().find(|record| record.id == *node);
         record.ok_or(StepError::OutOfDate("a node has no record"))
+    }
+
+    fn slot_job(&self, to: &NodeId, to_id: &str, slots: &SlotSet) -> Result<SlotJob, StepError> {
+        let address = self.record(to)?.address.clone();
+        Ok(SlotJob {
+            slots: slots.clone(),
+            to: address.ok_or(StepError::OutOfDate("a node has no address"))?,
+            to_id: to_id.to_owned(),
+            limits: self.desired.policy.slot_moves,
+        })
     }
 
     fn node_config(&self, node: &NodeId) -> Result<larder_model::agent::NodeConfig, StepError> {

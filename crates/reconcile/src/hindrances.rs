@@ -224,6 +224,7 @@ mod tests {
             replication: None,
             cluster: None,
             behind: false,
+            slot_move: None,
             lease: None,
             problem: None,
             events: Vec::new(),

@@ -122,8 +122,11 @@ pub(crate) async fn scale(
         )
         .field("replicas"));
     }
-    let kind =
-        OperationKind::Scale { former_shards: former.shards, former_replicas: former.replicas };
+    let kind = OperationKind::Scale {
+        former_shards: former.shards,
+        former_replicas: former.replicas,
+        paused: false,
+    };
     let detail = json!({ "from": { "replicas": former.replicas }, "to": { "replicas": replicas } });
     begin(
         &state,

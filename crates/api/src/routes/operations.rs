@@ -119,6 +119,9 @@ pub(crate) async fn cancel(
         | OperationKind::Renew { .. } => {
             format!("cancelled by {by}; the instance goes back to what it was")
         }
+        OperationKind::Rebalance { .. } => {
+            format!("cancelled by {by}; slots stay where they are")
+        }
         OperationKind::Create | OperationKind::Delete | OperationKind::SetPassword { .. } => {
             format!("cancelled by {by}")
         }

@@ -82,6 +82,7 @@ pub(super) struct SimAgent {
     pub(super) wake_at: Timestamp,
     pub(super) dirty: bool,
     pub(super) situation: Option<Situation>,
+    pub(super) moving: Option<larder_model::SlotMoveStatus>,
 }
 
 impl SimAgent {
@@ -114,6 +115,7 @@ impl SimAgent {
             wake_at: Timestamp(0),
             dirty: true,
             situation: None,
+            moving: None,
         }
     }
 

@@ -13,7 +13,8 @@ use larder_model::agent::{
 use larder_model::local::NodeSecrets;
 use larder_model::{
     Address, BackendNode, ByteSize, Code, EndpointKind, EndpointStatus, Exposed, InstanceId,
-    NodeId, NodeMode, OuterAddress, Refusal, Timestamp, Worker, WorkerName, WorkerState,
+    NodeId, NodeMode, OuterAddress, Refusal, SlotMoveStatus, Timestamp, Worker, WorkerName,
+    WorkerState,
 };
 
 use super::Sim;
@@ -46,6 +47,7 @@ pub(super) struct Reported {
     replication: Option<ReplicationView>,
     cluster: Option<ClusterView>,
     lease: Option<LeaseSummary>,
+    moving: Option<SlotMoveStatus>,
     generation: u64,
 }
 
@@ -246,6 +248,7 @@ impl World {
             replication: replication.clone().map(without_offsets),
             cluster: cluster.clone(),
             lease: lease.clone(),
+            moving: agent.moving.clone(),
             generation: found.config.generation,
         };
         if found.reported.as_ref() != Some(&news) {
@@ -264,6 +267,7 @@ impl World {
             replication,
             cluster,
             behind: false,
+            slot_move: agent.moving.clone(),
             lease,
             problem,
             events: Vec::new(),
@@ -323,6 +327,10 @@ impl World {
             }
             Order::ClusterForget { ids } => self.bus_forget(node, ids),
             Order::ClusterFailover { mode } => self.bus_fail_over(node, *mode),
+            Order::MoveSlots { job } => self.told_to_move(node, job),
+            Order::StopMovingSlots => self.told_to_stop_moving(node),
+            // Marks are not modelled.
+            Order::CloseSlots { .. } => {}
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ fn touches(a: &SlotSet, b: &SlotSet) -> bool {
 }
 
 impl World {
-    fn bus(&self, node: &NodeId) -> Option<&BusState> {
+    pub(super) fn bus(&self, node: &NodeId) -> Option<&BusState> {
         let process = self.nodes.get(node)?.process.as_ref()?;
         process.bus.as_ref().filter(|bus| process.serving() && !bus.my_id.is_empty())
     }
@@ -145,6 +145,7 @@ impl World {
         for node in &nodes {
             self.vote(node);
             self.obey_bus(node);
+            self.step_slot_move(node);
         }
     }
 
@@ -382,7 +383,7 @@ impl World {
                 linked: *id == bus.my_id || p.silent_since.is_none(),
                 config_epoch: p.config_epoch,
                 slots: if p.role == Role::Primary { p.slots.clone() } else { SlotSet::default() },
-                migrating: false,
+                open: Vec::new(),
             })
             .collect();
         Some(ClusterView {

@@ -16,6 +16,7 @@ mod inject;
 mod lease;
 mod rng;
 mod server;
+mod slot_moves;
 mod world;
 
 pub use backend::SimCluster;

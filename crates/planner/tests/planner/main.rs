@@ -1,5 +1,6 @@
 //! Tests of the planner in a small pure world; every plan made here is linted.
 
+mod bus;
 mod chaos;
 mod clusters;
 mod create;
@@ -8,5 +9,6 @@ mod expose;
 mod heal;
 mod operations;
 mod rules;
+mod scale;
 mod scenarios;
 mod world;

@@ -11,9 +11,10 @@ use larder_model::plan::{OperationOutcome, Plan, PlannedStep, Step};
 use larder_model::{
     Address, Architecture, BackendNode, ByteSize, Desired, EndpointKind, EndpointStatus,
     EngineName, Exposed, Hindered, IdSource, InstanceId, InstanceName, InstanceSpec, Millis,
-    NodeId, NodeMode, NodePhase, NodeRecord, Observation, Observed, ObservedNode, Operation,
-    OperationId, OperationKind, OperationState, OuterAddress, PlannerPolicy, ProjectName, Refusal,
-    SlotRange, SlotSet, Timestamp, Worker, WorkerName, WorkerState, ZoneName,
+    NodeId, NodeMode, NodePhase, NodeRecord, Observation, Observed, ObservedNode, OpenSlot,
+    Operation, OperationId, OperationKind, OperationState, OuterAddress, PlannerPolicy,
+    ProjectName, Refusal, SlotMoveStatus, SlotRange, SlotSet, Timestamp, Worker, WorkerName,
+    WorkerState, ZoneName,
 };
 use larder_planner::{lint, node_config, plan};
 
@@ -66,13 +67,16 @@ pub(crate) struct SimNode {
     pub(crate) outdated: bool,
     /// Restarted as a replica, and not in sync since.
     pub(crate) behind: bool,
+    /// What it was told to move, and where that is getting on.
+    pub(crate) moving: Option<SlotMoveStatus>,
+    pub(crate) open: Vec<OpenSlot>,
 }
 
 /// A server that is no more, as the others remember it.
 #[derive(Clone, Debug, PartialEq)]
-struct Ghost {
+pub(crate) struct Ghost {
     address: Address,
-    slots: SlotSet,
+    pub(crate) slots: SlotSet,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -97,10 +101,10 @@ pub(crate) struct World {
     lease_epoch: u64,
     holder: Option<NodeId>,
     /// Servers that are no more, by the id that others may remember.
-    ghosts: BTreeMap<String, Ghost>,
+    pub(crate) ghosts: BTreeMap<String, Ghost>,
     next_port: u16,
     next_id: u32,
-    last_epoch: u64,
+    pub(crate) last_epoch: u64,
 }
 
 pub(crate) fn worker(text: &str) -> Worker {
@@ -384,6 +388,15 @@ impl World {
             Step::ForgetNodes { node, ids } => self.told(node, |sim| {
                 sim.knows.retain(|id| !ids.contains(id));
             }),
+            Step::MoveSlots { node, to_id, slots, .. } => {
+                self.told(node, |sim| sim.told_to_move(to_id, slots));
+            }
+            Step::StopMovingSlots { node } => self.told(node, |sim| {
+                sim.moving.iter_mut().for_each(|moving| moving.done = true);
+            }),
+            Step::CloseSlots { node, slots } => self.told(node, |sim| {
+                sim.open.retain(|open| !slots.contains(open.slot));
+            }),
             Step::StartEmpty { node } => {
                 let id = self.fresh_server_id();
                 self.remember(self.nodes[node].clone());
@@ -518,6 +531,8 @@ impl World {
                 hindered: None,
                 outdated: false,
                 behind: false,
+                moving: None,
+                open: Vec::new(),
             };
             self.nodes.insert(node.clone(), sim);
         }
@@ -596,12 +611,15 @@ impl World {
     }
 
     fn majority(&self) -> bool {
-        let led = (0..self.desired.spec.shards).filter(|s| self.primary(*s).is_some()).count();
-        led * 2 > self.desired.spec.shards as usize
+        let slotted = |sim: &&SimNode| !sim.slots.is_empty();
+        let alive = |sim: &&SimNode| sim.state == ServerState::Serving;
+        let dead = self.ghosts.values().filter(|ghost| !ghost.slots.is_empty()).count();
+        let all = self.nodes.values().filter(slotted).count() + dead;
+        self.nodes.values().filter(slotted).filter(alive).count() * 2 > all
     }
 
     /// A replica of a shard takes its primary's slots.
-    fn promote(&mut self, id: &NodeId, needs_vote: bool) {
+    pub(crate) fn promote(&mut self, id: &NodeId, needs_vote: bool) {
         let Some(old) = self.nodes.get(id).and_then(|sim| sim.follows.clone()) else { return };
         if needs_vote && !self.majority() {
             return;
@@ -621,6 +639,7 @@ impl World {
                     sim.link_up = false;
                 }
             } else if sim.follows.as_ref() == Some(&old) && sim.id != new_id {
+                sim.open.clear();
                 sim.follows = Some(new_id.clone());
                 sim.link_up = false;
             }
@@ -654,7 +673,8 @@ impl World {
             };
         }
         if self.clustered() {
-            self.bus()
+            self.bus();
+            self.move_slots();
         } else {
             self.elect()
         }
@@ -693,53 +713,6 @@ impl World {
             if sim.state == ServerState::Serving && led.is_some() {
                 sim.link_up = replica;
             }
-        }
-    }
-
-    fn bus(&mut self) {
-        // Gossip: who knows each other knows the same.
-        let known: Vec<BTreeSet<String>> = self
-            .nodes
-            .values()
-            .filter(|sim| sim.state == ServerState::Serving)
-            .map(|sim| sim.knows.clone())
-            .collect();
-        let alive: BTreeSet<String> = self
-            .nodes
-            .values()
-            .filter(|sim| sim.state == ServerState::Serving)
-            .map(|sim| sim.id.clone())
-            .collect();
-        for sim in self.nodes.values_mut().filter(|sim| sim.state == ServerState::Serving) {
-            for other in &known {
-                if other.contains(&sim.id) {
-                    sim.knows.extend(other.iter().filter(|id| alive.contains(*id)).cloned());
-                }
-            }
-        }
-        // A dead primary's replica is voted in.
-        let orphans: Vec<NodeId> =
-            self.nodes
-                .iter()
-                .filter(|(_, sim)| sim.state == ServerState::Serving && sim.follows.is_some())
-                .filter(|(_, sim)| {
-                    !self.nodes.values().any(|p| {
-                        Some(&p.id) == sim.follows.as_ref() && p.state != ServerState::Dead
-                    })
-                })
-                .map(|(id, _)| id.clone())
-                .collect();
-        for orphan in orphans {
-            self.promote(&orphan, true);
-        }
-        let serving: BTreeSet<String> = self
-            .nodes
-            .values()
-            .filter(|sim| sim.state == ServerState::Serving)
-            .map(|sim| sim.id.clone())
-            .collect();
-        for sim in self.nodes.values_mut() {
-            sim.link_up = sim.follows.as_ref().is_some_and(|id| serving.contains(id));
         }
     }
 
@@ -866,6 +839,7 @@ impl World {
             }),
             cluster: (self.clustered() && answers).then(|| self.cluster_view(sim)),
             behind: sim.behind,
+            slot_move: sim.moving.clone(),
             lease: (!self.clustered()).then(|| LeaseSummary {
                 epoch: self.lease_epoch,
                 holder: self.holder.clone(),
@@ -921,7 +895,7 @@ impl World {
                     linked: alive,
                     config_epoch: found.map_or(0, |f| f.epoch),
                     slots: slots.cloned().unwrap_or_default(),
-                    migrating: false,
+                    open: if *id == sim.id { sim.open.clone() } else { Vec::new() },
                 })
             })
             .collect();

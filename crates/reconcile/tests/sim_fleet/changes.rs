@@ -20,7 +20,7 @@ fn policy() -> PlannerPolicy {
 /// a cluster.
 fn wish(spec: &InstanceSpec, least: u32, rng: &mut Rng) -> (OperationKind, InstanceSpec) {
     let mut next = spec.clone();
-    let kind = match rng.below(4) {
+    let kind = match rng.below(5) {
         0 => {
             let mib = 128 + 64 * rng.below(4) as u64;
             next.memory = ByteSize::mib(mib);
@@ -35,7 +35,20 @@ fn wish(spec: &InstanceSpec, least: u32, rng: &mut Rng) -> (OperationKind, Insta
             let range = if clustered { least..=3 } else { 2..=5 };
             next.replicas =
                 range.start() + rng.below(i64::from(range.end() - range.start()) + 1) as u32;
-            OperationKind::Scale { former_shards: spec.shards, former_replicas: spec.replicas }
+            OperationKind::Scale {
+                former_shards: spec.shards,
+                former_replicas: spec.replicas,
+                paused: false,
+            }
+        }
+        // From three to six, and back: what is not a cluster has another wish.
+        3 if spec.architecture == Architecture::Cluster => {
+            next.shards = 3 + rng.below(4) as u32;
+            OperationKind::Scale {
+                former_shards: spec.shards,
+                former_replicas: spec.replicas,
+                paused: false,
+            }
         }
         _ => {
             let minor = spec.engine.as_str().rsplit('.').next().unwrap().parse::<u32>().unwrap();

@@ -1,0 +1,343 @@
+//! Shards come and go, and slots with them.
+
+use std::collections::BTreeSet;
+
+use larder_model::agent::ServerState;
+use larder_model::plan::{Plan, Step, Wait};
+use larder_model::{
+    Architecture, ByteSize, InstanceState, NodeId, OpenSlot, OperationKind, SlotSet, WorkerState,
+};
+
+use crate::world::World;
+
+const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
+
+fn cluster(shards: u32) -> World {
+    World::running(Architecture::Cluster, shards, 2, &WORKERS)
+}
+
+fn scale(world: &mut World, shards: u32) {
+    let former_shards = world.desired.spec.shards;
+    let kind = OperationKind::Scale { former_shards, former_replicas: 2, paused: false };
+    world.change(kind, |spec| spec.shards = shards);
+}
+
+fn counts(world: &World) -> Vec<u32> {
+    let of = |shard| world.primary(shard).map_or(0, |node| world.nodes[&node].slots.count());
+    (0..world.desired.spec.shards).map(of).collect()
+}
+
+fn moved(plans: &[Plan]) -> u32 {
+    // An order is repeated until its effect is seen.
+    let mut orders: Vec<(NodeId, SlotSet)> = Vec::new();
+    for planned in plans.iter().flat_map(|plan| &plan.steps) {
+        if let Step::MoveSlots { node, slots, .. } = &planned.step
+            && !orders.contains(&(node.clone(), slots.clone()))
+        {
+            orders.push((node.clone(), slots.clone()));
+        }
+    }
+    orders.iter().map(|(_, slots)| slots.count()).sum()
+}
+
+fn is_whole(world: &World) {
+    assert!(world.desired.operation.is_none(), "{}", world.plan());
+    assert_eq!(world.failure, None);
+    assert_eq!(world.served_slots(), SlotSet::full());
+    assert!(world.plan().is_settled(), "{}", world.plan());
+    assert_eq!(world.plan().report.state, InstanceState::Running);
+    let nodes = world.desired.spec.node_count() as usize;
+    assert_eq!((world.desired.nodes.len(), world.nodes.len()), (nodes, nodes));
+    let alive: BTreeSet<&String> = world.nodes.values().map(|sim| &sim.id).collect();
+    for sim in world.nodes.values() {
+        assert_eq!(sim.knows.iter().collect::<BTreeSet<_>>(), alive, "nobody else is known");
+        assert!(sim.open.is_empty() || sim.follows.is_some());
+    }
+}
+
+#[test]
+fn three_shards_become_six_and_three_again_with_as_few_slots_moved_as_can_be() {
+    let mut world = cluster(3);
+    scale(&mut world, 6);
+    assert_eq!(world.plan().report.state, InstanceState::Scaling);
+    let plans = world.settle();
+    is_whole(&world);
+    assert_eq!(counts(&world), [2730, 2731, 2731, 2730, 2731, 2731]);
+    assert_eq!(moved(&plans), 8_192);
+    let first_move = plans.iter().position(|plan| moved(std::slice::from_ref(plan)) > 0);
+    let last_node = plans
+        .iter()
+        .rposition(|plan| plan.steps.iter().any(|p| matches!(p.step, Step::ReplicateNode { .. })));
+    assert!(last_node < first_move, "nodes first, then slots");
+
+    scale(&mut world, 3);
+    let plans = world.settle();
+    is_whole(&world);
+    assert_eq!(moved(&plans), 8_192);
+    let retired = plans
+        .iter()
+        .position(|plan| plan.steps.iter().any(|p| matches!(p.step, Step::RetireNode { .. })));
+    let last_move = plans.iter().rposition(|plan| moved(std::slice::from_ref(plan)) > 0);
+    assert!(last_move < retired, "slots first, then nodes");
+}
+
+#[test]
+fn one_shard_becomes_two_and_twenty_become_one() {
+    let mut world = cluster(1);
+    scale(&mut world, 2);
+    world.settle();
+    is_whole(&world);
+    let mut world = cluster(20);
+    scale(&mut world, 1);
+    world.settle();
+    is_whole(&world);
+    assert_eq!(counts(&world), [16_384]);
+}
+
+/// Pain 6: data go to a shard that has only one copy of them.
+#[test]
+fn no_slot_moves_before_every_replica_of_its_new_shard_is_in_sync() {
+    let mut world = cluster(3);
+    scale(&mut world, 4);
+    for _ in 0..60 {
+        let replicas: Vec<NodeId> = world
+            .desired
+            .nodes
+            .iter()
+            .filter(|record| record.shard == 3)
+            .map(|record| record.id.clone())
+            .collect();
+        world.unstreamed.extend(replicas);
+        let plan = world.round();
+        assert_eq!(moved(&[plan]), 0);
+    }
+    assert!(world.plan().waits.iter().any(|wait| matches!(wait, Wait::ReplicaSyncing { .. })));
+    world.unstreamed.clear();
+    world.settle();
+    is_whole(&world);
+}
+
+fn until_half_moved(world: &mut World) {
+    for _ in 0..100 {
+        world.pass();
+        let moved: u32 = (world.desired.nodes.iter())
+            .filter(|record| record.shard >= 3)
+            .map(|record| world.nodes.get(&record.id).map_or(0, |sim| sim.slots.count()))
+            .sum();
+        if moved > 1_000 {
+            return;
+        }
+    }
+    panic!("nothing moves: {}", world.plan());
+}
+
+fn pause(world: &mut World, pause: bool) {
+    let operation = world.desired.operation.as_mut().expect("it runs");
+    operation.kind = operation.kind.with_pause(pause).expect("it can be paused");
+}
+
+#[test]
+fn a_pause_lets_the_slots_arrive_that_are_on_their_way_and_begins_no_more() {
+    let mut world = cluster(3);
+    scale(&mut world, 6);
+    until_half_moved(&mut world);
+    pause(&mut world, true);
+    let plan = world.round();
+    assert!(plan.steps.iter().any(|p| matches!(p.step, Step::StopMovingSlots { .. })), "{plan}");
+    world.settle();
+    let before = counts(&world);
+    let plan = world.plan();
+    assert!(plan.waits.contains(&Wait::Paused), "{plan}");
+    assert_eq!(moved(&world.settle()), 0);
+    assert_eq!(counts(&world), before);
+    assert_eq!(world.served_slots(), SlotSet::full());
+    // For as long as it takes.
+    world.now = world.now + larder_model::Millis::secs(100_000);
+    assert!(world.plan().waits.contains(&Wait::Paused));
+    world.desired.operation.as_mut().expect("it runs").created_at = world.now;
+    pause(&mut world, false);
+    world.settle();
+    is_whole(&world);
+}
+
+#[test]
+fn a_change_that_is_cancelled_half_way_gives_the_slots_back_and_takes_its_shards_away() {
+    let mut world = cluster(3);
+    scale(&mut world, 6);
+    until_half_moved(&mut world);
+    world.end_operation();
+    world.settle();
+    is_whole(&world);
+    assert_eq!(world.desired.nodes.len(), 6);
+
+    scale(&mut world, 6);
+    world.settle();
+    scale(&mut world, 3);
+    for _ in 0..8 {
+        world.pass();
+    }
+    world.end_operation();
+    world.settle();
+    is_whole(&world);
+    assert!(counts(&world).iter().all(|count| *count > 0), "{:?}", counts(&world));
+}
+
+#[test]
+fn a_failover_at_either_end_is_followed_and_what_was_half_moved_arrives() {
+    for end in [0, 3] {
+        let mut world = cluster(3);
+        scale(&mut world, 6);
+        until_half_moved(&mut world);
+        let dead = world.primary(end).expect("it leads");
+        world.node(dead.as_str()).state = ServerState::Dead;
+        world.pass();
+        let new = world.primary(end).expect("its replica has taken over");
+        assert_ne!(new, dead);
+        let back = world.node(dead.as_str());
+        back.state = ServerState::Starting;
+        back.follows = None;
+        back.open.clear();
+        back.moving = None;
+        world.settle();
+        is_whole(&world);
+    }
+}
+
+#[test]
+fn what_an_agent_forgets_at_its_restart_is_told_again() {
+    let mut world = cluster(3);
+    scale(&mut world, 6);
+    until_half_moved(&mut world);
+    for sim in world.nodes.values_mut() {
+        sim.moving = None;
+    }
+    let plan = world.round();
+    assert!(moved(&[plan]) > 0);
+    world.settle();
+    is_whole(&world);
+}
+
+#[test]
+fn a_mark_that_a_broken_move_has_left_is_taken_back_or_the_move_is_finished() {
+    let mut world = cluster(3);
+    let (from, to) = (world.primary(0).expect("leads"), world.primary(1).expect("leads"));
+    let (from_id, to_id) = (world.nodes[&from].id.clone(), world.nodes[&to].id.clone());
+    // On its way in, in the eyes of the target alone: the source has changed since.
+    world.node(to.as_str()).open.push(OpenSlot { slot: 7, leaves: false, peer: from_id });
+    world.settle();
+    is_whole(&world);
+    assert!(world.nodes[&to].slots.contains(7));
+    // It has long arrived, and on its way to nobody.
+    let mark = |slot, peer: &str| OpenSlot { slot, leaves: true, peer: peer.to_owned() };
+    world.node(from.as_str()).open.extend([mark(7, &to_id), mark(8, "gone")]);
+    let plan = world.round();
+    assert_eq!(moved(&[plan]), 0);
+    world.settle();
+    is_whole(&world);
+    assert!(world.nodes[&from].slots.contains(8));
+}
+
+#[test]
+fn slots_are_shared_anew_by_what_the_shards_hold() {
+    let mut world = cluster(3);
+    for (shard, gib) in [(0, 9), (1, 1), (2, 2)] {
+        let node = world.primary(shard).expect("leads");
+        world.node(node.as_str()).used_memory = ByteSize::gib(gib);
+    }
+    let before = counts(&world);
+    world.begin(OperationKind::Rebalance { counts: Vec::new(), paused: false });
+    world.settle();
+    is_whole(&world);
+    let after = counts(&world);
+    assert!(after[0] < before[0] && after[1] > before[1] && after[2] > before[2], "{after:?}");
+    assert!(world.settle().iter().all(|plan| moved(std::slice::from_ref(plan)) == 0));
+}
+
+/// Servers vote for no shard without slots.
+#[test]
+fn a_new_shard_whose_first_node_is_lost_is_led_by_another() {
+    let mut world = cluster(3);
+    scale(&mut world, 4);
+    world.unstreamed = (1..20).map(|n| NodeId::new(format!("n{n}")).expect("valid")).collect();
+    for _ in 0..20 {
+        world.pass();
+    }
+    let followed: BTreeSet<String> =
+        world.nodes.values().filter_map(|sim| sim.follows.clone()).collect();
+    let leader = world
+        .desired
+        .nodes
+        .iter()
+        .find(|record| record.shard == 3 && followed.contains(&world.nodes[&record.id].id))
+        .expect("a leader")
+        .clone();
+    world.lose_worker(leader.worker.as_str(), WorkerState::Lost);
+    world.unstreamed.clear();
+    world.settle();
+    assert_eq!(world.served_slots(), SlotSet::full());
+    assert!(world.desired.operation.is_none(), "{}", world.plan());
+    assert!(counts(&world).iter().all(|count| *count == 4096), "{:?}", counts(&world));
+}
+
+/// An agent that is not heard of may hold any slots.
+#[test]
+fn a_shard_of_which_nothing_is_heard_is_not_taken_for_an_empty_one() {
+    let mut world = cluster(3);
+    let now = world.now;
+    for sim in world.nodes.values_mut() {
+        sim.silent = Some(now);
+    }
+    world.frozen = true;
+    let plan = world.plan();
+    assert!(plan.steps.is_empty(), "{plan}");
+    assert_eq!(plan.report.state, InstanceState::Degraded);
+}
+
+/// A small generator, so that a failing run is named by its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % sides
+    }
+}
+
+#[test]
+fn whatever_dies_between_three_and_six_and_three_shards_every_slot_and_no_node_too_many_is_left() {
+    for seed in 0..200 {
+        let mut dice = Dice(seed);
+        let mut world = cluster(3);
+        for shards in [6, 3] {
+            scale(&mut world, shards);
+            for _ in 0..60 {
+                world.pass();
+                let names: Vec<NodeId> = world.nodes.keys().cloned().collect();
+                let victim = names[dice.roll(names.len())].clone();
+                let all_serve = world.nodes.values().all(|sim| sim.state == ServerState::Serving);
+                match dice.roll(6) {
+                    // Its server, one at a time.
+                    0 if all_serve => world.node(victim.as_str()).state = ServerState::Dead,
+                    // Its agent, with what it was told.
+                    1 => world.node(victim.as_str()).moving = None,
+                    2 => {
+                        for sim in world.nodes.values_mut() {
+                            if sim.state == ServerState::Dead {
+                                sim.state = ServerState::Starting;
+                                sim.open.clear();
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            for sim in world.nodes.values_mut().filter(|sim| sim.state == ServerState::Dead) {
+                sim.state = ServerState::Starting;
+            }
+            world.settle();
+            assert_eq!(counts(&world).len(), shards as usize, "seed {seed}");
+            is_whole(&world);
+        }
+    }
+}
