@@ -45,7 +45,8 @@ pub async fn run() -> Result<(), PodError> {
         }
     };
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    run_in_pod(Pod {
+    // The agent's whole life is one future: on the heap.
+    let life = run_in_pod(Pod {
         config: config.to_owned(),
         state: STATE_DIR.into(),
         lease,
@@ -54,8 +55,8 @@ pub async fn run() -> Result<(), PodError> {
         api: SocketAddr::new(any, AGENT_PORT),
         probes: SocketAddr::new(any, PROBE_PORT),
         leave_within: LEAVE_WITHIN,
-    })
-    .await?;
+    });
+    Box::pin(life).await?;
     Ok(())
 }
 

@@ -14,17 +14,19 @@ use larder_model::agent::{
     ReplicationView, Role, ServerState, VolumeState,
 };
 use larder_model::{
-    Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
+    Address, Code, Millis, NodeId, Refusal, Severity, SlotJob, SlotRange, SlotSet, Timestamp,
 };
-use larder_node::NodeError;
+use larder_node::{NodeError, SlotMark};
 
 use crate::command::FailOverRequest;
 use crate::core::{Core, SAMPLE, problem};
+use crate::engine::Engine;
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
 use crate::render::NO_FAILOVER;
 use crate::rest::{Changes, ELECTION_RESTS, LONG_AGO};
 use crate::run::Leaving;
+use crate::slot_move::{Ends, Mover};
 use crate::{clock, fence};
 
 /// A vote that is not through by then will not come soon: voters refuse a shard that has changed
@@ -142,6 +144,11 @@ impl Clustered {
             .max();
         if !Self::leads(core) {
             return Leaving::Nobody;
+        }
+        // A new primary knows nothing of slots that are half-way.
+        if let Some(mover) = core.mover.as_ref().filter(|mover| !mover.is_done()) {
+            mover.stop();
+            return Leaving::NotYet;
         }
         let Some((_, node)) = best else {
             return if core.server.awaits_replica() { Leaving::NotYet } else { Leaving::Nobody };
@@ -516,6 +523,18 @@ impl Clustered {
                 }
                 self.take_over(core, *mode).await
             }
+            Order::MoveSlots { job } => move_slots(core, job),
+            Order::StopMovingSlots => {
+                core.mover.iter().for_each(Mover::stop);
+                Ok(())
+            }
+            Order::CloseSlots { slots } => {
+                let slots: Vec<u16> = slots.iter().collect();
+                let hands = core.server.hands().await.map_err(|e| not_ready(&e))?;
+                let closed = hands.set_slots(&slots, SlotMark::Stable).await;
+                let closed = closed.and_then(|each| each.into_iter().collect());
+                closed.map_err(|e| not_ready(&e))
+            }
             other => Err(Refusal::new(
                 Code::InvalidRequest,
                 format!("{} is for nodes with a lease", other.name()),
@@ -770,6 +789,26 @@ async fn add_slots(core: &mut Core, ranges: &[SlotRange], epoch: u64) -> Result<
     }
     let missing = wanted.difference(&owned);
     hands.cluster_add_slots(missing.ranges()).await.map_err(|e| not_ready(&e))
+}
+
+/// Begins to give slots away, unless that is under way. What it was told before arrives as far as it
+/// is half-way, and then this is told again.
+fn move_slots(core: &mut Core, job: &SlotJob) -> Result<(), Refusal> {
+    if let Some(mover) = core.mover.as_ref().filter(|mover| !mover.is_done()) {
+        if !mover.covers(job) {
+            mover.stop();
+        }
+        return Ok(());
+    }
+    let info = core.server.info();
+    let ends = Ends {
+        own: core.server.address().clone(),
+        password: core.server.password().clone(),
+        members: core.config.members.clone(),
+        by_engine: info.and_then(Engine::of).is_some_and(Engine::moves_slots),
+    };
+    core.mover = Some(Mover::begin(job.clone(), ends, core.commands.clone()));
+    Ok(())
 }
 
 /// A person's or the planner's word: the node begins a new life with an empty volume.

@@ -80,4 +80,6 @@ pub(crate) enum Command {
     Heard(Vec<Heard>),
     /// Cluster mode: answers of the shard's other nodes to one round of questions.
     ShardHeard(Vec<(NodeId, Option<PeerAnswer>)>),
+    /// Something has changed that the next status should show.
+    Look,
 }

@@ -22,6 +22,7 @@ use crate::memory::Memory;
 use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
 use crate::server::Server;
+use crate::slot_move::Mover;
 use crate::unusable::Failures;
 use crate::users::Told;
 use crate::volume::{CLUSTER_FILE, Found, Volume};
@@ -75,6 +76,8 @@ pub(crate) struct Core {
     pub(crate) failures: Failures,
     /// The agent was told to end and hands over what this node leads.
     pub(crate) leaving: bool,
+    /// The move of slots that this node was last told of.
+    pub(crate) mover: Option<Mover>,
     /// Of the cluster file that was kept last.
     pub(crate) cluster_file_kept_of: Option<SystemTime>,
     /// When old data that could not be loaded were last looked for.
@@ -170,6 +173,7 @@ impl Core {
             in_pod,
             failures: Failures::default(),
             leaving: false,
+            mover: None,
             cluster_file_kept_of: None,
             unreadable_seen_to: None,
         };
@@ -771,7 +775,7 @@ impl Core {
             replication: self.server.replication().cloned(),
             cluster: self.server.cluster().cloned(),
             behind: self.memory.get().behind,
-            slot_move: None,
+            slot_move: self.mover.as_ref().map(Mover::status),
             lease,
             problem: self.problem(concern),
             events: self.memory.get().events.iter().cloned().collect(),
@@ -850,6 +854,9 @@ fn essence(status: &AgentStatus) -> AgentStatus {
     status.at = Timestamp(0);
     status.server.used_memory = None;
     status.server.connected_clients = None;
+    if let Some(moving) = &mut status.slot_move {
+        (moving.keys_moved, moving.bytes_moved) = (0, 0);
+    }
     if let Some(view) = &mut status.replication {
         view.offset = 0;
         view.replicas.iter_mut().for_each(|replica| replica.offset = 0);

@@ -93,6 +93,11 @@ impl Engine {
     pub(crate) fn is_seven_or_later(self) -> bool {
         self.major >= 7
     }
+
+    /// `CLUSTER MIGRATESLOTS`, since Valkey 9.0.
+    pub(crate) fn moves_slots(self) -> bool {
+        self.flavour == Flavour::Valkey && self.major >= 9
+    }
 }
 
 impl fmt::Display for Engine {

@@ -32,6 +32,7 @@ mod render;
 mod rest;
 mod run;
 mod server;
+mod slot_move;
 mod streams;
 mod unusable;
 mod users;

@@ -389,6 +389,7 @@ impl Mode {
                 let _ = reply.send(result);
                 true
             }
+            Command::Look => true,
             Command::Heard(heard) => {
                 if let Self::Leased(leased) = self {
                     leased.heard(heard);

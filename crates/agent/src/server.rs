@@ -277,6 +277,11 @@ impl Server {
             && self.answered_at.is_some_and(recently)
     }
 
+    /// Where it is reached from here.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
     /// What its system user logs in with, at every server of the instance.
     pub(crate) fn password(&self) -> &Secret {
         &self.password

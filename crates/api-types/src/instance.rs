@@ -249,12 +249,19 @@ pub struct ResizeInstance {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScaleInstance {
+    /// For cluster. New shards get their share of the slots once all their nodes are in sync; those
+    /// that are to go give theirs away first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<u32>,
     /// Nodes per shard, the primary counted in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,
     /// For read-write; `replicas` - 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only_nodes: Option<u32>,
+    /// Alone: `true` pauses the move of slots that is under way, `false` lets it go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
 }
 
 /// Runs an instance on another engine.

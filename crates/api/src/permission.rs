@@ -32,6 +32,7 @@ actions! {
     InstanceRestart = "instance-restart";
     InstanceResize = "instance-resize";
     InstanceScale = "instance-scale";
+    InstanceRebalance = "instance-rebalance";
     InstanceUpgrade = "instance-upgrade";
     InstanceSetPassword = "instance-set-password";
     InstanceDelete = "instance-delete";
@@ -132,6 +133,7 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::InstanceRestart
         | Action::InstanceResize
         | Action::InstanceScale
+        | Action::InstanceRebalance
         | Action::InstanceUpgrade
         | Action::InstanceSetPassword
         | Action::InstanceDelete

@@ -355,6 +355,41 @@ async fn a_change_is_checked_before_it_is_taken_and_undone_when_it_is_cancelled(
 }
 
 #[tokio::test]
+async fn shards_are_checked_before_they_change_and_the_change_is_paused_and_goes_on() {
+    let world = World::new().await;
+    world.running("one", "cluster").await;
+    world.running("two", "read-write").await;
+    let scale = "/api/v1/instances/one/scale";
+    for (path, body, code, field) in [
+        (scale, json!({ "shards": 2 }), Code::ShardsOutOfRange, "shards"),
+        (scale, json!({ "shards": 9 }), Code::ReplicasOutOfRange, "shards"),
+        (scale, json!({ "paused": true }), Code::InvalidRequest, "paused"),
+        (scale, json!({ "paused": true, "shards": 4 }), Code::InvalidRequest, "paused"),
+        ("/api/v1/instances/two/scale", json!({ "shards": 2 }), Code::ShardsOutOfRange, "shards"),
+    ] {
+        let refusal = world.refusal(Method::POST, path, Some(body.clone())).await;
+        assert_eq!(refusal, (code, json!(field)), "{path} {body}");
+    }
+    let rebalance = "/api/v1/instances/two/rebalance";
+    let none = world.refusal(Method::POST, rebalance, None).await;
+    assert_eq!(none.0, Code::InvalidRequest, "one shard");
+    let accepted = world.post(scale, json!({ "shards": 5 })).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text);
+    assert_eq!(world.get("/api/v1/instances/one").await["shards"], 5);
+    for paused in [true, false] {
+        let same = world.post(scale, json!({ "paused": paused })).await;
+        assert_eq!(same.json["id"], accepted.json["id"], "{}", same.text);
+    }
+    let busy = world.refusal(Method::POST, "/api/v1/instances/one/rebalance", None).await;
+    assert_eq!(busy.0, Code::InstanceBusy);
+    let cancel = format!("/api/v1/operations/{}/cancel", accepted.json["id"].as_str().unwrap());
+    world.call(Method::POST, &cancel, None).await;
+    assert_eq!(world.get("/api/v1/instances/one").await["shards"], 3);
+    let accepted = world.call(Method::POST, "/api/v1/instances/one/rebalance", None).await;
+    assert_eq!(accepted.json["kind"], "rebalance", "{}", accepted.text);
+}
+
+#[tokio::test]
 async fn a_password_is_checked_kept_as_a_hash_and_its_change_is_not_cancelled() {
     let world = World::new().await;
     let row = world.running("one", "read-write").await;

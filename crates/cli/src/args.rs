@@ -193,18 +193,36 @@ pub enum InstanceCommand {
         #[command(flatten)]
         wait: WaitOption,
     },
-    /// Change how many nodes the instance has
-    #[command(group = ArgGroup::new("counts").multiple(true).required(true)
-        .args(["replicas", "read_only_nodes"]))]
+    /// Change how many shards or nodes the instance has
+    #[command(group = ArgGroup::new("counts").multiple(true)
+        .args(["shards", "replicas", "read_only_nodes"]))]
+    #[command(group = ArgGroup::new("what").multiple(true).required(true)
+        .args(["shards", "replicas", "read_only_nodes", "pause", "resume"]))]
     Scale {
         /// Name or id of the instance
         name: String,
+        /// Shards of a cluster instance
+        #[arg(long, value_name = "N")]
+        shards: Option<u32>,
         /// Nodes per shard, the primary counted in
         #[arg(long, value_name = "N")]
         replicas: Option<u32>,
         /// Read-only nodes of a read-write instance
         #[arg(long, value_name = "N")]
         read_only_nodes: Option<u32>,
+        /// Begin no more moves of slots until --resume
+        #[arg(long, conflicts_with_all = ["counts", "resume", "wait"])]
+        pause: bool,
+        /// Let a paused move of slots go on
+        #[arg(long, conflicts_with = "counts")]
+        resume: bool,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Share the slots of a cluster instance by what its shards hold
+    Rebalance {
+        /// Name or id of the instance
+        name: String,
         #[command(flatten)]
         wait: WaitOption,
     },

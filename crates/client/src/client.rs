@@ -215,6 +215,14 @@ impl Client {
         self.json(self.instance(Method::POST, instance, Some("scale")).json(to)).await
     }
 
+    /// Shares the slots of a cluster instance by what its shards hold.
+    pub async fn instance_rebalance(
+        &self,
+        instance: InstanceRef<'_>,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::POST, instance, Some("rebalance"))).await
+    }
+
     /// Runs the instance on another engine.
     pub async fn instance_upgrade(
         &self,

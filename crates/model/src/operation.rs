@@ -47,6 +47,9 @@ pub enum OperationKind {
     Scale {
         former_shards: u32,
         former_replicas: u32,
+        /// There are or were to be other shards, so the slots are shared evenly.
+        #[serde(default)]
+        share_slots: bool,
         /// No slots are moved for now, by a person's word.
         #[serde(default)]
         paused: bool,
@@ -117,8 +120,16 @@ impl OperationKind {
     /// where the first one began.
     pub fn in_place_of(&self, held: &Self) -> Option<Self> {
         match (self, held) {
-            (Self::Resize { .. }, Self::Resize { .. })
-            | (Self::Scale { .. }, Self::Scale { .. }) => Some(held.clone()),
+            (Self::Resize { .. }, Self::Resize { .. }) => Some(held.clone()),
+            (
+                Self::Scale { share_slots: more, .. },
+                Self::Scale { former_shards, former_replicas, share_slots, .. },
+            ) => Some(Self::Scale {
+                former_shards: *former_shards,
+                former_replicas: *former_replicas,
+                share_slots: *share_slots || *more,
+                paused: false,
+            }),
             _ => None,
         }
     }

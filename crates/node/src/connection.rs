@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use crate::error::NodeError;
 
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Io for T {}
 
 /// A connection to a server. Calls run one after the other. A call that fails without an answer,
 /// or whose future is dropped before it ends, leaves the connection closed: a later call can
@@ -131,8 +131,7 @@ impl Connection {
         args.extend(user);
         args.push(password.expose());
         let result = self.call(&args).await;
-        self.output.fill(0);
-        self.output.clear();
+        self.forget_what_was_sent();
         self.expect_ok("AUTH", result?)
     }
 
@@ -223,6 +222,12 @@ impl Connection {
                 waited: deadline,
             }),
         }
+    }
+
+    /// After a command with a secret in it.
+    pub(crate) fn forget_what_was_sent(&mut self) {
+        self.output.fill(0);
+        self.output.clear();
     }
 
     fn failed(&self, doing: &str, failure: Failure) -> NodeError {

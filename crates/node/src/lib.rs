@@ -9,6 +9,7 @@ mod connection;
 mod error;
 mod info;
 pub mod probe;
+mod slots;
 
 pub use cluster::{parse_cluster_info, parse_cluster_nodes};
 pub use connection::Connection;
@@ -16,3 +17,4 @@ pub use error::{NodeError, ParseError};
 pub use info::{
     Flavour, InfoText, Loading, Persistence, ReplicationDetail, ServerInfo, parse_info,
 };
+pub use slots::{MigrateTo, SlotMark, SlotMigration};

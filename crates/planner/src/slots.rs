@@ -78,9 +78,7 @@ fn wanted_counts(view: &View<'_>, held: &BTreeMap<u32, SlotSet>) -> Option<BTree
     let shards = view.desired.spec.shards;
     let evenly = || Some((0..).zip(even_counts(shards)).collect());
     match view.operation().map(|operation| &operation.kind) {
-        Some(OperationKind::Scale { former_shards, .. }) if *former_shards != shards => {
-            return evenly();
-        }
+        Some(OperationKind::Scale { share_slots: true, .. }) => return evenly(),
         Some(OperationKind::Rebalance { counts, .. }) if counts.len() == shards as usize => {
             return Some((0..).zip(counts.iter().copied()).collect());
         }
@@ -231,7 +229,10 @@ fn balance(view: &View<'_>, draft: &mut Draft<'_>, sources: &mut BTreeSet<u32>) 
         .filter(|step| !step.slots.is_empty())
         .collect();
     if is_paused && !planned.is_empty() {
-        draft.wait(Wait::Paused);
+        // Not before what was half-way has arrived.
+        if targets.is_empty() {
+            draft.wait(Wait::Paused);
+        }
         return;
     }
     if !planned.is_empty() && !view.all_slots_are_held() {
@@ -320,7 +321,7 @@ fn is_ready(
 pub(crate) fn phase(view: &View<'_>, operation: &Operation) -> Option<Phase> {
     let shards = view.desired.spec.shards;
     let all = match &operation.kind {
-        OperationKind::Scale { former_shards, .. } if *former_shards != shards => {
+        OperationKind::Scale { former_shards, share_slots: true, .. } => {
             let former = even_counts(*former_shards);
             (0_usize..).zip(even_counts(shards)).fold(0, |all, (shard, count)| {
                 all + count.saturating_sub(former.get(shard).copied().unwrap_or(0))
@@ -336,6 +337,8 @@ pub(crate) fn phase(view: &View<'_>, operation: &Operation) -> Option<Phase> {
     let left: u32 = wanted_counts(view, &held)
         .map(|wanted| slot_plan::moves(&held, &wanted).iter().map(|m| m.slots.count()).sum())
         .unwrap_or(0);
+    // A wish that was changed on the way may have more to move than the first one.
+    let all = all.max(left);
     let moving = || view.shards().filter_map(|s| under_way(view, view.primary(s)?));
     let what = match operation.kind {
         OperationKind::Rebalance { .. } => "slots are where they are wanted",

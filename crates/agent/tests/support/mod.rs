@@ -1,6 +1,8 @@
 //! A shard or cluster of real agents with real servers, in a temporary folder.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod cluster;
+
 use std::fs::{self, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -143,7 +143,7 @@ pub(crate) async fn delete(
 }
 
 /// Writes the operation, with its record, and says "look again".
-async fn begin(
+pub(super) async fn begin(
     state: &ApiState,
     caller: &Caller,
     row: &InstanceRow,

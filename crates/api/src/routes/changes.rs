@@ -1,16 +1,14 @@
-//! What changes a serving instance: its size, its number of nodes, its engine. Everything is checked
+//! What changes a serving instance: its size, its engine, its password. Everything is checked
 //! against what was last seen before anything is written, so that a refusal costs nothing.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use larder_api_types::{
-    Operation, Problem, ResizeInstance, ScaleInstance, SetInstancePassword, UpgradeInstance,
-};
+use larder_api_types::{Operation, Problem, ResizeInstance, SetInstancePassword, UpgradeInstance};
 use larder_model::{
-    Architecture, BackendNode, ByteSize, Code, Desired, EngineName, Exposed, InstanceSpec,
+    BackendNode, ByteSize, Code, Desired, EngineName, Exposed, InstanceSpec,
     LOCAL_CONTAINER_CLUSTER, Millis, Observation, Observed, ObservedNode, OperationKind, Refusal,
-    check_password, limits,
+    check_password,
 };
 use larder_store::InstanceRow;
 use serde_json::json;
@@ -61,79 +59,6 @@ pub(crate) async fn resize(
         &row,
         spec,
         Change { action: Action::InstanceResize, object, kind, detail },
-    )
-    .await
-}
-
-/// Change how many nodes the instance has.
-#[utoipa::path(post, path = "/api/v1/instances/{instance}/scale", tag = "instances", request_body = ScaleInstance,
-    params(("instance" = String, Path, description = "Name or id"), InProject),
-    responses(
-        (status = 202, description = "Accepted", body = Operation),
-        (status = "default", description = "A refusal", body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn scale(
-    State(state): State<ApiState>,
-    caller: Caller,
-    PathText(name): PathText,
-    Params(params): Params<InProject>,
-    Body(asked): Body<ScaleInstance>,
-) -> Result<Accepted, ApiError> {
-    let project = params.project.as_deref();
-    let (row, object) = find(&state, &caller, Action::InstanceScale, project, &name).await?;
-    ready(&row)?;
-    let former = &row.spec;
-    let replicas = match (former.architecture, asked.replicas, asked.read_only_nodes) {
-        (_, replicas, None) => replicas.unwrap_or(former.replicas),
-        (Architecture::ReadWrite, None, Some(nodes)) => nodes.saturating_add(1),
-        (Architecture::ReadWrite, Some(replicas), Some(nodes)) if replicas == nodes + 1 => replicas,
-        (Architecture::ReadWrite, Some(replicas), Some(nodes)) => {
-            return Err(ApiError::new(
-                Code::ReplicasOutOfRange,
-                format!(
-                    "{replicas} replicas and {nodes} read-only nodes contradict each other: \
-                     replicas count the primary in, so they are one more"
-                ),
-            )
-            .field("read_only_nodes"));
-        }
-        (Architecture::Standalone | Architecture::Cluster, ..) => {
-            return Err(ApiError::new(
-                Code::ReplicasOutOfRange,
-                format!("a {} instance has no read-only nodes", former.architecture),
-            )
-            .field("read_only_nodes"));
-        }
-    };
-    let spec = InstanceSpec { replicas, ..former.clone() };
-    checked(&spec)?;
-    if spec.node_count() == former.node_count() {
-        let what = format!("has {} nodes in each shard already", former.replicas);
-        return Err(nothing_to_change(what, &row).into());
-    }
-    let more = spec.node_count().saturating_sub(former.node_count());
-    if more > limits::NODES_MORE {
-        return Err(ApiError::new(
-            Code::ReplicasOutOfRange,
-            format!(
-                "{more} nodes more at once: at most {} can be added in one change; ask for some of \
-                 them now and for the others after that",
-                limits::NODES_MORE
-            ),
-        )
-        .field("replicas"));
-    }
-    let kind = OperationKind::Scale {
-        former_shards: former.shards,
-        former_replicas: former.replicas,
-        paused: false,
-    };
-    let detail = json!({ "from": { "replicas": former.replicas }, "to": { "replicas": replicas } });
-    begin(
-        &state,
-        &caller,
-        &row,
-        spec,
-        Change { action: Action::InstanceScale, object, kind, detail },
     )
     .await
 }
@@ -244,15 +169,15 @@ pub(crate) async fn renew(
 }
 
 /// What is to be done, and how it is recorded.
-struct Change {
-    action: Action,
-    object: Object,
-    kind: OperationKind,
-    detail: serde_json::Value,
+pub(super) struct Change {
+    pub(super) action: Action,
+    pub(super) object: Object,
+    pub(super) kind: OperationKind,
+    pub(super) detail: serde_json::Value,
 }
 
 /// Checks that there is room, writes the wish with its operation and record, and says "look again".
-async fn begin(
+pub(super) async fn begin(
     state: &ApiState,
     caller: &Caller,
     row: &InstanceRow,
@@ -328,7 +253,7 @@ fn held(desired: &Desired, cluster: &ContainerClusterInfo) -> Observed {
 }
 
 /// Ranges of the spec, with the fields' names in requests.
-fn checked(spec: &InstanceSpec) -> Result<(), Refusal> {
+pub(super) fn checked(spec: &InstanceSpec) -> Result<(), Refusal> {
     spec.check().map_err(|mut refusal| {
         if refusal.field.as_deref() == Some("memory") {
             refusal.field = Some("memory_bytes".to_owned());
@@ -337,7 +262,7 @@ fn checked(spec: &InstanceSpec) -> Result<(), Refusal> {
     })
 }
 
-fn nothing_to_change(what: String, row: &InstanceRow) -> Refusal {
+pub(super) fn nothing_to_change(what: String, row: &InstanceRow) -> Refusal {
     Refusal::new(Code::InvalidRequest, format!("instance `{}` {what}", row.spec.name))
 }
 

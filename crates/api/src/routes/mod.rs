@@ -12,6 +12,7 @@ mod health;
 mod instances;
 mod operations;
 mod records;
+mod scale;
 mod sessions;
 mod stream;
 mod tokens;
@@ -91,7 +92,8 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(actions::failover))
         .routes(routes!(actions::restart))
         .routes(routes!(changes::resize))
-        .routes(routes!(changes::scale))
+        .routes(routes!(scale::scale))
+        .routes(routes!(scale::rebalance))
         .routes(routes!(changes::upgrade))
         .routes(routes!(changes::set_password))
         .routes(routes!(operations::list))

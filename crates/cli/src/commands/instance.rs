@@ -72,8 +72,13 @@ pub(crate) async fn run(
                 client.instance_resize(InstanceRef { project, name: &name }, &to).await?;
             started(operation, &wait, &client, project, console).await
         }
-        InstanceCommand::Scale { name, replicas, read_only_nodes, wait } => {
-            let to = ScaleInstance { replicas, read_only_nodes };
+        InstanceCommand::Rebalance { name, wait } => {
+            let operation = client.instance_rebalance(InstanceRef { project, name: &name }).await?;
+            started(operation, &wait, &client, project, console).await
+        }
+        InstanceCommand::Scale { name, shards, replicas, read_only_nodes, pause, resume, wait } => {
+            let paused = (pause || resume).then_some(pause);
+            let to = ScaleInstance { shards, replicas, read_only_nodes, paused };
             let operation =
                 client.instance_scale(InstanceRef { project, name: &name }, &to).await?;
             started(operation, &wait, &client, project, console).await

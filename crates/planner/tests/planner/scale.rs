@@ -18,7 +18,12 @@ fn cluster(shards: u32) -> World {
 
 fn scale(world: &mut World, shards: u32) {
     let former_shards = world.desired.spec.shards;
-    let kind = OperationKind::Scale { former_shards, former_replicas: 2, paused: false };
+    let kind = OperationKind::Scale {
+        former_shards,
+        former_replicas: 2,
+        share_slots: true,
+        paused: false,
+    };
     world.change(kind, |spec| spec.shards = shards);
 }
 

@@ -181,7 +181,12 @@ fn command(world: &mut World, words: &[&str], shown: &mut String) {
         "scale" => {
             let (former_shards, former_replicas) =
                 (world.desired.spec.shards, world.desired.spec.replicas);
-            let kind = OperationKind::Scale { former_shards, former_replicas, paused: false };
+            let kind = OperationKind::Scale {
+                former_shards,
+                former_replicas,
+                share_slots: rest.iter().any(|word| word.starts_with("shards=")),
+                paused: false,
+            };
             world.change(kind, |spec| {
                 for word in rest {
                     let (name, number) = word.split_once('=').expect("name=number");

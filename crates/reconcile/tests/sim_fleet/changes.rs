@@ -38,6 +38,7 @@ fn wish(spec: &InstanceSpec, least: u32, rng: &mut Rng) -> (OperationKind, Insta
             OperationKind::Scale {
                 former_shards: spec.shards,
                 former_replicas: spec.replicas,
+                share_slots: false,
                 paused: false,
             }
         }
@@ -47,6 +48,7 @@ fn wish(spec: &InstanceSpec, least: u32, rng: &mut Rng) -> (OperationKind, Insta
             OperationKind::Scale {
                 former_shards: spec.shards,
                 former_replicas: spec.replicas,
+                share_slots: true,
                 paused: false,
             }
         }

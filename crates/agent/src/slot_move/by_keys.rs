@@ -1,0 +1,435 @@
+//! Slots whose keys go by `MIGRATE`: some slots are opened at a time, their keys go in batches, and
+//! whoever leads a shard is told that the slots have changed hands.
+//!
+//! Between opening and closing the keys of a slot are at both ends, and clients are sent after them
+//! (`ASK`). The order matters: the target takes a slot before the source gives it up, so that
+//! somebody has it at any time (Redis documentation of CLUSTER SETSLOT).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use larder_model::agent::{ClusterView, Role};
+use larder_model::{Address, ByteSize, SlotJob, SlotSet};
+use larder_node::{Connection, MigrateTo, NodeError, SlotMark};
+
+use super::pace::Pace;
+use super::{Ends, QUESTION, Shared, Trouble, Went, check_target, left_of};
+use crate::render::SYSTEM_USER;
+
+/// One transfer; the servers give up earlier.
+const TRANSFER: Duration = Duration::from_secs(30);
+/// In the servers' eyes, for each of its steps.
+const TRANSFER_STEP: Duration = Duration::from_secs(10);
+/// Of a slot with more keys only so many are looked at before it is opened: the list of all would
+/// take too long to make.
+const LOOKED_AT: u64 = 20_000;
+/// Who neither gives nor gets a slot is told beside: it hears of it over the bus as well.
+const TELL: Duration = Duration::from_millis(500);
+/// Length of a key in a message.
+const SHOWN: usize = 64;
+
+pub(super) struct ByKeys<'a> {
+    job: &'a SlotJob,
+    ends: &'a Ends,
+    pace: Pace,
+    source: Option<Connection>,
+    target: Option<Connection>,
+    others: BTreeMap<Address, Connection>,
+    /// Slots with keys that are too large, each with what to say of it.
+    refused: BTreeMap<u16, String>,
+    /// Opened and not closed yet.
+    open: SlotSet,
+    /// Of keys of slots that the target has keys of already: for how many seconds they had not been
+    /// used here, before they were sent.
+    contested: BTreeMap<Vec<u8>, i64>,
+}
+
+/// The connections to both ends, while they are used.
+struct Lines<'c> {
+    source: &'c mut Connection,
+    target: &'c mut Connection,
+}
+
+/// Keys of one slot that go together.
+#[derive(Debug)]
+struct Batch {
+    keys: Vec<Vec<u8>>,
+    bytes: u64,
+}
+
+impl<'a> ByKeys<'a> {
+    pub(super) fn new(job: &'a SlotJob, ends: &'a Ends) -> Self {
+        Self {
+            job,
+            ends,
+            pace: Pace::new(job.limits.pace),
+            source: None,
+            target: None,
+            others: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            open: SlotSet::default(),
+            contested: BTreeMap::new(),
+        }
+    }
+
+    /// Slots are open, and their keys at both ends.
+    pub(super) fn is_half_way(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// What to say of slots that are left where they are.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.refused.values().next().cloned()
+    }
+
+    /// Moves some slots whole.
+    pub(super) async fn step(&mut self, shared: &Shared) -> Result<Went, Trouble> {
+        let mut source = match self.source.take() {
+            Some(source) if !source.is_closed() => source,
+            _ => self.ends.connect(&self.ends.own).await?,
+        };
+        source.set_timeout(QUESTION);
+        let view = source.cluster_view().await?;
+        let Some(left) = left_of(self.job, &view) else {
+            self.open = SlotSet::default();
+            return Ok(Went::Done);
+        };
+        self.open = self.open.intersection(&left);
+        drop_old_marks(&mut source, &view).await?;
+        // What a former move has opened comes first.
+        let marked: SlotSet = view
+            .me()
+            .into_iter()
+            .flat_map(|me| &me.open)
+            .filter(|open| open.leaves && left.contains(open.slot))
+            .map(|open| open.slot)
+            .collect();
+        let refused: SlotSet = self.refused.keys().copied().collect();
+        let fit = if marked.is_empty() { left.difference(&refused) } else { marked };
+        let group: Vec<u16> = fit.first(self.pace.slots()).iter().collect();
+        if group.is_empty() && left.is_empty() {
+            return Ok(Went::Done);
+        }
+        if group.is_empty() {
+            // Somebody may delete the large keys.
+            self.source = Some(source);
+            let words = self.refused().unwrap_or_default();
+            self.refused.clear();
+            return Err(Trouble::Words(words));
+        }
+        if shared.is_stopping() && self.open.is_empty() {
+            return Ok(Went::Done);
+        }
+        check_target(self.job, &view)?;
+        let mut target = match self.target.take() {
+            Some(target) if !target.is_closed() => target,
+            _ => self.ends.connect(&self.job.to).await?,
+        };
+        target.set_timeout(QUESTION);
+        let lines = Lines { source: &mut source, target: &mut target };
+        let moved = self.group(lines, &view, group, shared).await;
+        self.source = Some(source);
+        self.target = Some(target);
+        moved?;
+        Ok(Went::On)
+    }
+
+    async fn group(
+        &mut self,
+        mut lines: Lines<'_>,
+        view: &ClusterView,
+        mut slots: Vec<u16>,
+        shared: &Shared,
+    ) -> Result<(), Trouble> {
+        // Before anything of a slot has gone: none that cannot go whole.
+        let mut batches = self.prepare(&mut lines, &mut slots, shared).await?;
+        if slots.is_empty() {
+            return Ok(());
+        }
+        self.open_slots(&mut lines, view, &slots).await?;
+        self.contested.clear();
+        let there = lines.target.count_keys_in_slots(&slots).await?;
+        if there.iter().any(|keys| *keys > 0) {
+            self.contest(&mut lines, &batches).await?;
+        }
+        loop {
+            self.send(&mut lines, batches, shared).await?;
+            // What was written between looking and opening, and what a larger slot has left.
+            batches = self.batches_of(&mut lines, &slots, shared).await?;
+            if batches.is_empty() {
+                break;
+            }
+        }
+        self.close_slots(&mut lines, view, &slots).await?;
+        shared.status().slots_done += u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        Ok(())
+    }
+
+    /// Looks at the keys, and takes slots with one that is too large from `slots`.
+    async fn prepare(
+        &mut self,
+        lines: &mut Lines<'_>,
+        slots: &mut Vec<u16>,
+        shared: &Shared,
+    ) -> Result<Vec<Batch>, Trouble> {
+        let mut all = Vec::new();
+        let counts = lines.source.count_keys_in_slots(slots).await?;
+        let mut kept = Vec::with_capacity(slots.len());
+        for (slot, count) in slots.iter().copied().zip(counts) {
+            if count == 0 {
+                kept.push(slot);
+                continue;
+            }
+            let asked = count.min(LOOKED_AT);
+            let keys = lines.source.keys_in_slots(&[slot], asked).await?.pop().unwrap_or_default();
+            let keys = self.with_sizes(lines.source, keys, shared).await?;
+            let limit = self.job.limits.largest_key;
+            let is_open = self.open.contains(slot);
+            match keys.iter().find(|(_, bytes)| *bytes > limit.bytes() && !is_open) {
+                Some((key, bytes)) => {
+                    let words = too_large(slot, key, ByteSize(*bytes), limit);
+                    if self.refused.insert(slot, words.clone()).is_none() {
+                        tracing::info!(slot, "left where it is: a key is too large");
+                    }
+                }
+                None => {
+                    kept.push(slot);
+                    self.batch(keys, &mut all);
+                }
+            }
+        }
+        *slots = kept;
+        Ok(all)
+    }
+
+    async fn with_sizes(
+        &self,
+        source: &mut Connection,
+        keys: Vec<Vec<u8>>,
+        shared: &Shared,
+    ) -> Result<Vec<(Vec<u8>, u64)>, Trouble> {
+        let mut sized = Vec::with_capacity(keys.len());
+        for some in keys.chunks(self.pace.questions()) {
+            let began = Instant::now();
+            let sizes = source.memory_usage(some).await?;
+            let sizes = sizes.into_iter().map(|bytes| bytes.unwrap_or(0));
+            sized.extend(some.iter().cloned().zip(sizes));
+            self.rest(shared, began.elapsed()).await;
+        }
+        Ok(sized)
+    }
+
+    async fn rest(&self, shared: &Shared, busy: Duration) {
+        let rest = self.pace.rest_after(busy);
+        if !rest.is_zero() {
+            shared.rest(rest).await;
+        }
+    }
+
+    fn batch(&self, keys: Vec<(Vec<u8>, u64)>, all: &mut Vec<Batch>) {
+        let mut batch = Batch { keys: Vec::new(), bytes: 0 };
+        for (key, bytes) in keys {
+            let full = batch.keys.len() >= self.pace.keys()
+                || (batch.bytes + bytes > self.pace.bytes() && !batch.keys.is_empty());
+            if full {
+                all.push(std::mem::replace(&mut batch, Batch { keys: Vec::new(), bytes: 0 }));
+            }
+            batch.keys.push(key);
+            batch.bytes += bytes;
+        }
+        if !batch.keys.is_empty() {
+            all.push(batch);
+        }
+    }
+
+    async fn batches_of(
+        &self,
+        lines: &mut Lines<'_>,
+        slots: &[u16],
+        shared: &Shared,
+    ) -> Result<Vec<Batch>, Trouble> {
+        let mut all = Vec::new();
+        let some = u64::try_from(self.pace.questions()).unwrap_or(1024);
+        for keys in lines.source.keys_in_slots(slots, some).await? {
+            if !keys.is_empty() {
+                let keys = self.with_sizes(lines.source, keys, shared).await?;
+                self.batch(keys, &mut all);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The target expects the slots before the source sends anybody there.
+    async fn open_slots(
+        &mut self,
+        lines: &mut Lines<'_>,
+        view: &ClusterView,
+        slots: &[u16],
+    ) -> Result<(), Trouble> {
+        let expected = lines.target.set_slots(slots, SlotMark::Importing(&view.my_id)).await?;
+        for (slot, result) in slots.iter().zip(expected) {
+            // "I'm already the owner of hash slot 7": it has arrived before, and this server has not
+            // heard of it yet.
+            result.or_else(|error| if is_owner(&error) { Ok(()) } else { Err(error) })?;
+            self.open.insert(larder_model::SlotRange { first: *slot, last: *slot });
+        }
+        let to = SlotMark::Migrating(&self.job.to_id);
+        for result in lines.source.set_slots(slots, to).await? {
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &mut self,
+        lines: &mut Lines<'_>,
+        batches: Vec<Batch>,
+        shared: &Shared,
+    ) -> Result<(), Trouble> {
+        let mut to = MigrateTo {
+            address: &self.job.to,
+            user: SYSTEM_USER,
+            password: &self.ends.password,
+            timeout: TRANSFER_STEP,
+            replace: false,
+        };
+        for flight in batches.chunks(self.pace.flight()) {
+            let keys: Vec<&[Vec<u8>]> = flight.iter().map(|batch| batch.keys.as_slice()).collect();
+            let began = Instant::now();
+            lines.source.set_timeout(TRANSFER);
+            let results = lines.source.migrate(&keys, &to).await?;
+            let busy = began.elapsed();
+            lines.source.set_timeout(QUESTION);
+            for (batch, result) in flight.iter().zip(results) {
+                match result {
+                    Ok(()) => {}
+                    Err(error) if is_busy_key(&error) => {
+                        to.replace = true;
+                        settle(lines, &batch.keys, &self.contested, &to).await?;
+                        to.replace = false;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+                let mut status = shared.status();
+                status.keys_moved += batch.keys.len() as u64;
+                status.bytes_moved += batch.bytes;
+            }
+            let full = flight.iter().any(|batch| batch.keys.len() >= self.pace.keys());
+            let rest = self.pace.took(flight.len(), full, busy);
+            // Also while it is told to stop: what is open has to arrive, and clients have to live.
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// To send a key is to use it: how long it has not been used is asked before.
+    async fn contest(&mut self, lines: &mut Lines<'_>, batches: &[Batch]) -> Result<(), Trouble> {
+        for key in batches.iter().flat_map(|batch| &batch.keys) {
+            if let Some(seconds) = lines.source.idle_time(key, false).await? {
+                self.contested.insert(key.clone(), seconds);
+            }
+        }
+        Ok(())
+    }
+
+    async fn close_slots(
+        &mut self,
+        lines: &mut Lines<'_>,
+        view: &ClusterView,
+        slots: &[u16],
+    ) -> Result<(), Trouble> {
+        let now = SlotMark::Node(&self.job.to_id);
+        for result in lines.target.set_slots(slots, now).await? {
+            result?;
+        }
+        for result in lines.source.set_slots(slots, now).await? {
+            // It refuses while it has keys of a slot: one has come back by a failover.
+            result?;
+        }
+        self.open = self.open.difference(&slots.iter().copied().collect());
+        self.tell_others(view, slots).await;
+        Ok(())
+    }
+
+    /// Clients that ask another primary are sent to the right one at once.
+    async fn tell_others(&mut self, view: &ClusterView, slots: &[u16]) {
+        let is_other = |id: &str| id != view.my_id && id != self.job.to_id;
+        let others: Vec<Address> = (view.nodes.iter())
+            .filter(|peer| peer.role == Role::Primary && is_other(&peer.id))
+            .filter(|peer| peer.linked && !peer.failed)
+            .map(|peer| self.ends.address_of(peer))
+            .collect();
+        let (ends, now) = (self.ends, SlotMark::Node(&self.job.to_id));
+        let lines: Vec<_> =
+            others.into_iter().map(|address| (self.others.remove(&address), address)).collect();
+        let told = lines.into_iter().map(|(line, address)| async move {
+            let mut line = match line.filter(|line| !line.is_closed()) {
+                Some(line) => line,
+                None => ends.connect(&address).await.ok()?,
+            };
+            line.set_timeout(TELL);
+            line.set_slots(slots, now).await.ok()?;
+            Some((address, line))
+        });
+        let told = tokio::time::timeout(TELL, futures::future::join_all(told)).await;
+        self.others = told.unwrap_or_default().into_iter().flatten().collect();
+    }
+}
+
+/// Slots that have gone, and that this server heard of over the bus alone: it keeps their marks.
+async fn drop_old_marks(source: &mut Connection, view: &ClusterView) -> Result<(), Trouble> {
+    let Some(me) = view.me() else { return Ok(()) };
+    let gone = me.open.iter().filter(|open| open.leaves && !me.slots.contains(open.slot));
+    let gone: Vec<u16> = gone.map(|open| open.slot).collect();
+    for result in source.set_slots(&gone, SlotMark::Stable).await? {
+        result?;
+    }
+    Ok(())
+}
+
+/// The target has keys that are sent to it: a transfer before was not answered, or a failover has
+/// brought back at the source what had gone. The same data may be sent again; of two that differ the
+/// one is kept that was used last.
+async fn settle(
+    lines: &mut Lines<'_>,
+    keys: &[Vec<u8>],
+    contested: &BTreeMap<Vec<u8>, i64>,
+    to: &MigrateTo<'_>,
+) -> Result<(), Trouble> {
+    for key in keys {
+        let one = std::slice::from_ref(key);
+        let here = contested.get(key).copied();
+        let there = lines.target.idle_time(key, true).await?;
+        let is_newer_there = there.zip(here).is_some_and(|(there, here)| there < here);
+        if is_newer_there {
+            // Deletes nothing that is not there in a newer form.
+            lines.source.delete_key(key).await?;
+            continue;
+        }
+        for result in lines.source.migrate(&[one], to).await? {
+            result?;
+        }
+    }
+    Ok(())
+}
+
+fn is_busy_key(error: &NodeError) -> bool {
+    error.reply().is_some_and(|reply| reply.text().contains("BUSYKEY"))
+}
+
+fn is_owner(error: &NodeError) -> bool {
+    error.reply().is_some_and(|reply| reply.text().contains("already the owner"))
+}
+
+fn too_large(slot: u16, key: &[u8], bytes: ByteSize, limit: ByteSize) -> String {
+    let text = String::from_utf8_lossy(key);
+    let shown: String = text.chars().take(SHOWN).collect();
+    let dots = if shown.len() < text.len() { "…" } else { "" };
+    format!(
+        "slot {slot} stays where it is: its key `{}{dots}` takes {bytes}, and both servers would \
+         stand still while it moves (the limit is {limit}); delete or split it, or cancel",
+        shown.escape_debug()
+    )
+}

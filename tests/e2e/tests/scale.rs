@@ -1,0 +1,261 @@
+//! Shards come and go under clients that write and check: every slot stays served, every key stays
+//! readable, and nobody is left over.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use larder_e2e::world::{Tested, connect};
+use larder_e2e::{check_tidy, cluster_is_whole};
+use larder_testkit::process::kill9;
+use larder_testkit::resp::{slot, tag_in};
+use larder_testkit::{Endpoint, Instance, Larder, PASSWORD, Writer, WriterOptions, eventually};
+
+const SOON: Duration = Duration::from_secs(60);
+/// Slots change hands one by one, and none is away for long.
+const GAP: Duration = Duration::from_secs(2);
+
+/// Keys that are there before, in all slots.
+const KEYS: u32 = 20_000;
+
+fn key(n: u32) -> String {
+    format!("load:{n}")
+}
+
+/// The primary that has the slot.
+fn holder(instance: &Instance, slot: u16) -> Result<Endpoint> {
+    let has = |range: &String| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        first.parse().is_ok_and(|first: u16| first <= slot)
+            && last.parse().is_ok_and(|last: u16| slot <= last)
+    };
+    let node = instance.nodes.iter().find(|node| node.slots.iter().any(has));
+    node.with_context(|| format!("nobody has slot {slot}"))?.address()
+}
+
+/// Sets, or checks, every key at the primary that has it.
+async fn each_key(instance: &Instance, check: bool) -> Result<()> {
+    let mut by_primary = std::collections::BTreeMap::<String, (Endpoint, Vec<u32>)>::new();
+    for n in 0..KEYS {
+        let at = holder(instance, slot(&key(n)))?;
+        by_primary.entry(at.to_string()).or_insert_with(|| (at, Vec::new())).1.push(n);
+    }
+    for (at, keys) in by_primary.into_values() {
+        let mut client = connect(&at).await?;
+        for some in keys.chunks(1_000) {
+            let names: Vec<String> = some.iter().map(|n| key(*n)).collect();
+            let commands: Vec<Vec<&str>> = names
+                .iter()
+                .map(|name| if check { vec!["GET", name] } else { vec!["SET", name, name] })
+                .collect();
+            let commands: Vec<&[&str]> = commands.iter().map(Vec::as_slice).collect();
+            for (name, reply) in names.iter().zip(client.pipeline(&commands).await?) {
+                let good = if check { reply.text() == *name } else { reply.is_ok() };
+                ensure!(good, "{name} at {at}: {reply:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Three shards under clients that write to slots that will move and to slots that will not.
+async fn loaded(larder: Larder, replicas: u32, engine: &str) -> Result<Tested> {
+    let mut tested = Tested::cluster(larder, replicas, engine).await?;
+    each_key(&tested.instance, false).await?;
+    for shard in 0..3 {
+        let (first, _) = tested.instance.primary(shard)?.first_range().context("slots")?;
+        let prefix = format!("{{{}}}m", tag_in(first, first + 1_000));
+        let mut options =
+            WriterOptions::new(tested.instance.endpoint("discovery")?, PASSWORD, &prefix);
+        for node in &tested.instance.nodes {
+            options.endpoints.push(node.address()?);
+        }
+        tested.writers.push(Writer::started(options).await?);
+    }
+    Ok(tested)
+}
+
+async fn scaled(tested: &Tested, shards: &str) -> Result<Instance> {
+    let args = ["instance", "scale", "shards", "--shards", shards, "--wait", "--timeout", "4m"];
+    tested.larder.cli(&args).await?;
+    let instance = tested.larder.get("shards").await?;
+    ensure!(instance.shards.to_string() == shards, "{instance:?}");
+    ensure!(instance.nodes.len() as u32 == instance.shards * instance.replicas, "{instance:?}");
+    Ok(instance)
+}
+
+/// Ends the clients and judges.
+async fn nothing_lost(tested: Tested, gap_allowed: Duration) -> Result<()> {
+    let (larder, instance, seen) = tested.stop().await?;
+    let now = larder.get(&instance.name).await?;
+    cluster_is_whole(&now, SOON).await?;
+    each_key(&now, true).await?;
+    for history in &seen.histories {
+        history.check_nothing_lost(now.endpoint("discovery")?).await?;
+        let gap = history.gap(&seen.control);
+        ensure!(gap <= gap_allowed, "writes were away for {gap:?}");
+    }
+    check_tidy(&larder).await?;
+    larder.finish().await
+}
+
+async fn three_six_three(engine: &str) -> Result<()> {
+    let tested = loaded(Larder::started().await?, 2, engine).await?;
+    let six = scaled(&tested, "6").await?;
+    cluster_is_whole(&six, SOON).await?;
+    each_key(&six, true).await?;
+    for shard in 0..6 {
+        let slots = six.primary(shard)?.slots.len();
+        ensure!(slots > 0, "shard {shard} has no slots");
+    }
+    let three = scaled(&tested, "3").await?;
+    ensure!(three.nodes.len() == 6, "{:?}", three.nodes);
+    nothing_lost(tested, GAP).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_shards_become_six_and_three_again_under_clients() -> Result<()> {
+    three_six_three("redis-7.0").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_moves_slots_by_itself_does_so() -> Result<()> {
+    three_six_three("valkey-9.1").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_shards_is_paused_goes_on_and_is_cancelled() -> Result<()> {
+    let tested = loaded(Larder::started().await?, 1, "redis-7.0").await?;
+    let larder = &tested.larder;
+    let begun = larder.json(&["instance", "scale", "shards", "--shards", "5"]).await?;
+    let id = begun["id"].as_str().context("an operation has an id")?.to_owned();
+    let has_some = |i: &Instance| i.nodes.iter().any(|n| n.shard >= 3 && !n.slots.is_empty());
+    larder.wait_for("shards", "some slots have moved", SOON, has_some).await?;
+    larder.cli(&["instance", "scale", "shards", "--pause"]).await?;
+    let paused = async || -> Result<bool> {
+        let operation = larder.json(&["operation", "get", &id]).await?;
+        Ok(operation["state"] == "waiting" && operation.to_string().contains("--resume"))
+    };
+    eventually("it is paused", SOON, async || {
+        ensure!(paused().await?, "it is not");
+        Ok(Some(()))
+    })
+    .await?;
+    let slots =
+        |i: &Instance| -> Vec<Vec<String>> { i.nodes.iter().map(|n| n.slots.clone()).collect() };
+    // Of the servers that have got slots less is heard of than of those that have given them.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = slots(&larder.get("shards").await?);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(slots(&larder.get("shards").await?) == before, "slots move while it is paused");
+    larder.cli(&["instance", "scale", "shards", "--resume"]).await?;
+    larder.cli(&["operation", "cancel", &id]).await?;
+    let back = |i: &Instance| i.nodes.len() == 3 && i.state == "running" && i.shards == 3;
+    larder.wait_for("shards", "as it was", SOON, back).await?;
+    nothing_lost(tested, GAP).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_is_refused_with_numbers() -> Result<()> {
+    let tested = loaded(Larder::started().await?, 1, "redis-7.0").await?;
+    for (args, words) in [
+        (&["--shards", "3"][..], "3 shards of 1 nodes already"),
+        (&["--shards", "14"], "3 to 10"),
+        (&["--shards", "8", "--replicas", "2"], "13 nodes more"),
+        (&["--read-only-nodes", "2"], "no read-only nodes"),
+        (&["--pause"], "no change of its shards under way"),
+    ] {
+        let output = tested.larder.run(&[&["instance", "scale", "shards"], args].concat()).await?;
+        ensure!(output.code == 1 && output.stderr.contains(words), "{args:?}: {output:?}");
+    }
+    let output = tested.larder.run(&["instance", "scale", "control", "--shards", "2"]).await?;
+    ensure!(output.code == 1 && output.stderr.contains("one shard"), "{output:?}");
+    nothing_lost(tested, GAP).await
+}
+
+/// Seconds between two kills: time for the one before to be healed, mostly.
+const BETWEEN: Duration = Duration::from_secs(4);
+
+/// Kills a server, an agent or `serve` every few seconds until the operation has ended.
+async fn carried_through(larder: &mut Larder, id: &str, dice: &mut Dice) -> Result<()> {
+    let began = std::time::Instant::now();
+    loop {
+        ensure!(began.elapsed() < Duration::from_secs(240), "not carried through in time");
+        let state = larder.json(&["operation", "get", id]).await?;
+        match state["state"].as_str().unwrap_or_default() {
+            "succeeded" => return Ok(()),
+            "failed" | "cancelled" => anyhow::bail!("it has ended: {state}"),
+            _ => {}
+        }
+        let instance = larder.get("shards").await?;
+        let node = &instance.nodes[dice.below(instance.nodes.len())];
+        match dice.below(5) {
+            0 => {
+                larder.kill_serve().await?;
+                larder.start_serve().await?;
+            }
+            1 | 2 => drop(larder.agent_pid(&node.id).map(kill9)),
+            // It may be on its way up or out.
+            _ => drop(larder.server_pid(&instance, &node.id).map(kill9)),
+        }
+        tokio::time::sleep(BETWEEN).await;
+    }
+}
+
+/// Repeatable from the seed that the test prints.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: usize) -> usize {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from((self.0 >> 33) % sides as u64).unwrap_or(0)
+    }
+}
+
+fn seed() -> Result<u64> {
+    let given = std::env::var("LARDER_CHAOS_SEED").ok().and_then(|text| text.parse().ok());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(given.unwrap_or(u64::from(now.subsec_nanos())))
+}
+
+async fn killed_all_the_way(engine: &str, seed: u64) -> Result<()> {
+    let mut dice = Dice(seed);
+    let mut larder = Larder::started().await?;
+    larder.expect_faults();
+    let args =
+        ["--architecture", "cluster", "--shards", "3", "--replicas", "2", "--engine", engine];
+    let instance = larder.create("shards", &args).await?;
+    each_key(&instance, false).await?;
+    // What is killed from here on has everything.
+    for shard in 0..3 {
+        let mut client = connect(&instance.primary(shard)?.address()?).await?;
+        client.call(&["WAIT", "1", "5000"]).await?;
+    }
+    for shards in ["6", "3"] {
+        let begun = larder.json(&["instance", "scale", "shards", "--shards", shards]).await?;
+        let id = begun["id"].as_str().context("an operation has an id")?.to_owned();
+        carried_through(&mut larder, &id, &mut dice).await?;
+        let is_whole = |i: &Instance| i.state == "running" && i.shards.to_string() == shards;
+        let instance = larder.wait_for("shards", "running", SOON, is_whole).await?;
+        ensure!(instance.nodes.len() as u32 == 2 * instance.shards, "{:?}", instance.nodes);
+        cluster_is_whole(&instance, SOON).await?;
+        each_key(&instance, true).await?;
+    }
+    check_tidy(&larder).await?;
+    larder.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_killed_between_three_and_six_and_three_shards_every_key_is_there() -> Result<()>
+{
+    let seed = seed()?;
+    eprintln!("LARDER_CHAOS_SEED={seed}");
+    killed_all_the_way("redis-7.0", seed).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_killed_while_the_engine_moves_slots_every_key_is_there() -> Result<()> {
+    let seed = seed()?;
+    eprintln!("LARDER_CHAOS_SEED={seed}");
+    killed_all_the_way("valkey-9.1", seed).await
+}
