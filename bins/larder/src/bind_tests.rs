@@ -167,6 +167,9 @@ impl World {
         };
         self.store.engine_upsert(&row).await.unwrap();
         let spec = InstanceSpec {
+            parameters: std::collections::BTreeMap::new(),
+            parameters_revision: 0,
+            parameters_refused: None,
             revision: 0,
             id: InstanceId::new(id).unwrap(),
             name: InstanceName::new(id).unwrap(),

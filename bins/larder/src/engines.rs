@@ -220,6 +220,9 @@ mod tests {
     async fn instance_on(store: &Store, engine: &EngineName) {
         let mut ids = SeededIds(1);
         let spec = InstanceSpec {
+            parameters: std::collections::BTreeMap::new(),
+            parameters_revision: 0,
+            parameters_refused: None,
             revision: 0,
             expose: None,
             id: ids.instance_id(),

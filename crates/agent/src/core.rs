@@ -19,6 +19,7 @@ use crate::boot::{Boot, NodeDir, read_json};
 use crate::command::Command;
 use crate::engine::Engine;
 use crate::memory::Memory;
+use crate::parameters::{self, Compared};
 use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
 use crate::server::Server;
@@ -78,6 +79,8 @@ pub(crate) struct Core {
     pub(crate) leaving: bool,
     /// The move of slots that this node was last told of.
     pub(crate) mover: Option<Mover>,
+    /// What the running server has of the parameters that are wanted.
+    pub(crate) parameters: Option<Compared>,
     /// Of the cluster file that was kept last.
     pub(crate) cluster_file_kept_of: Option<SystemTime>,
     /// When old data that could not be loaded were last looked for.
@@ -174,6 +177,7 @@ impl Core {
             failures: Failures::default(),
             leaving: false,
             mover: None,
+            parameters: None,
             cluster_file_kept_of: None,
             unreadable_seen_to: None,
         };
@@ -726,6 +730,7 @@ impl Core {
             }
         }
         self.tell_users().await;
+        parameters::apply_online(self).await;
         announce::announce_online(self).await;
         self.server.supervisor.trim_log();
         if self.in_pod {
@@ -781,6 +786,7 @@ impl Core {
             events: self.memory.get().events.iter().cloned().collect(),
         };
         status.server.users_revision = self.users_revision();
+        status.server.parameters = parameters::state(self);
         if old.version == 0 || essence(&old) != essence(&status) {
             status.version += 1;
         }

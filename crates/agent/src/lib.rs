@@ -24,6 +24,7 @@ mod lease;
 mod leased;
 mod memory;
 mod metrics;
+mod parameters;
 mod peers;
 mod pod;
 mod proc;

@@ -233,6 +233,7 @@ mod tests {
                 used_memory: None,
                 maxmemory: None,
                 users_revision: None,
+                parameters: None,
                 connected_clients: None,
             },
             volume: VolumeState::Data,

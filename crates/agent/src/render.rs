@@ -12,6 +12,7 @@ use larder_model::{Address, ByteSize, NodeMode, Users};
 
 use crate::announce::announced;
 use crate::engine::Engine;
+use crate::parameters;
 
 /// The name of Larder's own user of the server; also `masteruser`.
 pub(crate) const SYSTEM_USER: &str = "larder";
@@ -26,7 +27,7 @@ pub(crate) const NO_FAILOVER: &str = "cluster-replica-no-failover";
 const TENANT_CLIENTS: u32 = 10_000;
 
 /// Connections beyond the tenant's: agent, replicas, movers.
-const OWN_CLIENTS: u32 = 64;
+pub(crate) const OWN_CLIENTS: u32 = 64;
 
 /// What this machine adds to the node's configuration.
 pub(crate) struct Places<'a> {
@@ -105,6 +106,10 @@ pub(crate) fn server_config(
         // Any replica may ask for votes; which one is asked first is ranked by offset.
         line("cluster-replica-validity-factor", "0");
     }
+    // Last: what a user has set counts, and not what is said above.
+    for (name, value) in parameters::lines(config) {
+        line(name, &value);
+    }
     text
 }
 
@@ -127,7 +132,7 @@ pub(crate) fn start_arguments(upstream: Option<&Address>, on_hold: bool) -> Vec<
 
 /// The replication backlog: room for a broken link's catch-up, 16 MiB for small nodes and
 /// 1/64 of the data's limit for larger ones, 256 MiB at most.
-fn backlog(maxmemory: ByteSize) -> ByteSize {
+pub(crate) fn backlog(maxmemory: ByteSize) -> ByteSize {
     ByteSize((maxmemory.bytes() / 64).clamp(ByteSize::mib(16).bytes(), ByteSize::mib(256).bytes()))
 }
 
@@ -230,6 +235,8 @@ pub(crate) mod tests {
             members: vec![Member { outer: None, node, shard: 0, zone: None, address }],
             worker: None,
             storage_class: None,
+            parameters: std::collections::BTreeMap::new(),
+            parameters_revision: 0,
             has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,

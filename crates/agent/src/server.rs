@@ -361,6 +361,7 @@ impl Server {
             used_memory: info.map(|info| info.used_memory),
             maxmemory: info.map(|info| info.maxmemory),
             users_revision: None,
+            parameters: None,
             connected_clients: info.map(|info| info.connected_clients),
         }
     }

@@ -186,6 +186,9 @@ pub struct CreateInstance {
     /// container cluster was bound with when left out. Not on `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<String>,
+    /// Of the servers, by name; all others are at their defaults.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, String>,
     /// 8 to 32 characters of three of: upper case, lower case, digit, special. Not needed with
     /// `dry_run`.
     #[serde(

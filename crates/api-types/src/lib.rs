@@ -9,6 +9,7 @@ mod cluster;
 mod event;
 mod instance;
 mod operation;
+mod parameter;
 mod problem;
 mod secret_in_body;
 mod session;
@@ -27,5 +28,6 @@ pub use instance::{
     UpgradeInstance,
 };
 pub use operation::{Operation, OperationStep};
+pub use parameter::{Parameter, ParameterChange, ParameterHistory, ResetParameters, SetParameters};
 pub use problem::Problem;
 pub use session::{CreateToken, CreatedToken, Login, Session, Token, UpdateUser, WhoAmI};

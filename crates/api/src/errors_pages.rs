@@ -23,7 +23,7 @@ pages! {
     "replicas-out-of-range" "password-too-weak" "password-missing" "container-cluster-not-found"
     "container-cluster-unusable" "container-cluster-in-use" "worker-not-lost"
     "storage-class-not-found"
-    "capacity-exceeded" "data-too-large" "no-free-port" "disk-full" "not-found" "method-not-allowed"
+    "capacity-exceeded" "unknown-parameter" "parameter-invalid" "update-failed" "data-too-large" "no-free-port" "disk-full" "not-found" "method-not-allowed"
     "request-too-large" "instance-busy" "instance-not-ready" "node-not-found"
     "no-eligible-replica" "data-loss-not-accepted" "generation-conflict" "operation-cancelled"
     "not-cancellable" "not-logged-in" "login-failed" "not-allowed" "too-many-attempts"

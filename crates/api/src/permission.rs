@@ -34,6 +34,8 @@ actions! {
     InstanceScale = "instance-scale";
     InstanceRebalance = "instance-rebalance";
     InstanceUpgrade = "instance-upgrade";
+    ParameterList = "parameter-list";
+    ParameterSet = "parameter-set";
     InstanceSetPassword = "instance-set-password";
     InstanceDelete = "instance-delete";
     OperationList = "operation-list";
@@ -135,6 +137,8 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::InstanceScale
         | Action::InstanceRebalance
         | Action::InstanceUpgrade
+        | Action::ParameterList
+        | Action::ParameterSet
         | Action::InstanceSetPassword
         | Action::InstanceDelete
         | Action::OperationList

@@ -135,6 +135,9 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 ("post", "/api/v1/tokens") => Some(json!({ "name": "t" })),
                 ("post", "/api/v1/engines") => Some(json!({ "path": "/opt/redis-server" })),
                 ("post", "/api/v1/container-clusters") => Some(json!({ "name": "east" })),
+                ("put", "/api/v1/instances/{instance}/parameters") => {
+                    Some(json!({ "values": { "hz": "20" } }))
+                }
                 ("post", "/api/v1/instances/{instance}/resize") => {
                     Some(json!({ "memory_bytes": 1 << 28 }))
                 }

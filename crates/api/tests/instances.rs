@@ -390,6 +390,45 @@ async fn shards_are_checked_before_they_change_and_the_change_is_paused_and_goes
 }
 
 #[tokio::test]
+async fn parameters_are_checked_as_a_whole_listed_with_their_values_and_kept_with_their_history() {
+    let world = World::new().await;
+    world.running("one", "read-write").await;
+    let path = "/api/v1/instances/one/parameters";
+    for (values, code, field) in [
+        (json!({ "hz": "0" }), Code::ParameterInvalid, "hz"),
+        (json!({ "hz": "50", "maxmemory": "1gb" }), Code::UnknownParameter, "maxmemory"),
+        (json!({ "cluster-node-timeout": "9000" }), Code::UnknownParameter, "cluster-node-timeout"),
+        (json!({ "min-replicas-to-write": "5" }), Code::ParameterInvalid, "min-replicas-to-write"),
+    ] {
+        let body = json!({ "values": values });
+        let refusal = world.refusal(Method::PUT, path, Some(body)).await;
+        assert_eq!(refusal, (code, json!(field)), "{values}");
+    }
+    assert!(world.get(path).await.as_array().unwrap().iter().all(|it| it["set"] == false));
+    let values = json!({ "hz": " 50 ", "hash-max-listpack-entries": "64" });
+    let accepted = world.call(Method::PUT, path, Some(json!({ "values": values }))).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text);
+    assert_eq!(accepted.json["kind"], "set-parameters");
+    let all = world.get(path).await;
+    let of = |name: &str| {
+        let found = all.as_array().unwrap().iter().find(|it| it["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name}")).clone()
+    };
+    assert_eq!((of("hz")["value"].clone(), of("hz")["set"].clone()), (json!("50"), json!(true)));
+    assert_eq!(of("hash-max-listpack-entries")["value"], "64");
+    assert_eq!(of("databases")["applies"], "new-servers");
+    assert_eq!(all[0]["name"], "save", "common ones first");
+    let cancel = format!("/api/v1/operations/{}/cancel", accepted.json["id"].as_str().unwrap());
+    world.call(Method::POST, &cancel, None).await;
+    assert!(world.get(path).await.as_array().unwrap().iter().all(|it| it["set"] == false));
+    let history = world.get(&format!("{path}/history")).await;
+    assert_eq!(history[0]["state"], "cancelled");
+    assert_eq!(history[0]["changes"][1], json!({ "name": "hz", "from": null, "to": "50" }));
+    let none = world.refusal(Method::POST, &format!("{path}/reset"), Some(json!({}))).await;
+    assert_eq!(none.0, Code::InvalidRequest, "nothing is set");
+}
+
+#[tokio::test]
 async fn a_password_is_checked_kept_as_a_hash_and_its_change_is_not_cancelled() {
     let world = World::new().await;
     let row = world.running("one", "read-write").await;

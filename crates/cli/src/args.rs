@@ -43,6 +43,9 @@ pub enum Commands {
     /// Create, look at, change and delete instances
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Instance(InstanceArgs),
+    /// The servers' settings of an instance
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Parameter(ParameterArgs),
     /// Follow and cancel long pieces of work
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Operation(OperationArgs),
@@ -307,6 +310,9 @@ pub struct CreateArgs {
     /// A tag; may be repeated
     #[arg(long, value_name = "K=V", value_parser = key_value)]
     pub tag: Vec<(String, String)>,
+    /// A parameter of the servers (see `larder parameter list`); may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub parameter: Vec<(String, String)>,
     /// Read the password from one line of standard input [default: ask on the terminal]
     #[arg(long, conflicts_with = "generate_password")]
     pub password_stdin: bool,
@@ -360,6 +366,55 @@ pub struct ListArgs {
     /// At most this many
     #[arg(long, value_name = "N")]
     pub limit: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub struct ParameterArgs {
+    #[command(flatten)]
+    pub project: ProjectOption,
+    #[command(subcommand)]
+    pub command: ParameterCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ParameterCommand {
+    /// List all parameters: value, default, range, meaning (with -o wide)
+    List {
+        /// Name or id of the instance
+        name: String,
+    },
+    /// Give parameters other values, all or none
+    Set {
+        /// Name or id of the instance
+        name: String,
+        /// Parameters and their values
+        #[arg(value_name = "K=V", required = true, value_parser = pair)]
+        values: Vec<(String, String)>,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Give parameters their defaults again
+    Reset {
+        /// Name or id of the instance
+        name: String,
+        /// Parameters [default: all that are set]
+        #[arg(value_name = "K")]
+        names: Vec<String>,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Who has changed what, the newest first
+    History {
+        /// Name or id of the instance
+        name: String,
+    },
+}
+
+/// `name=value`; the value may be empty, or have an equals sign.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or_else(|| format!("`{text}` is not NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[derive(Args, Debug)]

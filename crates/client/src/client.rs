@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use larder_api_types::{
     AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
-    Engine, Event, FailoverInstance, Instance, Login, Operation, PlanView, Problem, Project,
-    Record, ResizeInstance, RestartInstance, ScaleInstance, Session, SetContainerCluster,
-    SetInstancePassword, Status, Token, UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
+    Engine, Event, FailoverInstance, Instance, Login, Operation, Parameter, ParameterHistory,
+    PlanView, Problem, Project, Record, ResetParameters, ResizeInstance, RestartInstance,
+    ScaleInstance, Session, SetContainerCluster, SetInstancePassword, SetParameters, Status, Token,
+    UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -213,6 +214,43 @@ impl Client {
         to: &ScaleInstance,
     ) -> Result<Operation, ClientError> {
         self.json(self.instance(Method::POST, instance, Some("scale")).json(to)).await
+    }
+
+    /// The parameters that the instance's engine and architecture have.
+    pub async fn parameter_list(
+        &self,
+        instance: InstanceRef<'_>,
+    ) -> Result<Vec<Parameter>, ClientError> {
+        self.json(self.instance(Method::GET, instance, Some("parameters"))).await
+    }
+
+    /// Gives parameters other values.
+    pub async fn parameter_set(
+        &self,
+        instance: InstanceRef<'_>,
+        to: &SetParameters,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::PUT, instance, Some("parameters")).json(to)).await
+    }
+
+    /// Gives parameters their defaults again.
+    pub async fn parameter_reset(
+        &self,
+        instance: InstanceRef<'_>,
+        which: &ResetParameters,
+    ) -> Result<Operation, ClientError> {
+        let path = ["instances", instance.name, "parameters", "reset"];
+        let request = self.request(Method::POST, &path).query(&[("project", instance.project)]);
+        self.json(request.json(which)).await
+    }
+
+    /// Who has changed which parameters, the newest first.
+    pub async fn parameter_history(
+        &self,
+        instance: InstanceRef<'_>,
+    ) -> Result<Vec<ParameterHistory>, ClientError> {
+        let path = ["instances", instance.name, "parameters", "history"];
+        self.json(self.request(Method::GET, &path).query(&[("project", instance.project)])).await
     }
 
     /// Shares the slots of a cluster instance by what its shards hold.

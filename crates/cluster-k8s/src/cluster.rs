@@ -423,6 +423,8 @@ mod tests {
             members: Vec::new(),
             worker: None,
             storage_class: None,
+            parameters: std::collections::BTreeMap::new(),
+            parameters_revision: 0,
             has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,

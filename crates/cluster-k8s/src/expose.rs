@@ -394,6 +394,9 @@ mod tests {
     #[test]
     fn node_ports_are_counted_as_kubernetes_takes_them() {
         let spec = |engine: &str, architecture, shards, replicas, expose| InstanceSpec {
+            parameters: std::collections::BTreeMap::new(),
+            parameters_revision: 0,
+            parameters_refused: None,
             revision: 0,
             id: InstanceId::new("i-1").expect("valid"),
             name: InstanceName::new("one").expect("valid"),

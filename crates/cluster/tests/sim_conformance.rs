@@ -81,6 +81,8 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
             members: members.clone(),
             worker: None,
             storage_class: None,
+            parameters: std::collections::BTreeMap::new(),
+            parameters_revision: 0,
             has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,

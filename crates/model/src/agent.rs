@@ -1,5 +1,7 @@
 //! What agents are told and what they say: the words of the agent's small API.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
@@ -58,6 +60,11 @@ pub struct NodeConfig {
     /// may have for a while.
     #[serde(default = "yes")]
     pub has_read_endpoint: bool,
+    /// What is set of the server's parameters, and which change of them that was.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    #[serde(default)]
+    pub parameters_revision: u64,
     /// Spec generation this was rendered from.
     pub generation: u64,
 }
@@ -240,7 +247,27 @@ pub struct ServerStatus {
     /// Revision of the tenant's users that the running server has; `None` while that is not known.
     #[serde(default)]
     pub users_revision: Option<u64>,
+    /// How far the running server has the parameters that are wanted; `None` while that is not known.
+    #[serde(default)]
+    pub parameters: Option<ParametersState>,
     pub connected_clients: Option<u64>,
+}
+
+/// What a running server has of the parameters that are wanted of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParametersState {
+    /// The change that it was last told of.
+    pub revision: u64,
+    /// A value that it did not take, and what it said.
+    pub refused: Option<RefusedParameter>,
+    /// Some hold from a server's start only, and this one was started with others.
+    pub stale: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedParameter {
+    pub name: String,
+    pub words: String,
 }
 
 /// Alive, hung or dead by definition, not by feeling.

@@ -51,6 +51,9 @@ codes! {
     WorkerNotLost = "worker-not-lost", 409, "The worker is not lost";
     StorageClassNotFound = "storage-class-not-found", 400, "No such storage class";
     CapacityExceeded = "capacity-exceeded", 409, "The container cluster has no room";
+    UnknownParameter = "unknown-parameter", 400, "No such parameter";
+    ParameterInvalid = "parameter-invalid", 400, "The parameter does not take this value";
+    UpdateFailed = "update-failed", 409, "A server refuses the new values";
     DataTooLarge = "data-too-large", 409, "The data do not fit";
     NoFreePort = "no-free-port", 409, "No port is free";
     DiskFull = "disk-full", 507, "The disk is full";

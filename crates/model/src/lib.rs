@@ -17,6 +17,7 @@ pub mod local;
 mod node;
 mod observation;
 mod operation;
+mod parameters;
 mod password;
 pub mod plan;
 mod policy;
@@ -43,7 +44,13 @@ pub use node::{NodePhase, NodeRecord};
 pub use observation::{
     BackendNode, EndpointStatus, Observation, Observed, ObservedNode, Worker, WorkerState,
 };
-pub use operation::{Operation, OperationKind, OperationState, OperationStep, StepState};
+pub use operation::{
+    Operation, OperationKind, OperationState, OperationStep, ParameterChange, StepState,
+};
+pub use parameters::{
+    Applies, InvalidValue, Kind, Parameter, ParameterContext, Place, TABLE as PARAMETERS,
+    canonical as canonical_parameter, check_all as check_parameters,
+};
 pub use password::check_password;
 pub use policy::{ElectionPolicy, PlannerPolicy};
 pub use secret::{Secret, secret_in_file};

@@ -66,11 +66,23 @@ pub enum OperationKind {
     SetPassword {
         revision: u64,
     },
+    /// Other values of the servers' parameters.
+    SetParameters {
+        changes: Vec<ParameterChange>,
+    },
     /// Another version of the engine. `former` is the one before, as long as there is a way back
     /// to it: none once a server of the new version leads, whose data the old one may not read.
     Upgrade {
         former: Option<EngineName>,
     },
+}
+
+/// One parameter's change; `None` is its default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterChange {
+    pub name: String,
+    pub from: Option<String>,
+    pub to: Option<String>,
 }
 
 impl OperationKind {
@@ -86,19 +98,32 @@ impl OperationKind {
             Self::Rebalance { .. } => "rebalance",
             Self::Upgrade { .. } => "upgrade",
             Self::SetPassword { .. } => "set-password",
+            Self::SetParameters { .. } => "set-parameters",
         }
     }
 
     /// Takes back from the wish what the operation has added to it: when it fails or is cancelled,
-    /// the instance goes on as it was. Answers whether that changes anything.
-    pub fn undo(&self, spec: &mut InstanceSpec) -> bool {
-        let before = (spec.revision, spec.memory, spec.shards, spec.replicas, spec.engine.clone());
+    /// the instance goes on as it was. `refusal`: why it has failed. Answers whether that changes
+    /// anything.
+    pub fn undo(&self, spec: &mut InstanceSpec, refusal: Option<&Refusal>) -> bool {
+        let before = spec.clone();
         match self {
             Self::Renew { former } => spec.revision = *former,
             Self::Resize { former } => spec.memory = *former,
             Self::Scale { former_shards, former_replicas, .. } => {
                 spec.shards = *former_shards;
                 spec.replicas = *former_replicas;
+            }
+            Self::SetParameters { changes } => {
+                for change in changes {
+                    match &change.from {
+                        Some(value) => spec.parameters.insert(change.name.clone(), value.clone()),
+                        None => spec.parameters.remove(&change.name),
+                    };
+                }
+                // Servers have the values that are taken back: to take them back is a change again.
+                spec.parameters_revision += 1;
+                spec.parameters_refused = refusal.map(|refusal| refusal.detail.clone());
             }
             Self::Upgrade { former } => {
                 if let Some(former) = former {
@@ -112,7 +137,7 @@ impl OperationKind {
             | Self::Rebalance { .. }
             | Self::SetPassword { .. } => {}
         }
-        before != (spec.revision, spec.memory, spec.shards, spec.replicas, spec.engine.clone())
+        before != *spec
     }
 
     /// The operation that goes on in place of the unfinished `held` one, when this one may take

@@ -61,6 +61,16 @@ pub struct InstanceSpec {
     /// first.
     #[serde(default)]
     pub revision: u64,
+    /// What is set of the servers' parameters, by name, each value in its one form. All others are at
+    /// their defaults.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    /// Rises with every change of them.
+    #[serde(default)]
+    pub parameters_revision: u64,
+    /// Why the last change of them was taken back; `None` once one has succeeded or another is tried.
+    #[serde(default)]
+    pub parameters_refused: Option<String>,
 }
 
 /// The container cluster that is the machine itself. All others are bound.
@@ -262,6 +272,9 @@ mod tests {
             container_cluster: "local".into(),
             storage_class: standard_storage_class(),
             expose: None,
+            parameters: BTreeMap::new(),
+            parameters_revision: 0,
+            parameters_refused: None,
             revision: 0,
         }
     }

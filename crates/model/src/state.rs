@@ -19,19 +19,22 @@ pub enum InstanceState {
     Degraded,
     /// Writes do not get through somewhere.
     Unavailable,
+    /// It serves as before a change of its parameters, which a server has refused.
+    UpdateFailed,
     Deleting,
     /// Its creation went wrong.
     Failed,
 }
 
 impl InstanceState {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Creating,
         Self::Running,
         Self::Updating,
         Self::Scaling,
         Self::Degraded,
         Self::Unavailable,
+        Self::UpdateFailed,
         Self::Deleting,
         Self::Failed,
     ];
@@ -44,6 +47,7 @@ impl InstanceState {
             Self::Scaling => "scaling",
             Self::Degraded => "degraded",
             Self::Unavailable => "unavailable",
+            Self::UpdateFailed => "update-failed",
             Self::Deleting => "deleting",
             Self::Failed => "failed",
         }

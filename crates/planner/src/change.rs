@@ -32,7 +32,7 @@ pub(crate) fn advance(
     op_steps::report(phases, done, draft)
 }
 
-fn phases(view: &View<'_>, operation: &Operation) -> Vec<Phase> {
+pub(crate) fn phases(view: &View<'_>, operation: &Operation) -> Vec<Phase> {
     let spec = &view.desired.spec;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let of_shards = || view.wanted.iter().filter(|record| record.shard < spec.shards);
@@ -91,7 +91,11 @@ fn has_its_memory(view: &View<'_>, record: &NodeRecord) -> bool {
 
 /// Why the change will not get there, while there is a way back: a new node that does not come to
 /// be, with the words of who knows why.
-fn hopeless(view: &View<'_>, draft: &Draft<'_>, operation: &Operation) -> Option<Refusal> {
+pub(crate) fn hopeless(
+    view: &View<'_>,
+    draft: &Draft<'_>,
+    operation: &Operation,
+) -> Option<Refusal> {
     // Said at once: data do not become fewer by waiting.
     if let Some(wait) = draft.waits().iter().find(|w| matches!(w, Wait::DataTooLarge { .. })) {
         return Some(Refusal::new(Code::DataTooLarge, wait.to_string()));

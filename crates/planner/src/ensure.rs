@@ -10,6 +10,7 @@ use larder_model::{
 
 use crate::draft::Draft;
 use crate::op_steps::{self, Phase};
+use crate::parameters;
 use crate::placement::Placer;
 use crate::render;
 use crate::report;
@@ -201,6 +202,11 @@ pub(crate) fn nodes(view: &View<'_>, draft: &mut Draft<'_>) {
         };
         if view.worker_is_away(record) {
             continue; // Nobody is there to tell.
+        }
+        if held.realised && parameters::waits_for_trial(view, record) {
+            let what = "another server has tried the new parameters".to_owned();
+            draft.wait(Wait::Effect { what });
+            continue;
         }
         if !held.realised && view.volume_is_leaving(&record.id) {
             // It can be made anew only once that is gone, which its pod decides.

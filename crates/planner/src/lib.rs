@@ -37,6 +37,7 @@ mod heal;
 mod lint;
 mod majority;
 mod op_steps;
+mod parameters;
 mod placement;
 mod refused;
 mod render;
@@ -151,6 +152,7 @@ fn decide(
         | OperationKind::Resize { .. }
         | OperationKind::Scale { .. }
         | OperationKind::Upgrade { .. } => Some(change::advance(view, draft, operation)),
+        OperationKind::SetParameters { .. } => Some(parameters::report(view, draft, operation)),
         OperationKind::Rebalance { .. } => Some(slots::rebalance(view, draft, operation)),
         OperationKind::SetPassword { .. } => Some(users::report(view, draft)),
     }

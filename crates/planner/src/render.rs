@@ -1,7 +1,7 @@
 //! What an agent is told about its node.
 
 use larder_model::agent::{Member, NodeConfig};
-use larder_model::{Desired, EndpointKind, InstanceSpec, NodePhase, NodeRecord};
+use larder_model::{Desired, EndpointKind, InstanceSpec, Millis, NodePhase, NodeRecord};
 
 /// Version of this renderer, stamped on what it makes. It rises when the same wish would be
 /// rendered differently.
@@ -69,7 +69,9 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
         outer: record.outer.clone(),
         memory: record.memory,
         maxmemory: InstanceSpec::maxmemory_of(record.memory),
-        cluster_node_timeout: desired.policy.cluster_node_timeout,
+        cluster_node_timeout: node_timeout(desired),
+        parameters: spec.parameters.clone(),
+        parameters_revision: spec.parameters_revision,
         bootstrap: record.bootstrap,
         initialized: desired.initialized,
         members: members(desired),
@@ -79,6 +81,13 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
         has_read_endpoint: spec.architecture.endpoints().contains(&EndpointKind::Read),
         generation: config_generation(desired),
     })
+}
+
+/// A parameter of the servers, and a measure of Larder's own failover.
+fn node_timeout(desired: &Desired) -> Millis {
+    let set = desired.spec.parameters.get("cluster-node-timeout");
+    let set = set.and_then(|value| value.parse().ok()).map(Millis);
+    set.unwrap_or(desired.policy.cluster_node_timeout)
 }
 
 /// The node has every address that it announces.

@@ -11,6 +11,7 @@ use larder_model::{IdSource, InstanceSpec, NodeRecord, OperationKind};
 use crate::draft::Draft;
 use crate::ensure;
 use crate::heal::coordinated_change;
+use crate::parameters;
 use crate::placement::Placer;
 use crate::view::View;
 
@@ -65,6 +66,8 @@ fn difference(view: &View<'_>, record: &NodeRecord) -> String {
         format!("is of engine {}", record.engine)
     } else if record.memory != spec.memory {
         format!("has {} of memory", record.memory)
+    } else if parameters::is_stale(view, record) {
+        "was started with other parameters".to_owned()
     } else {
         "is to be new".to_owned()
     }

@@ -68,8 +68,15 @@ fn state(view: &View<'_>, health: &Health) -> InstanceState {
             | OperationKind::Renew { .. }
             | OperationKind::Resize { .. }
             | OperationKind::SetPassword { .. }
+            | OperationKind::SetParameters { .. }
             | OperationKind::Upgrade { .. },
         ) => InstanceState::Updating,
+        // As long as it serves as it should; else that is the news.
+        None if health.state == InstanceState::Running
+            && view.desired.spec.parameters_refused.is_some() =>
+        {
+            InstanceState::UpdateFailed
+        }
         None => health.state,
     }
 }
@@ -219,7 +226,10 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
     let all: Vec<&str> = health.complaints.iter().map(|c| c.message.as_str()).collect();
     let mut conditions = vec![
         match health.complaints.first() {
-            None if state == InstanceState::Running => condition("ready", true, "running", READY),
+            // What was refused has been taken back: nothing is missing.
+            None if matches!(state, InstanceState::Running | InstanceState::UpdateFailed) => {
+                condition("ready", true, "running", READY)
+            }
             None => condition("ready", false, state.as_str(), "an operation is under way"),
             Some(worst) => condition("ready", false, worst.reason, &all.join("; ")),
         },
@@ -242,6 +252,9 @@ fn all_conditions(view: &View<'_>, health: &Health) -> Vec<Condition> {
                 lost.join(", ")
             ),
         ));
+    }
+    if let Some(why) = &view.desired.spec.parameters_refused {
+        conditions.push(condition("update-failed", true, "refused", why));
     }
     conditions.extend(unreachable(view));
     conditions.extend(blocked(view));

@@ -13,6 +13,7 @@ use larder_model::{
 };
 
 use crate::cluster_repair;
+use crate::parameters;
 
 /// A server that has not answered for so long is not merely in a long command. The servers' own
 /// measure: scripts that take longer are answered for with `BUSY` (`lua-time-limit`, redis.conf).
@@ -190,7 +191,10 @@ impl<'a> View<'a> {
     pub(crate) fn is_outdated(&self, record: &NodeRecord) -> bool {
         let spec = &self.desired.spec;
         let resized = record.memory != spec.memory && !self.desired.policy.resizes_in_place;
-        record.engine != spec.engine || record.revision < spec.revision || resized
+        record.engine != spec.engine
+            || record.revision < spec.revision
+            || resized
+            || parameters::is_stale(self, record)
     }
 
     /// What the node's agent says. An answer in another node's name is no answer: somebody else

@@ -190,7 +190,7 @@ impl Pages {
                 continue;
             };
             let succeeded = operation.state == OperationState::Succeeded;
-            if !succeeded && operation.kind.undo(&mut desired.spec) {
+            if !succeeded && operation.kind.undo(&mut desired.spec, operation.error.as_ref()) {
                 desired.generation += 1;
             }
             self.finished.push(operation);

@@ -218,6 +218,7 @@ mod tests {
                 used_memory: None,
                 maxmemory: None,
                 users_revision: None,
+                parameters: None,
                 connected_clients: None,
             },
             volume: VolumeState::Fresh,

@@ -427,7 +427,7 @@ fn state_change(desired: &Desired, before: InstanceState, plan: &Plan, now: Time
     let state = plan.report.state;
     let severity = match state {
         InstanceState::Unavailable | InstanceState::Failed => Severity::Critical,
-        InstanceState::Degraded => Severity::Warning,
+        InstanceState::Degraded | InstanceState::UpdateFailed => Severity::Warning,
         InstanceState::Creating
         | InstanceState::Running
         | InstanceState::Updating

@@ -423,12 +423,14 @@ pub(crate) async fn users_revision(
     row.map_or(Ok(0), |row| column::unsigned(&row, "users_revision"))
 }
 
-/// Takes back what an operation of this kind has wished for; the generation rises if that changes
+/// Takes back what an operation has wished for that did not get there; the generation rises if that changes
 /// anything. An instance that is gone has no wishes.
-pub(crate) async fn undo(tx: &mut WriteTx, id: &InstanceId, kind: &OperationKind) -> Result<()> {
+pub(crate) async fn undo(tx: &mut WriteTx, operation: &Operation) -> Result<()> {
     let doing = tx.doing();
-    let Some(mut row) = fetch(tx.conn(), id, doing).await? else { return Ok(()) };
-    if kind.undo(&mut row.spec) {
+    let row = fetch(tx.conn(), &operation.instance, doing).await?;
+    let Some(mut row) = row else { return Ok(()) };
+    let refusal = operation.error.as_ref().filter(|_| operation.state == OperationState::Failed);
+    if operation.kind.undo(&mut row.spec, refusal) {
         row.generation += 1;
         update_spec(tx, &row).await?;
     }

@@ -293,9 +293,7 @@ async fn update(tx: &mut WriteTx, operation: &Operation) -> Result<()> {
 /// What an operation that did not get there has wished for is wished for no longer.
 async fn undo(tx: &mut WriteTx, operation: &Operation) -> Result<()> {
     match operation.state {
-        OperationState::Failed | OperationState::Cancelled => {
-            instances::undo(tx, &operation.instance, &operation.kind).await
-        }
+        OperationState::Failed | OperationState::Cancelled => instances::undo(tx, operation).await,
         OperationState::Queued
         | OperationState::Running
         | OperationState::Waiting

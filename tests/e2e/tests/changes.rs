@@ -170,6 +170,79 @@ async fn a_change_that_is_cancelled_is_undone() -> Result<()> {
     nothing_lost(tested).await
 }
 
+/// What every server of the instance says of a setting.
+async fn setting(instance: &Instance, name: &str) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for node in &instance.nodes {
+        // By what a tenant may ask: settings themselves are not among it.
+        let info = connect(&node.address()?).await?.call(&["INFO", "everything"]).await?.text();
+        let start = format!("{name}:");
+        let line = info.lines().find_map(|line| line.strip_prefix(&start));
+        all.push(line.with_context(|| format!("INFO has no {name}"))?.trim().to_owned());
+    }
+    Ok(all)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parameters_change_at_once_or_by_new_servers_and_a_refused_one_leaves_the_former()
+-> Result<()> {
+    let larder = Larder::started().await?;
+    let tested = Tested::read_write(larder, 1, "redis-7.0").await?;
+    let pids: Vec<_> = tested.instance.nodes.iter().map(|node| node.pid).collect();
+    let set = ["parameter", "set", "rw", "hz=33", "maxmemory-policy=allkeys-lru"];
+    let after = changed(&tested, &set).await?;
+    ensure!(after.nodes.iter().map(|node| node.pid).collect::<Vec<_>>() == pids, "restarted");
+    ensure!(setting(&after, "configured_hz").await?.iter().all(|hz| hz == "33"));
+    ensure!(setting(&after, "maxmemory_policy").await?.iter().all(|it| it == "allkeys-lru"));
+    // In range, and not in this build.
+    let wrong = ["parameter", "set", "rw", "hz=44", "activedefrag=yes", "--wait"];
+    let output = tested.larder.run(&wrong).await?;
+    ensure!(output.code == 1 && output.stderr.contains("update-failed"), "{output:?}");
+    ensure!(output.stderr.contains("activedefrag"), "it is named: {output:?}");
+    let failed = |i: &Instance| i.state == "update-failed";
+    let failed = tested.larder.wait_for("rw", "update-failed", SOON, failed).await?;
+    eventually("the former values serve", SOON, async || {
+        ensure!(setting(&failed, "configured_hz").await?.iter().all(|hz| hz == "33"));
+        Ok(Some(()))
+    })
+    .await?;
+    let anew = changed(&tested, &["parameter", "set", "rw", "databases=40"]).await?;
+    ensure!(anew.nodes.iter().all(|node| !pids.contains(&node.pid)), "the same servers");
+    for node in &anew.nodes {
+        let reply = connect(&node.address()?).await?.call(&["SELECT", "39"]).await?;
+        ensure!(reply.is_ok(), "{reply:?}");
+    }
+    ensure!(setting(&anew, "configured_hz").await?.iter().all(|hz| hz == "33"));
+    let reset = changed(&tested, &["parameter", "reset", "rw"]).await?;
+    ensure!(setting(&reset, "configured_hz").await?.iter().all(|hz| hz == "10"));
+    let history = tested.larder.json(&["parameter", "history", "rw"]).await?;
+    let states: Vec<&str> = history
+        .as_array()
+        .context("a list")?
+        .iter()
+        .filter_map(|it| it["state"].as_str())
+        .collect();
+    ensure!(states == ["succeeded", "succeeded", "failed", "succeeded"], "{history}");
+    nothing_lost(tested).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_created_with_parameters_and_has_them_in_every_server() -> Result<()> {
+    let larder = Larder::started().await?;
+    let args = ["--architecture", "cluster", "--replicas", "1", "--parameter", "hz=21"];
+    let instance = larder.create("shards", &args).await?;
+    ensure!(setting(&instance, "configured_hz").await?.iter().all(|hz| hz == "21"));
+    for node in &instance.nodes {
+        kill9(larder.server_pid(&instance, &node.id)?)?;
+    }
+    larder.expect_faults();
+    let all = |i: &Instance| i.state == "running";
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let instance = larder.wait_for("shards", "running", SOON, all).await?;
+    ensure!(setting(&instance, "configured_hz").await?.iter().all(|hz| hz == "21"));
+    larder.finish().await
+}
+
 /// Whether the write endpoint lets the password in.
 async fn lets_in(instance: &Instance, password: &str) -> Result<bool> {
     let endpoint = instance.endpoint("write")?;

@@ -128,6 +128,8 @@ impl World {
                 members: members.to_vec(),
                 worker: None,
                 storage_class: None,
+                parameters: std::collections::BTreeMap::new(),
+                parameters_revision: 0,
                 has_read_endpoint: true,
                 election: ElectionPolicy::default(),
                 generation: 1,

@@ -20,6 +20,7 @@ use utoipa::IntoParams;
 
 use super::dry_run;
 use super::instances::{instance_name, project_name};
+use super::parameters;
 use crate::auth::Caller;
 use crate::body::{Body, Params};
 use crate::clock::now;
@@ -98,6 +99,7 @@ fn detail(spec: &InstanceSpec) -> serde_json::Value {
         "replicas": spec.replicas,
         "container_cluster": spec.container_cluster,
         "storage_class": spec.storage_class,
+        "parameters": spec.parameters,
         "expose": spec.expose,
     })
 }
@@ -121,7 +123,10 @@ fn spec(new: CreateInstance, home: &str) -> Result<InstanceSpec, ApiError> {
         Architecture::Standalone | Architecture::ReadWrite => 1,
         Architecture::Cluster => CLUSTER_SHARDS,
     });
-    let spec = InstanceSpec {
+    let mut spec = InstanceSpec {
+        parameters: std::collections::BTreeMap::new(),
+        parameters_revision: 0,
+        parameters_refused: None,
         revision: 0,
         expose: None,
         id: RandomIds.instance_id(),
@@ -138,6 +143,8 @@ fn spec(new: CreateInstance, home: &str) -> Result<InstanceSpec, ApiError> {
         // What it is in truth the container cluster says.
         storage_class: STANDARD_STORAGE_CLASS.to_owned(),
     };
+    spec.parameters = parameters::canonical(&new.parameters, &spec)?;
+    parameters::check(&spec.parameters, &spec)?;
     spec.check().map_err(|mut refusal| {
         // The field's name in the request.
         if refusal.field.as_deref() == Some("memory") {

@@ -11,6 +11,7 @@ mod events;
 mod health;
 mod instances;
 mod operations;
+mod parameters;
 mod records;
 mod scale;
 mod sessions;
@@ -94,6 +95,9 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(changes::resize))
         .routes(routes!(scale::scale))
         .routes(routes!(scale::rebalance))
+        .routes(routes!(parameters::list, parameters::set))
+        .routes(routes!(parameters::reset))
+        .routes(routes!(parameters::history))
         .routes(routes!(changes::upgrade))
         .routes(routes!(changes::set_password))
         .routes(routes!(operations::list))

@@ -116,6 +116,7 @@ pub(crate) async fn cancel(
         OperationKind::Resize { .. }
         | OperationKind::Scale { .. }
         | OperationKind::Upgrade { .. }
+        | OperationKind::SetParameters { .. }
         | OperationKind::Renew { .. } => {
             format!("cancelled by {by}; the instance goes back to what it was")
         }

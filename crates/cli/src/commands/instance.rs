@@ -148,6 +148,7 @@ async fn create(
         container_cluster: args.container_cluster,
         storage_class: args.storage_class,
         expose: args.expose,
+        parameters: args.parameter.into_iter().collect(),
         password: None,
     };
     let mut shown = None;
@@ -236,7 +237,7 @@ async fn list(
 }
 
 /// Prints the operation, or waits for it and prints the instance.
-async fn started(
+pub(super) async fn started(
     operation: Operation,
     wait: &WaitOption,
     client: &Client,

@@ -5,6 +5,7 @@ mod cluster;
 mod event;
 mod instance;
 mod operation;
+mod parameter;
 mod session;
 mod token;
 mod wait;
@@ -31,6 +32,7 @@ pub(crate) async fn run(
         Commands::Status => session::status(&context, console).await,
         // Boxed: by far the largest future of the tree.
         Commands::Instance(args) => Box::pin(instance::run(args, &context, console)).await,
+        Commands::Parameter(args) => Box::pin(parameter::run(args, &context, console)).await,
         Commands::Operation(args) => Box::pin(operation::run(args, &context, console)).await,
         Commands::Event(command) => Box::pin(event::run(command, &context, console)).await,
         Commands::Record(command) => event::run_records(command, &context, console).await,

@@ -4,6 +4,7 @@ mod catalogue;
 mod event;
 mod instance;
 mod operation;
+mod parameter;
 
 pub(crate) use catalogue::{
     container_clusters, engines, projects, session, status, tokens, who, workers,
@@ -11,6 +12,7 @@ pub(crate) use catalogue::{
 pub(crate) use event::{event_header, event_row, events, records, records_csv};
 pub(crate) use instance::{instance, instances, nodes};
 pub(crate) use operation::{operation, operations};
+pub(crate) use parameter::{parameter_history, parameters};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ColumnConstraint, ContentArrangement, Table};

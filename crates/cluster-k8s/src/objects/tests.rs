@@ -90,6 +90,8 @@ fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
         members,
         worker: Some("worker-2".parse().unwrap()),
         storage_class: None,
+        parameters: std::collections::BTreeMap::new(),
+        parameters_revision: 0,
         has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation: 7,

@@ -188,6 +188,8 @@ pub(crate) fn config(
         members,
         worker: None,
         storage_class: None,
+        parameters: std::collections::BTreeMap::new(),
+        parameters_revision: 0,
         has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,

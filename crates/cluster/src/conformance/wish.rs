@@ -51,6 +51,8 @@ pub(super) fn config(
         members: vec![member],
         worker: None,
         storage_class: None,
+        parameters: std::collections::BTreeMap::new(),
+        parameters_revision: 0,
         has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,

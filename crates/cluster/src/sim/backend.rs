@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use larder_election::{OrderKind, PendingOrder, Situation, WhyNoPrimary};
 use larder_model::agent::{
     AgentStatus, ClusterFailoverMode, ClusterView, Fence, LeaseSummary, Member, NodeConfig, Order,
-    Problem, ProblemCode, ReplicaSeen, ReplicationView, Role, ServerState, ServerStatus,
-    VolumeState,
+    ParametersState, Problem, ProblemCode, ReplicaSeen, ReplicationView, Role, ServerState,
+    ServerStatus, VolumeState,
 };
 use larder_model::local::NodeSecrets;
 use larder_model::{
@@ -224,6 +224,11 @@ impl World {
             used_memory: Some(ByteSize::mib(10)),
             maxmemory: None,
             users_revision: self.nodes.get(node).map(|found| found.users_revision),
+            parameters: self.nodes.get(node).map(|found| ParametersState {
+                revision: found.config.parameters_revision,
+                refused: None,
+                stale: false,
+            }),
             connected_clients: None,
         };
         let volume = self.volume_state(node);

@@ -201,6 +201,8 @@ impl Sim {
                 members: members.clone(),
                 worker: None,
                 storage_class: None,
+                parameters: std::collections::BTreeMap::new(),
+                parameters_revision: 0,
                 has_read_endpoint: true,
                 election: policy,
                 generation: 1,

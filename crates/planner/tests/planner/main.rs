@@ -8,6 +8,7 @@ mod delete;
 mod expose;
 mod heal;
 mod operations;
+mod parameters;
 mod rules;
 mod scale;
 mod scenarios;

@@ -18,6 +18,8 @@ use larder_model::{
 };
 use larder_planner::{lint, node_config, plan};
 
+use crate::parameters::Parameters;
+
 /// Node ids `n1`, `n2` …, so that texts can speak of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Counter(u64);
@@ -70,6 +72,7 @@ pub(crate) struct SimNode {
     /// What it was told to move, and where that is getting on.
     pub(crate) moving: Option<SlotMoveStatus>,
     pub(crate) open: Vec<OpenSlot>,
+    pub(crate) parameters: Parameters,
 }
 
 /// A server that is no more, as the others remember it.
@@ -130,6 +133,9 @@ impl World {
         workers: &[&str],
     ) -> Self {
         let spec = InstanceSpec {
+            parameters: std::collections::BTreeMap::new(),
+            parameters_revision: 0,
+            parameters_refused: None,
             revision: 0,
             expose: None,
             id: InstanceId::new("i-1").expect("valid"),
@@ -282,7 +288,7 @@ impl World {
     /// The operation ends without having got there: what it has wished for is taken back.
     pub(crate) fn end_operation(&mut self) {
         let Some(operation) = self.desired.operation.take() else { return };
-        if operation.kind.undo(&mut self.desired.spec) {
+        if operation.kind.undo(&mut self.desired.spec, self.failure.as_ref()) {
             self.desired.generation += 1;
         }
     }
@@ -344,6 +350,7 @@ impl World {
                 let config = node_config(&self.desired, self.record_of(node));
                 self.told(node, |sim| {
                     sim.agent_generation = generation;
+                    sim.parameters.hear(config.as_ref());
                     sim.maxmemory = config.map(|config| config.maxmemory);
                 });
             }
@@ -533,6 +540,7 @@ impl World {
                 behind: false,
                 moving: None,
                 open: Vec::new(),
+                parameters: Parameters::default(),
             };
             self.nodes.insert(node.clone(), sim);
         }
@@ -579,6 +587,7 @@ impl World {
         sim.outdated = false;
         sim.generation = config.generation;
         if sim.agent_generation == 0 {
+            sim.parameters.start_with(&config);
             sim.agent_generation = config.generation;
             sim.maxmemory = Some(config.maxmemory);
         }
@@ -825,6 +834,7 @@ impl World {
                 used_memory: Some(sim.used_memory),
                 maxmemory: sim.maxmemory,
                 users_revision: Some(sim.users_revision),
+                parameters: Some(self.parameters_of(sim)),
                 connected_clients: None,
             },
             volume: sim.volume,

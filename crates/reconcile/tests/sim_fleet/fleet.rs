@@ -78,6 +78,9 @@ impl Fleet {
         let name = InstanceName::new(format!("x{}", self.instances.len())).unwrap();
         self.book.put(Desired {
             spec: InstanceSpec {
+                parameters: std::collections::BTreeMap::new(),
+                parameters_revision: 0,
+                parameters_refused: None,
                 revision: 0,
                 expose: None,
                 id: id.clone(),
@@ -161,7 +164,7 @@ impl Fleet {
                 _ => true,
             };
             if let Some(operation) = desired.operation.take_if(cancellable) {
-                operation.kind.undo(&mut desired.spec);
+                operation.kind.undo(&mut desired.spec, None);
             }
         });
     }

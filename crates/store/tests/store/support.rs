@@ -84,6 +84,9 @@ pub(crate) fn project() -> ProjectName {
 
 pub(crate) fn spec(n: u32, name: &str) -> InstanceSpec {
     InstanceSpec {
+        parameters: std::collections::BTreeMap::new(),
+        parameters_revision: 0,
+        parameters_refused: None,
         revision: 0,
         expose: None,
         id: instance_id(n),
