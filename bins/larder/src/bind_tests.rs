@@ -181,6 +181,7 @@ impl World {
             memory: ByteSize::mib(128),
             shards: 1,
             replicas: 1,
+            chained: false,
             container_cluster: "east".to_owned(),
             storage_class: "plain".to_owned(),
             expose: None,

@@ -235,6 +235,7 @@ mod tests {
             memory: ByteSize::mib(128),
             shards: 1,
             replicas: 1,
+            chained: false,
             container_cluster: "local".to_owned(),
             storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
         };

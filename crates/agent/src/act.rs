@@ -27,6 +27,7 @@ pub(crate) fn moves(action: &Action) -> bool {
         | Action::KillServer { .. }
         | Action::Promote { .. }
         | Action::Follow(_)
+        | Action::Join(_)
         | Action::Park
         | Action::PauseWrites { .. }
         | Action::CloseClients
@@ -41,6 +42,7 @@ pub(crate) fn moves(action: &Action) -> bool {
         | Action::AskPromises { .. }
         | Action::PublishRoute(_)
         | Action::KeepDataAside
+        | Action::LeaveUpstream(_)
         | Action::DropDataAside => false,
     }
 }

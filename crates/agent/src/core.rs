@@ -79,6 +79,8 @@ pub(crate) struct Core {
     pub(crate) leaving: bool,
     /// The move of slots that this node was last told of.
     pub(crate) mover: Option<Mover>,
+    /// In a chain, the upstream that brought nothing any more.
+    pub(crate) left_upstream: Option<NodeId>,
     /// What the running server has of the parameters that are wanted.
     pub(crate) parameters: Option<Compared>,
     /// Of the cluster file that was kept last.
@@ -140,6 +142,7 @@ impl Core {
             cluster: None,
             behind: false,
             slot_move: None,
+            left_upstream: None,
             lease: None,
             problem: None,
             events: Vec::new(),
@@ -177,6 +180,7 @@ impl Core {
             failures: Failures::default(),
             leaving: false,
             mover: None,
+            left_upstream: None,
             parameters: None,
             cluster_file_kept_of: None,
             unreadable_seen_to: None,
@@ -781,6 +785,7 @@ impl Core {
             cluster: self.server.cluster().cloned(),
             behind: self.memory.get().behind,
             slot_move: self.mover.as_ref().map(Mover::status),
+            left_upstream: self.left_upstream.clone(),
             lease,
             problem: self.problem(concern),
             events: self.memory.get().events.iter().cloned().collect(),

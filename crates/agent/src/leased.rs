@@ -16,6 +16,7 @@ use larder_model::local::Promised;
 use larder_model::{Code, Millis, NodeId, Observation, Refusal, Severity, Timestamp};
 
 use crate::act::{done, moves, nobody, note_take_over, park, pause, promote, replicate, sync_data};
+use crate::chain::{self, ChainPlace};
 use crate::client::ClientError;
 use crate::command::{DemoteRequest, PromiseAnswer, PromiseRequest};
 use crate::core::{Core, SAMPLE, problem};
@@ -68,6 +69,7 @@ pub(crate) struct Leased {
     /// When the last look at the lease was sent (monotonic): a read, or a write of our own that
     /// was answered.
     looked_at: Option<Timestamp>,
+    chain: ChainPlace,
 }
 
 impl Leased {
@@ -91,6 +93,7 @@ impl Leased {
             out_of_reach: false,
             unpublished: false,
             looked_at: None,
+            chain: ChainPlace::default(),
         }
     }
 
@@ -140,8 +143,10 @@ impl Leased {
         self.recover_lineage(core);
         self.note_sync(core);
         self.ask_successor(core);
-        let local = self.local(core);
         let (now, wall) = (clock::monotonic(), clock::wall());
+        let local = self.local(core);
+        self.chain.note(core, &local, &self.peers, &self.view, now);
+        let local = Local { chain: self.chain.of(core), ..local };
         let policy = core.config.election;
         let decision = larder_election::decide(&local, &self.peers, &self.view, &policy, now, wall);
         self.note_situation(core, decision.situation);
@@ -397,6 +402,7 @@ impl Leased {
             order: self.order.clone(),
             hand_over: self.hand_over.clone(),
             route: self.route.clone(),
+            chain: self.chain.of(core),
         }
     }
 
@@ -426,10 +432,14 @@ impl Leased {
             Action::Follow(member) => {
                 let done = replicate(core, &member.address).await;
                 if done {
-                    let message = format!("copies from node {} at {}", member.node, member.address);
-                    core.memory.event(Severity::Info, "following", message);
+                    chain::said(core, &member.node, &member.address);
                 }
                 done
+            }
+            Action::Join(member) => self.chain.join(core, &member).await,
+            Action::LeaveUpstream(node) => {
+                self.chain.leave(core, node);
+                true
             }
             Action::Park => park(core).await,
             Action::PauseWrites { for_ } => pause(core, for_).await,

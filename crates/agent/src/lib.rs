@@ -10,6 +10,7 @@ mod announce;
 mod api;
 mod beat;
 mod boot;
+mod chain;
 pub mod client;
 mod clock;
 mod clustered;

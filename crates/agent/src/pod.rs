@@ -249,6 +249,7 @@ mod tests {
             cluster,
             behind: false,
             slot_move: None,
+            left_upstream: None,
             lease: None,
             problem: None,
             events: Vec::new(),

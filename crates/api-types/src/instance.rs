@@ -37,6 +37,7 @@ pub struct Instance {
     pub replicas: u32,
     /// 0 unless the architecture is `read-write`; there `replicas` - 1.
     pub read_only_nodes: u32,
+    /// Replicas copy from each other in a row, and only the first one from the primary.
     pub chained: bool,
     pub read_from_replicas: bool,
     pub container_cluster: String,
@@ -186,6 +187,9 @@ pub struct CreateInstance {
     /// container cluster was bound with when left out. Not on `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<String>,
+    /// Replicas of a read-write instance copy from each other in a row.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chained: bool,
     /// Of the servers, by name; all others are at their defaults.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, String>,
@@ -238,6 +242,13 @@ pub struct RestartInstance {
     /// All nodes, one after the other, when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+}
+
+/// Lets replicas copy from each other in a row, or all from the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetChained {
+    pub chained: bool,
 }
 
 /// Gives every node another memory.

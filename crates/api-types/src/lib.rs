@@ -24,8 +24,8 @@ pub use cluster::{
 pub use event::{Event, Record};
 pub use instance::{
     Condition, CreateInstance, Endpoint, Endpoints, FailoverInstance, HostPort, Instance, Node,
-    PlanView, ResizeInstance, RestartInstance, ScaleInstance, SetInstancePassword, UpdateInstance,
-    UpgradeInstance,
+    PlanView, ResizeInstance, RestartInstance, ScaleInstance, SetChained, SetInstancePassword,
+    UpdateInstance, UpgradeInstance,
 };
 pub use operation::{Operation, OperationStep};
 pub use parameter::{Parameter, ParameterChange, ParameterHistory, ResetParameters, SetParameters};

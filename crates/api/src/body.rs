@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn refused_bodies_name_the_field_and_never_its_value() {
         let rest = "\"name\":\"a\",\"engine\":\"e\",\"architecture\":\"cluster\"";
-        check(&format!("{{{rest},\"chained\":true}}"), Some("chained"), "no field `chained`");
+        check(&format!("{{{rest},\"chain\":true}}"), Some("chain"), "no field `chain`");
         check("{\"name\":\"a\",\"engine\":\"e\"}", Some("architecture"), "lacks");
         check(&format!("{{{rest},\"shards\":\"hunter2\"}}"), Some("shards"), "expected u32");
         check(&format!("{{{rest},\"shards\":-1}}"), Some("shards"), "wrong type");

@@ -33,6 +33,7 @@ actions! {
     InstanceResize = "instance-resize";
     InstanceScale = "instance-scale";
     InstanceRebalance = "instance-rebalance";
+    InstanceSetChained = "instance-set-chained";
     InstanceUpgrade = "instance-upgrade";
     ParameterList = "parameter-list";
     ParameterSet = "parameter-set";
@@ -136,6 +137,7 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::InstanceResize
         | Action::InstanceScale
         | Action::InstanceRebalance
+        | Action::InstanceSetChained
         | Action::InstanceUpgrade
         | Action::ParameterList
         | Action::ParameterSet

@@ -46,7 +46,7 @@ pub(crate) fn instance(row: &InstanceRow, catalogue_version: Option<String>) -> 
         shards: spec.shards,
         replicas: spec.replicas,
         read_only_nodes,
-        chained: false,
+        chained: spec.chained,
         read_from_replicas: false,
         container_cluster: spec.container_cluster.clone(),
         storage_class: spec.storage_class.clone(),

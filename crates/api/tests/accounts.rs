@@ -141,6 +141,9 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 ("post", "/api/v1/instances/{instance}/resize") => {
                     Some(json!({ "memory_bytes": 1 << 28 }))
                 }
+                ("post", "/api/v1/instances/{instance}/chained") => {
+                    Some(json!({ "chained": true }))
+                }
                 ("post", "/api/v1/instances/{instance}/password") => {
                     Some(json!({ "password": "Pantry-2027" }))
                 }

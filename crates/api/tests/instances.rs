@@ -214,7 +214,7 @@ async fn creation_that_cannot_work_is_refused_before_anything_is_written() {
         .iter()
         .filter(|r| r["action"] == "instance-create" && r["outcome"] != "accepted")
         .collect();
-    assert_eq!(refused.len(), 17, "{refused:?}");
+    assert_eq!(refused.len(), 18, "{refused:?}");
 }
 
 #[tokio::test]
@@ -387,6 +387,27 @@ async fn shards_are_checked_before_they_change_and_the_change_is_paused_and_goes
     assert_eq!(world.get("/api/v1/instances/one").await["shards"], 3);
     let accepted = world.call(Method::POST, "/api/v1/instances/one/rebalance", None).await;
     assert_eq!(accepted.json["kind"], "rebalance", "{}", accepted.text);
+}
+
+#[tokio::test]
+async fn replicas_of_a_read_write_instance_are_chained_and_of_no_other() {
+    let world = World::new().await;
+    world.running("one", "cluster").await;
+    world.running("two", "read-write").await;
+    let chained = |name: &str| format!("/api/v1/instances/{name}/chained");
+    let on = json!({ "chained": true });
+    let refusal = world.refusal(Method::POST, &chained("one"), Some(on.clone())).await;
+    assert_eq!(refusal, (Code::InvalidRequest, json!("chained")));
+    let same =
+        world.refusal(Method::POST, &chained("two"), Some(json!({ "chained": false }))).await;
+    assert_eq!(same, (Code::InvalidRequest, json!("chained")), "it is so already");
+    let accepted = world.post(&chained("two"), on).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text);
+    assert_eq!(accepted.json["kind"], "set-chained");
+    assert_eq!(world.get("/api/v1/instances/two").await["chained"], true);
+    let cancel = format!("/api/v1/operations/{}/cancel", accepted.json["id"].as_str().unwrap());
+    world.call(Method::POST, &cancel, None).await;
+    assert_eq!(world.get("/api/v1/instances/two").await["chained"], false);
 }
 
 #[tokio::test]

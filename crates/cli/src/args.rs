@@ -229,6 +229,16 @@ pub enum InstanceCommand {
         #[command(flatten)]
         wait: WaitOption,
     },
+    /// Let replicas copy from each other in a row, or all from the primary
+    SetChained {
+        /// Name or id of the instance
+        name: String,
+        /// Each replica from the one before it, or all from the primary
+        #[arg(value_enum)]
+        to: OnOff,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
     /// Change the password; who is connected stays so
     #[command(group = ArgGroup::new("password").required(false)
         .args(["password_stdin", "generate_password"]))]
@@ -294,6 +304,9 @@ pub struct CreateArgs {
     /// Read-only nodes of a read-write instance [default: 1]
     #[arg(long, value_name = "N")]
     pub read_only_nodes: Option<u32>,
+    /// Replicas of a read-write instance copy from each other in a row
+    #[arg(long)]
+    pub chained: bool,
     /// Where the nodes run [default: local]
     #[arg(long, value_name = "C")]
     pub container_cluster: Option<String>,
@@ -324,6 +337,12 @@ pub struct CreateArgs {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOff {
+    On,
+    Off,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

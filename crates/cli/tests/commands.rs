@@ -236,7 +236,7 @@ async fn exit_codes_say_how_it_ended() {
         ("instance delete one --permanent", Exit::Usage, "--yes"),
         ("record list --since yesterday", Exit::Usage, "not a time"),
         ("instance create one --engine e --architecture proxy", Exit::Usage, "proxy"),
-        ("instance create one --engine e --architecture cluster --chained", Exit::Usage, "chained"),
+        ("instance set-chained one maybe", Exit::Usage, "on, off"),
         ("instance delete one --recycle --yes", Exit::Usage, "recycle"),
         ("instance delete one --yes", Exit::Usage, "permanent"),
         ("instance update one", Exit::Usage, "--description"),

@@ -6,8 +6,8 @@ use larder_api_types::{
     AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
     Engine, Event, FailoverInstance, Instance, Login, Operation, Parameter, ParameterHistory,
     PlanView, Problem, Project, Record, ResetParameters, ResizeInstance, RestartInstance,
-    ScaleInstance, Session, SetContainerCluster, SetInstancePassword, SetParameters, Status, Token,
-    UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
+    ScaleInstance, Session, SetChained, SetContainerCluster, SetInstancePassword, SetParameters,
+    Status, Token, UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -259,6 +259,15 @@ impl Client {
         instance: InstanceRef<'_>,
     ) -> Result<Operation, ClientError> {
         self.json(self.instance(Method::POST, instance, Some("rebalance"))).await
+    }
+
+    /// Lets replicas copy from each other in a row, or all from the primary.
+    pub async fn instance_set_chained(
+        &self,
+        instance: InstanceRef<'_>,
+        to: &SetChained,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::POST, instance, Some("chained")).json(to)).await
     }
 
     /// Runs the instance on another engine.

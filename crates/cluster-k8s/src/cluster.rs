@@ -425,6 +425,8 @@ mod tests {
             storage_class: None,
             parameters: std::collections::BTreeMap::new(),
             parameters_revision: 0,
+            chained: false,
+            upstream: None,
             has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,

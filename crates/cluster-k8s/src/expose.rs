@@ -408,6 +408,7 @@ mod tests {
             memory: ByteSize::mib(128),
             shards,
             replicas,
+            chained: false,
             container_cluster: "east".to_owned(),
             storage_class: STANDARD_STORAGE_CLASS.to_owned(),
             expose,

@@ -361,3 +361,19 @@ fn a_new_primary_that_loses_power_would_lead_without_what_it_was_handed() {
         lost_at_most(&sim, 15)
     });
 }
+
+/// A replica of a replica says that its link is up though nothing comes from above.
+#[test]
+fn a_replica_below_one_that_is_cut_off_would_be_as_old() {
+    rule_matters(Rules { leave_stalled_upstream: false, ..Rules::ALL }, |seed, rules| {
+        let sim = usual(seed, 3);
+        sim.chain("i-a");
+        for_ms(&sim, 4000)?;
+        sim.set_rules(rules);
+        sim.inject(Fault::CutReplication { node: node(1), length: 9000 });
+        for_ms(&sim, 8000)?;
+        sim.inject(Fault::KillNode { node: node(0) });
+        for_ms(&sim, 8000)?;
+        lost_at_most(&sim, 40)
+    });
+}

@@ -3,6 +3,8 @@
 //! `LARDER_SIM_SEEDS` sets how many seeds are tried (150 unless set), `LARDER_SIM_SEED` runs a
 //! single one and prints its trace.
 
+use std::io::Write as _;
+
 use larder_cluster::sim::{Fault, Profile, Rng, Sim, SimConfig, Violation};
 use larder_model::agent::Order;
 use larder_model::{ElectionPolicy, NodeId};
@@ -21,9 +23,12 @@ fn unlimited() -> ElectionPolicy {
     ElectionPolicy { max_failovers: 1000, ..ElectionPolicy::default() }
 }
 
-fn started(seed: u64, nodes: usize) -> Result<Sim, Violation> {
+fn started(seed: u64, nodes: usize, chained: bool) -> Result<Sim, Violation> {
     let sim = Sim::new(seed, SimConfig::default());
     sim.add_leased("i-a", nodes, unlimited());
+    if chained {
+        sim.chain("i-a");
+    }
     // Some instances die in the middle of their birth.
     if seed.is_multiple_of(3) {
         sim.step_until((seed as i64 * 37) % 600);
@@ -37,10 +42,12 @@ fn started(seed: u64, nodes: usize) -> Result<Sim, Violation> {
     Ok(sim)
 }
 
-fn run(seed: u64) -> Result<Sim, (Sim, Violation)> {
+fn run(seed: u64, chained: bool) -> Result<Sim, (Sim, Violation)> {
     let mut rng = Rng::new(seed);
-    let nodes = 1 + rng.below(4) as usize;
-    let sim = started(seed, nodes).map_err(|v| (Sim::new(seed, SimConfig::default()), v))?;
+    let least = if chained { 2 } else { 1 };
+    let nodes = least + rng.below(4) as usize;
+    let sim =
+        started(seed, nodes, chained).map_err(|v| (Sim::new(seed, SimConfig::default()), v))?;
     let fail = |violation| (sim.clone(), violation);
     // The only copy of a single node is not deleted: nothing could come back.
     let lost_volumes = u32::from(nodes > 1);
@@ -76,23 +83,32 @@ fn run(seed: u64) -> Result<Sim, (Sim, Violation)> {
 
 #[test]
 fn random_faults_never_break_a_promise() {
+    never_broken(false);
+}
+
+#[test]
+fn random_faults_never_break_a_promise_where_replicas_copy_from_each_other() {
+    never_broken(true);
+}
+
+fn never_broken(chained: bool) {
     for seed in seeds() {
-        match run(seed) {
-            Ok(sim) => {
-                if std::env::var("LARDER_SIM_SEED").is_ok() {
-                    println!("{}", sim.events().join("\n"));
-                }
-            }
-            Err((sim, violation)) => {
-                println!("{}", sim.events().join("\n"));
-                panic!("seed {seed}: {violation}");
-            }
+        let (sim, broken) = match run(seed, chained) {
+            Ok(sim) => (sim, None),
+            Err((sim, violation)) => (sim, Some(violation)),
+        };
+        if broken.is_some() || std::env::var("LARDER_SIM_SEED").is_ok() {
+            let trace = sim.events().join("\n") + "\n";
+            std::io::stdout().write_all(trace.as_bytes()).expect("printed");
+        }
+        if let Some(violation) = broken {
+            panic!("seed {seed}: {violation}");
         }
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let trace = |seed| run(seed).map(|sim| sim.events()).map_err(|(_, v)| v);
+    let trace = |seed| run(seed, false).map(|sim| sim.events()).map_err(|(_, v)| v);
     assert_eq!(trace(7), trace(7));
 }

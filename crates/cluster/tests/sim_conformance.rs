@@ -83,6 +83,8 @@ async fn cluster_instance(sim: &Sim) -> Vec<NodeId> {
             storage_class: None,
             parameters: std::collections::BTreeMap::new(),
             parameters_revision: 0,
+            chained: false,
+            upstream: None,
             has_read_endpoint: true,
             election: ElectionPolicy::default(),
             generation: 1,

@@ -39,6 +39,12 @@ pub enum Action {
     Promote { epoch: u64 },
     /// `REPLICAOF` this member; it stops writes as well.
     Follow(Member),
+    /// `REPLICAOF` this member, from a link that is well: in a chain, from the primary to another
+    /// replica. The server's offset must not be ahead of that replica's, or all data would be copied
+    /// anew: the driver lets go of the former link first, and waits until the member has as much.
+    Join(Member),
+    /// The upstream brings nothing: set [`crate::Chain::left`].
+    LeaveUpstream(NodeId),
     /// Stop writes: replica of nobody (`REPLICAOF 127.0.0.1 1`). When the server does not do so
     /// within `fence_margin / 2`, kill it.
     Park,

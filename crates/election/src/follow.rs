@@ -8,7 +8,7 @@ use crate::action::{
     Action, Decision, KillReason, OrderOutcome, Situation, StartAs, WhyNoPrimary, WhyParked,
 };
 use crate::world::{Context, LeaseKnown, LeaseView, OrderKind, is_old_link, lineage};
-use crate::{holder, vacancy};
+use crate::{chain, holder, vacancy};
 
 /// How soon to look again when the server is on its way to another state by itself.
 const SOON: Millis = Millis(100);
@@ -158,8 +158,22 @@ fn follow(c: &Context<'_>, known: &LeaseKnown, holder: &NodeId) -> Decision {
     };
     // Rule "older epoch follows": whatever this node was, it can only become a replica.
     let stays = !c.rules.older_epoch_follows && c.local.data_epoch < epoch;
-    if server.is_down() {
-        actions.extend(start(c, Some(&peer.member)));
+    let source = chain::source(c, known, peer);
+    let from = &source.peer.member;
+    if source.asks {
+        actions.push(Action::AskPeers);
+    }
+    if let Some(upstream) = source.leaves {
+        actions.push(Action::LeaveUpstream(upstream.clone()));
+    }
+    if c.local.chain.is_some() {
+        let share = if synced { 1 } else { 4 };
+        wake_at = Some(c.now + Millis(c.policy.renew_every.0 / share));
+    }
+    if source.waits {
+        wake_at = Some(c.now + SOON);
+    } else if server.is_down() {
+        actions.extend(start_from(c, &peer.member, from));
         if !server.may_start {
             return Decision { actions, wake_at, situation: Situation::Down };
         }
@@ -169,11 +183,17 @@ fn follow(c: &Context<'_>, known: &LeaseKnown, holder: &NodeId) -> Decision {
     } else if let Some(view) = &server.replication
         && !stays
     {
-        let right =
+        let right = view.role == Role::Replica && view.primary.as_ref() == Some(&from.address);
+        // Copying is under way, or done, from the primary itself: that is not broken off half-way.
+        let is_fed =
             view.role == Role::Replica && view.primary.as_ref() == Some(&peer.member.address);
-        if !right && server.state == ServerState::Serving {
+        if !right && is_fed && view.syncing {
+            wake_at = Some(c.now + c.policy.gather);
+        } else if !right && is_fed && view.link_up && server.state == ServerState::Serving {
+            actions.push(Action::Join(from.clone()));
+        } else if !right && server.state == ServerState::Serving {
             actions.extend(keep_aside(c, epoch));
-            actions.push(Action::Follow(peer.member.clone()));
+            actions.push(Action::Follow(from.clone()));
         } else if !right {
             wake_at = Some(c.now + SOON);
         } else if synced && c.local.data_aside {
@@ -184,7 +204,7 @@ fn follow(c: &Context<'_>, known: &LeaseKnown, holder: &NodeId) -> Decision {
         {
             // Only the holder can say whether this link is of its epoch.
             let again = peer.asked_at.map_or(c.now, |at| at + c.policy.renew_every);
-            if c.now >= again {
+            if c.now >= again && !source.asks {
                 actions.push(Action::AskPeers);
             }
             wake_at = Some(again.max(c.now + SOON));
@@ -237,20 +257,26 @@ pub(crate) fn start(c: &Context<'_>, holder: Option<&Member>) -> Vec<Action> {
         return Vec::new();
     }
     match holder {
-        Some(holder) if waits_for_data(c, holder) => {
-            vacancy::ask(c, c.now - c.policy.gather).into_iter().collect()
-        }
-        Some(holder) => {
-            let epoch = c.lease.last().map_or(0, |known| known.record.epoch);
-            let mut actions: Vec<Action> = keep_aside(c, epoch).into_iter().collect();
-            actions.push(Action::StartServer { start_as: StartAs::ReplicaOf(holder.clone()) });
-            actions
-        }
+        Some(holder) => start_from(c, holder, holder),
         None if c.local.volume == VolumeState::Lost && c.rules.lost_volume_never_leads => {
             Vec::new()
         }
         None => vec![Action::StartServer { start_as: StartAs::Parked }],
     }
+}
+
+/// Starts the server as a replica of `from`, which is the holder or copies from it.
+fn start_from(c: &Context<'_>, holder: &Member, from: &Member) -> Vec<Action> {
+    if !c.local.server.may_start {
+        return Vec::new();
+    }
+    if waits_for_data(c, holder) {
+        return vacancy::ask(c, c.now - c.policy.gather).into_iter().collect();
+    }
+    let epoch = c.lease.last().map_or(0, |known| known.record.epoch);
+    let mut actions: Vec<Action> = keep_aside(c, epoch).into_iter().collect();
+    actions.push(Action::StartServer { start_as: StartAs::ReplicaOf(from.clone()) });
+    actions
 }
 
 /// Rule "lost volume never leads", for what it may copy: a start takes the remains of the volume out

@@ -1,16 +1,19 @@
 //! The planned hand-over: ordered from the holder's agent, nothing acknowledged is lost.
 
+use larder_model::agent::ReplicationView;
 use larder_model::lease::ReleaseReason;
 use larder_model::{Millis, NodeId, Observation};
 
 use crate::action::{Action, Decision, OrderOutcome, Situation};
 use crate::candidate::{candidates, is_candidate};
 use crate::holder::released_record;
-use crate::route;
 use crate::world::{Context, HandOverProgress, LeaseKnown, OrderKind, Peer, PendingOrder};
+use crate::{chain, route};
 
 /// How often offsets are compared while writes are paused.
 const COMPARE_EVERY: Millis = Millis(10);
+/// How often a successor is asked that this primary does not hear of itself.
+const ASK_EVERY: Millis = Millis(50);
 /// How long a replica that is connected may take until its primary streams to it: replicas acknowledge
 /// once a second, and the primary's agent hears of it by the second.
 const STREAM_BEGINS: Millis = Millis(3000);
@@ -71,6 +74,7 @@ fn begin(
     let online = |node: &NodeId| seen(node).is_some_and(|replica| replica.online);
     let waits = c.now < order.since + STREAM_BEGINS;
     let comes = |node: &NodeId| waits && seen(node).is_some();
+    let below = |node: &NodeId| chain::copies_through_others(c, known, node, order.since);
     let target = match to {
         Some(node) => {
             let fit = c
@@ -81,7 +85,7 @@ fn begin(
                 decision.wake_at = Some(c.now + Millis(50));
                 return true;
             }
-            if !fit || !online(node) {
+            if !fit || !(online(node) || below(node)) {
                 return refuse(decision, OrderOutcome::NoSuchCandidate(node.clone()));
             }
             node.clone()
@@ -98,7 +102,10 @@ fn begin(
                     decision.wake_at = Some(c.now + Millis(50));
                     return true;
                 }
-                None => return refuse(decision, OrderOutcome::NoCandidate),
+                None => match others.iter().find(|node| below(node)) {
+                    Some(node) => node.clone(),
+                    None => return refuse(decision, OrderOutcome::NoCandidate),
+                },
             }
         }
     };
@@ -129,7 +136,8 @@ fn wait_for_offsets(
         view.and_then(|v| v.replicas.iter().find(|r| r.online && Some(&r.address) == address));
     let equal = match (view, replica) {
         (Some(view), Some(replica)) => replica.offset >= view.offset,
-        _ => false,
+        (Some(view), None) => told_offset(c, progress, view).is_some_and(|it| it >= view.offset),
+        (None, _) => false,
     };
     if c.now >= progress.since + c.policy.hand_over_timeout {
         call_off(c, known, decision);
@@ -153,8 +161,19 @@ fn wait_for_offsets(
             let for_ = Millis(c.policy.hand_over_timeout.0 + c.policy.lease_ttl.0);
             decision.actions.push(Action::PauseWrites { for_ });
         }
+        let asked = c.peer(&progress.to).and_then(|peer| peer.asked_at);
+        if replica.is_none() && asked.is_none_or(|at| c.now >= at + ASK_EVERY) {
+            decision.actions.push(Action::AskPeers);
+        }
         decision.wake_at = Some(c.now + COMPARE_EVERY);
     }
+}
+
+/// The offset of a successor that copies through others, as it has said itself since the hand-over began.
+fn told_offset(c: &Context<'_>, progress: &HandOverProgress, own: &ReplicationView) -> Option<u64> {
+    let report = c.peer(&progress.to).and_then(|peer| c.fresh(peer, progress.since))?;
+    let theirs = report.replication.as_ref()?;
+    (theirs.link_up && theirs.replid == own.replid).then_some(theirs.offset)
 }
 
 /// Writes go on here as if nothing had been asked.

@@ -131,6 +131,10 @@ pub(crate) fn lead(c: &Context<'_>, known: &LeaseKnown) -> Decision {
     }
     if renew_due(c) {
         actions.push(Action::RenewLease { after_version: known.version });
+        // Replicas that copy from others say themselves how they are.
+        if c.local.chain.is_some() {
+            actions.push(Action::AskPeers);
+        }
     }
     let mut wake_at = next_renewal(c);
     if let Some(until) = may_until {

@@ -26,10 +26,12 @@
 //!   durable; [`sync_mark`] is asked after every sample and its answer kept durably, as is a
 //!   promise given to a holder. Monotonic times of another boot are worthless: a promise from
 //!   before a reboot counts as given at the time of its first reading.
+//! - [`stall`] is asked after every sample, and its answer handed in with [`Local::chain`].
 //! - Monotonic time is milliseconds of one machine's clock; it is never compared between machines.
 
 mod action;
 mod candidate;
+mod chain;
 mod follow;
 mod hand_over;
 mod holder;
@@ -42,6 +44,7 @@ mod world;
 pub use action::{
     Action, Decision, KillReason, OrderOutcome, Situation, StartAs, WhyNoPrimary, WhyParked,
 };
+pub use chain::{Chain, Stall, stall};
 pub use promise::{may_promise, promised_until};
 pub use rules::Rules;
 pub use world::{

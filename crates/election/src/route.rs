@@ -4,18 +4,23 @@ use larder_model::agent::Member;
 use larder_model::lease::{Route, RouteTarget};
 
 use crate::action::Action;
-use crate::world::Context;
+use crate::chain;
+use crate::world::{Context, Peer};
 
 fn target(member: &Member) -> RouteTarget {
     RouteTarget { node: member.node.clone(), address: member.address.clone() }
 }
 
-/// Writes lead here, reads to the replicas that this primary says are online.
+/// Writes lead here, reads to the replicas that this primary says are online, and to those below them.
 pub(crate) fn leading(c: &Context<'_>, epoch: u64, hold: bool) -> Route {
-    let replicas = c.local.server.replication.iter().flat_map(|view| &view.replicas);
-    let mut read: Vec<RouteTarget> = replicas
-        .filter(|replica| replica.online)
-        .filter_map(|replica| c.peers.iter().find(|p| p.member.address == replica.address))
+    let online = |peer: &Peer| {
+        let mut replicas = c.local.server.replication.iter().flat_map(|view| &view.replicas);
+        replicas.any(|replica| replica.online && replica.address == peer.member.address)
+    };
+    let mut read: Vec<RouteTarget> = c
+        .peers
+        .iter()
+        .filter(|peer| online(peer) || chain::takes_reads(c, peer, epoch))
         .map(|peer| target(&peer.member))
         .collect();
     read.sort_by(|a, b| a.node.cmp(&b.node));

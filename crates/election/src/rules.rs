@@ -48,6 +48,9 @@ pub struct Rules {
     /// file counts as the newest, though an append-only file is behind by a second; without this
     /// a power cut right after a hand-over would cost writes that every replica still holds.
     pub data_on_disk_first: bool,
+    /// Who copies from another replica judges the link by the primary's offset, and leaves one that
+    /// brings nothing.
+    pub leave_stalled_upstream: bool,
 }
 
 impl Rules {
@@ -72,6 +75,7 @@ impl Rules {
         equal_offsets: true,
         renew_before_promote: true,
         data_on_disk_first: true,
+        leave_stalled_upstream: true,
     };
 }
 

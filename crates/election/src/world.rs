@@ -5,6 +5,7 @@ use larder_model::lease::{LeaseRecord, Previous, Route};
 use larder_model::{ElectionPolicy, NodeId, Observation, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::chain::{self, Chain};
 use crate::rules::Rules;
 
 /// The agent's own node.
@@ -34,6 +35,8 @@ pub struct Local {
     pub hand_over: Option<HandOverProgress>,
     /// The route as it is published, if any.
     pub route: Option<Route>,
+    /// `None`: every replica copies from the primary.
+    pub chain: Option<Chain>,
 }
 
 /// The agent's own server, sampled right before deciding.
@@ -219,10 +222,12 @@ pub fn sync_mark(local: &Local, peers: &[Peer], lease: &LeaseView) -> Option<Syn
         return if leads { Some(mark()) } else { old };
     }
     let holder_at = peers.iter().find(|p| p.member.node == holder.node).map(|p| &p.member.address);
-    let linked =
-        view.link_up && !view.syncing && holder_at.is_some() && view.primary.as_ref() == holder_at;
-    if !linked {
+    if !view.link_up || view.syncing || holder_at.is_none() {
         return old;
+    }
+    if view.primary.as_ref() != holder_at {
+        let fed = chain::is_fed_through(peers, epoch, view.primary.as_ref(), &view.replid);
+        return if fed { Some(mark()) } else { old };
     }
     match &old {
         Some(old_mark)
@@ -270,10 +275,13 @@ pub fn view_looks_old(local: &Local, peers: &[Peer], lease: &LeaseView) -> bool 
             .replication
             .as_ref()
             .is_some_and(|view| view.role == Role::Replica && view.link_up && !view.syncing);
-    let marked = local
-        .synced
-        .as_ref()
-        .is_some_and(|mark| mark.epoch == epoch && server.run_id.as_ref() == Some(&mark.run_id));
+    // A replica of the new primary may have got its replication id without anybody having told it.
+    let replid = server.replication.as_ref().map(|view| &view.replid);
+    let marked = local.synced.as_ref().is_some_and(|mark| {
+        mark.epoch == epoch
+            && server.run_id.as_ref() == Some(&mark.run_id)
+            && replid == Some(&mark.replid)
+    });
     told || (in_sync && !marked)
 }
 

@@ -61,6 +61,7 @@ fn local(name: &str, role: Role, offset: u64) -> Local {
         order: None,
         hand_over: None,
         route: None,
+        chain: None,
     }
 }
 

@@ -65,6 +65,12 @@ pub struct NodeConfig {
     pub parameters: BTreeMap<String, String>,
     #[serde(default)]
     pub parameters_revision: u64,
+    /// Replicas copy from each other in a row, and only the first one from the primary.
+    #[serde(default)]
+    pub chained: bool,
+    /// In a chain, whom this node is to copy from while it is a replica; `None`: the primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<NodeId>,
     /// Spec generation this was rendered from.
     pub generation: u64,
 }
@@ -220,6 +226,10 @@ pub struct AgentStatus {
     /// The move of slots that this node was last told of.
     #[serde(default)]
     pub slot_move: Option<SlotMoveStatus>,
+    /// In a chain, the upstream that this node has left for the primary, because nothing came from
+    /// there any more. Until it is told another one.
+    #[serde(default)]
+    pub left_upstream: Option<NodeId>,
     pub lease: Option<LeaseSummary>,
     /// Why the node is not serving, when it is not; or what is wrong though it serves.
     pub problem: Option<Problem>,

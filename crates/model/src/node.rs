@@ -42,6 +42,9 @@ pub struct NodeRecord {
     pub memory: ByteSize,
     /// [`InstanceSpec::revision`](crate::InstanceSpec::revision) that it was made at.
     pub revision: u64,
+    /// Since when it stands where it does in the order in which the nodes of a chained instance copy from
+    /// each other: the longest comes first.
+    pub in_line_since: Timestamp,
     /// Since when it is on its way out; of nodes that are.
     pub leaving_since: Option<Timestamp>,
     /// Its container cluster has put it on another worker than was recorded. Not kept: seen anew in
@@ -74,6 +77,7 @@ impl NodeRecord {
             engine: spec.engine.clone(),
             memory: spec.memory,
             revision: spec.revision,
+            in_line_since: created_at,
             leaving_since: None,
             overruled: false,
         }

@@ -66,6 +66,10 @@ pub enum OperationKind {
     SetPassword {
         revision: u64,
     },
+    /// Replicas copy from each other from now on, or from the primary again. What it was before.
+    SetChained {
+        former: bool,
+    },
     /// Other values of the servers' parameters.
     SetParameters {
         changes: Vec<ParameterChange>,
@@ -99,6 +103,7 @@ impl OperationKind {
             Self::Upgrade { .. } => "upgrade",
             Self::SetPassword { .. } => "set-password",
             Self::SetParameters { .. } => "set-parameters",
+            Self::SetChained { .. } => "set-chained",
         }
     }
 
@@ -125,6 +130,7 @@ impl OperationKind {
                 spec.parameters_revision += 1;
                 spec.parameters_refused = refusal.map(|refusal| refusal.detail.clone());
             }
+            Self::SetChained { former } => spec.chained = *former,
             Self::Upgrade { former } => {
                 if let Some(former) = former {
                     spec.engine = former.clone();

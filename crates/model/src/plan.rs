@@ -13,7 +13,7 @@ use crate::operation::{OperationKind, OperationStep};
 use crate::size::ByteSize;
 use crate::slots::{SlotRange, SlotSet};
 use crate::state::{Condition, InstanceState};
-use crate::time::Millis;
+use crate::time::{Millis, Timestamp};
 
 /// One thing to do. Idempotent: done twice it is as done once. Whether it worked is observed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +120,11 @@ pub enum Step {
         node: NodeId,
         memory: ByteSize,
     },
+    /// Write in the record where the node stands in the order of a chain.
+    PlaceInLine {
+        node: NodeId,
+        since: Timestamp,
+    },
     /// Write in the record that the node is on its way out.
     RetireNode {
         node: NodeId,
@@ -161,6 +166,7 @@ impl Step {
             | Self::RestartServer { node, .. }
             | Self::SetUsers { node, .. }
             | Self::ResizeNode { node, .. }
+            | Self::PlaceInLine { node, .. }
             | Self::RetireNode { node }
             | Self::RemoveNode { node }
             | Self::ForgetRecord { node }
@@ -247,6 +253,7 @@ impl fmt::Display for Step {
             Self::UpdateOperation { kind } => {
                 write!(f, "note the starting point of the {}", kind.as_str())
             }
+            Self::PlaceInLine { node, .. } => write!(f, "give node {node} another place in line"),
             Self::ResizeNode { node, memory } => write!(f, "give node {node} {memory} of memory"),
             Self::RetireNode { node } => write!(f, "retire node {node}"),
             Self::RemoveNode { node } => write!(f, "remove node {node} with its volume"),

@@ -48,6 +48,9 @@ pub struct InstanceSpec {
     pub shards: u32,
     /// Nodes per shard, the primary counted in.
     pub replicas: u32,
+    /// Replicas copy from each other in a row, so that the primary feeds one of them only (spec row A3).
+    #[serde(default)]
+    pub chained: bool,
     /// Name of the container cluster where the nodes run: `local` is this machine.
     pub container_cluster: String,
     /// Name of a storage class of that container cluster: what the nodes' volumes are made of.
@@ -173,6 +176,16 @@ impl InstanceSpec {
             };
             return Err(Refusal::new(Code::ReplicasOutOfRange, detail).field(replicas_field));
         }
+        if self.chained && self.architecture != Architecture::ReadWrite {
+            let why = match self.architecture {
+                Architecture::Cluster => {
+                    "every replica of a cluster instance copies from its primary"
+                }
+                Architecture::Standalone | Architecture::ReadWrite => "this one has none",
+            };
+            let detail = format!("only replicas of read-write instances can be chained: {why}");
+            return Err(Refusal::new(Code::InvalidRequest, detail).field("chained"));
+        }
         check_description(&self.description)?;
         check_tags(&self.tags)
     }
@@ -269,6 +282,7 @@ mod tests {
             memory: ByteSize::mib(128),
             shards,
             replicas,
+            chained: false,
             container_cluster: "local".into(),
             storage_class: standard_storage_class(),
             expose: None,

@@ -83,6 +83,7 @@ pub(crate) fn is_disturbing(step: &Step) -> bool {
         | Step::StartEmpty { .. }
         | Step::UpdateOperation { .. }
         | Step::ResizeNode { .. }
+        | Step::PlaceInLine { .. }
         | Step::SetUsers { .. }
         | Step::DropFormerPassword
         | Step::RemoveEndpoint { .. }

@@ -25,6 +25,7 @@
 //!   was never initialized, has no operation and is not being deleted is a failed creation: it is
 //!   left alone until it is deleted.
 
+mod chain;
 mod change;
 mod cluster;
 mod cluster_repair;
@@ -120,6 +121,7 @@ fn decide(
         cluster_repair::repair(view, draft);
     }
     ensure::initialized(view, draft);
+    chain::keep_in_line(view, draft);
     heal::heal(view, draft, ids);
     if view.is_cluster() {
         slots::slots(view, draft);
@@ -153,6 +155,7 @@ fn decide(
         | OperationKind::Scale { .. }
         | OperationKind::Upgrade { .. } => Some(change::advance(view, draft, operation)),
         OperationKind::SetParameters { .. } => Some(parameters::report(view, draft, operation)),
+        OperationKind::SetChained { .. } => Some(chain::report(view, draft)),
         OperationKind::Rebalance { .. } => Some(slots::rebalance(view, draft, operation)),
         OperationKind::SetPassword { .. } => Some(users::report(view, draft)),
     }

@@ -288,6 +288,9 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
             let grows = record.is_some_and(|record| record.memory < *memory);
             rule("data-fit-their-memory", grows || used.is_some_and(|used| used <= limit));
         }
+        Step::PlaceInLine { .. } => {
+            rule("only-chains-have-an-order", view.desired.spec.chained);
+        }
         Step::RetireNode { .. } => {
             let with_shard = record.is_some_and(|record| goes_with_shard(view, record));
             let may_go = record.is_some_and(|record| may_go(view, record, true));

@@ -1,5 +1,6 @@
 //! What an agent is told about its node.
 
+use crate::chain;
 use larder_model::agent::{Member, NodeConfig};
 use larder_model::{Desired, EndpointKind, InstanceSpec, Millis, NodePhase, NodeRecord};
 
@@ -72,6 +73,8 @@ pub fn node_config(desired: &Desired, record: &NodeRecord) -> Option<NodeConfig>
         cluster_node_timeout: node_timeout(desired),
         parameters: spec.parameters.clone(),
         parameters_revision: spec.parameters_revision,
+        chained: spec.chained,
+        upstream: chain::upstream(desired, record),
         bootstrap: record.bootstrap,
         initialized: desired.initialized,
         members: members(desired),

@@ -69,6 +69,7 @@ fn state(view: &View<'_>, health: &Health) -> InstanceState {
             | OperationKind::Resize { .. }
             | OperationKind::SetPassword { .. }
             | OperationKind::SetParameters { .. }
+            | OperationKind::SetChained { .. }
             | OperationKind::Upgrade { .. },
         ) => InstanceState::Updating,
         // As long as it serves as it should; else that is the news.

@@ -408,21 +408,53 @@ impl<'a> View<'a> {
         if primary.id == record.id || self.server(&record.id) != Some(ServerState::Serving) {
             return false;
         }
-        let Some(replication) = self.replication(&record.id) else { return false };
-        let up = replication.role == Role::Replica && replication.link_up && !replication.syncing;
-        if !up || !self.is_streamed_to(primary, record) {
-            return false;
+        if !self.is_cluster() {
+            return self.leads_up(record, primary);
         }
-        if self.is_cluster() {
-            self.me(&record.id).is_some_and(|me| {
+        self.link_is_up(record).is_some()
+            && self.is_streamed_to(primary, record)
+            && self.me(&record.id).is_some_and(|me| {
                 me.role == Role::Replica && me.primary.as_deref() == self.server_id(&primary.id)
             })
-        } else {
-            match (&replication.primary, &primary.address) {
-                (Some(copied), Some(address)) => copied == address,
-                _ => true,
+    }
+
+    /// What the replica says of its link, while that is up and nothing is copied anew.
+    fn link_is_up(&self, record: &NodeRecord) -> Option<&'a ReplicationView> {
+        self.replication(&record.id)
+            .filter(|view| view.role == Role::Replica && view.link_up && !view.syncing)
+    }
+
+    /// The links from the replica upwards are all up, and end at the primary: a replica of a replica
+    /// says that its own is up whether or not anything comes from above.
+    fn leads_up(&self, record: &NodeRecord, primary: &NodeRecord) -> bool {
+        let mut at = record;
+        for _ in &self.desired.nodes {
+            let Some(view) = self.link_is_up(at) else { return false };
+            let above = match &view.primary {
+                Some(copied) if primary.address.as_ref().is_none_or(|its| its == copied) => primary,
+                Some(copied) => {
+                    let is_it = |other: &&NodeRecord| other.address.as_ref() == Some(copied);
+                    let Some(above) = self.all_of(record.shard).find(is_it) else { return false };
+                    above
+                }
+                None => primary,
+            };
+            if !self.is_streamed_to(above, at) {
+                return false;
             }
+            if above.id == primary.id {
+                return true;
+            }
+            at = above;
         }
+        false
+    }
+
+    /// The primary feeds the replica itself.
+    fn is_direct(&self, record: &NodeRecord) -> bool {
+        let copied = self.replication(&record.id).and_then(|view| view.primary.as_ref());
+        let primary = self.primary(record.shard).and_then(|primary| primary.address.as_ref());
+        copied.is_none() || copied == primary
     }
 
     /// The primary says so, or says nothing. A link comes up in the replica's eyes up to a second
@@ -449,11 +481,12 @@ impl<'a> View<'a> {
     /// the lowest id. Not by offset: a coordinated change waits for equal offsets, and a choice
     /// that moved with every write would order a new one each time.
     ///
-    /// One that is outdated would have to hand over again.
+    /// One that is outdated would have to hand over again; in a chain all others hang below the first.
     pub(crate) fn successor(&self, shard: u32) -> Option<&'a NodeRecord> {
         let zone = self.primary(shard).and_then(|primary| primary.zone.as_ref());
         self.linked_of(shard).min_by_key(|record| {
-            (self.is_outdated(record), record.zone.as_ref() != zone, &record.id)
+            let far = !self.is_cluster() && !self.is_direct(record);
+            (self.is_outdated(record), far, record.zone.as_ref() != zone, &record.id)
         })
     }
 

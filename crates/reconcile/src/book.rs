@@ -52,6 +52,12 @@ pub trait Book: Send + Sync {
         node: &NodeId,
         memory: ByteSize,
     ) -> Result<(), BookError>;
+    async fn node_place_in_line(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        since: Timestamp,
+    ) -> Result<(), BookError>;
     /// Notes that the node is on its way out, since `at` unless it was before.
     async fn node_retire(
         &self,
@@ -270,6 +276,20 @@ impl Book for MemoryBook {
         self.with_nodes(instance, |nodes| {
             for record in nodes.iter_mut().filter(|n| n.id == *node) {
                 record.memory = memory;
+            }
+        });
+        Ok(())
+    }
+
+    async fn node_place_in_line(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        since: Timestamp,
+    ) -> Result<(), BookError> {
+        self.with_nodes(instance, |nodes| {
+            for record in nodes.iter_mut().filter(|n| n.id == *node) {
+                record.in_line_since = since;
             }
         });
         Ok(())

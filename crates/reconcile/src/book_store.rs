@@ -87,6 +87,15 @@ impl Book for StoreBook {
         or_gone(self.store.node_set_memory(instance, node, memory).await.map(drop))
     }
 
+    async fn node_place_in_line(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        since: Timestamp,
+    ) -> Result<(), BookError> {
+        or_gone(self.store.node_place_in_line(instance, node, since).await.map(drop))
+    }
+
     async fn node_retire(
         &self,
         instance: &InstanceId,

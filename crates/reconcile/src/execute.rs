@@ -232,6 +232,9 @@ impl Executor<'_> {
             Step::ResizeNode { node, memory } => {
                 self.book.node_set_memory(instance, node, *memory).await?;
             }
+            Step::PlaceInLine { node, since } => {
+                self.book.node_place_in_line(instance, node, *since).await?;
+            }
             Step::SetUsers { node, .. } => {
                 let users = self.book.secrets(instance).await?.users();
                 self.order(node, fence, Order::SetUsers { users }).await?;

@@ -226,6 +226,7 @@ mod tests {
             cluster: None,
             behind: false,
             slot_move: None,
+            left_upstream: None,
             lease: None,
             problem: None,
             events: Vec::new(),

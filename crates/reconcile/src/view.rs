@@ -233,6 +233,7 @@ mod tests {
             engine: EngineName::new("redis-7.0").unwrap(),
             memory: ByteSize::mib(128),
             revision: 0,
+            in_line_since: Timestamp(0),
             leaving_since: None,
             overruled: false,
         };

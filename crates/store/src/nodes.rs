@@ -40,8 +40,8 @@ impl Store {
         sqlx::query(
             "INSERT INTO nodes
                  (id, instance, shard, worker, zone, host, port, bootstrap, phase, created_at,
-                  outer_address, engine, memory_bytes, revision, leaving_since)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+                  outer_address, engine, memory_bytes, revision, leaving_since, in_line_since)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
         .bind(node.id.as_str())
         .bind(instance.as_str())
@@ -58,6 +58,7 @@ impl Store {
         .bind(big(node.memory.bytes()))
         .bind(big(node.revision))
         .bind(node.leaving_since.map(|at| at.0))
+        .bind(node.in_line_since.0)
         .execute(tx.conn())
         .await
         .doing(doing)?;
@@ -113,6 +114,32 @@ impl Store {
         .bind(instance.as_str())
         .bind(node.as_str())
         .bind(outer_text(outer)?)
+        .execute(tx.conn())
+        .await
+        .doing(doing)?;
+        finish(tx, instance, node, changed.rows_affected() > 0).await
+    }
+
+    /// Writes since when the node stands where it does in a chain; answers the instance's generation,
+    /// which rises unless that was known already.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn node_place_in_line(
+        &self,
+        instance: &InstanceId,
+        node: &NodeId,
+        since: Timestamp,
+    ) -> Result<u64> {
+        let mut tx = self.write("recording a node's place in line").await?;
+        let doing = tx.doing();
+        let changed = sqlx::query(
+            "UPDATE nodes SET in_line_since = $3
+             WHERE instance = $1 AND id = $2 AND in_line_since <> $3",
+        )
+        .bind(instance.as_str())
+        .bind(node.as_str())
+        .bind(since.0)
         .execute(tx.conn())
         .await
         .doing(doing)?;
@@ -266,6 +293,7 @@ fn node_of(row: &SqliteRow) -> Result<NodeRecord> {
         engine: column::parsed(row, "engine")?,
         memory: ByteSize(column::unsigned(row, "memory_bytes")?),
         revision: column::unsigned(row, "revision")?,
+        in_line_since: column::time(row, "in_line_since")?,
         leaving_since: column::time_option(row, "leaving_since")?,
         overruled: false,
     })

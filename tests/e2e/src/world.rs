@@ -139,10 +139,27 @@ impl Tested {
     /// # Errors
     /// It cannot be created or written to.
     pub async fn read_write(larder: Larder, read_only_nodes: u32, engine: &str) -> Result<Self> {
+        Self::with_replicas(larder, read_only_nodes, engine, &[]).await
+    }
+
+    /// Likewise, with replicas that copy from each other.
+    ///
+    /// # Errors
+    /// It cannot be created or written to.
+    pub async fn chained(larder: Larder, read_only_nodes: u32, engine: &str) -> Result<Self> {
+        Self::with_replicas(larder, read_only_nodes, engine, &["--chained"]).await
+    }
+
+    async fn with_replicas(
+        larder: Larder,
+        read_only_nodes: u32,
+        engine: &str,
+        more: &[&str],
+    ) -> Result<Self> {
         let count = read_only_nodes.to_string();
         let args =
             ["--architecture", "read-write", "--read-only-nodes", &count, "--engine", engine];
-        let instance = larder.create("rw", &args).await?;
+        let instance = larder.create("rw", &[&args, more].concat()).await?;
         let write = instance.endpoint("write")?;
         let writer = Writer::started(WriterOptions::new(write, PASSWORD, "k")).await?;
         let watch = PrimaryWatch::start(&instance, PASSWORD)?;

@@ -99,6 +99,7 @@ fn detail(spec: &InstanceSpec) -> serde_json::Value {
         "replicas": spec.replicas,
         "container_cluster": spec.container_cluster,
         "storage_class": spec.storage_class,
+        "chained": spec.chained,
         "parameters": spec.parameters,
         "expose": spec.expose,
     })
@@ -139,6 +140,7 @@ fn spec(new: CreateInstance, home: &str) -> Result<InstanceSpec, ApiError> {
         memory: new.memory_bytes.map_or(MEMORY, ByteSize),
         shards,
         replicas,
+        chained: new.chained,
         container_cluster: new.container_cluster.unwrap_or_else(|| home.to_owned()),
         // What it is in truth the container cluster says.
         storage_class: STANDARD_STORAGE_CLASS.to_owned(),
@@ -453,6 +455,7 @@ mod tests {
         check(|n| n.engine = "Redis!".into(), Code::EngineNotFound, "engine");
         check(|n| n.memory_bytes = Some(127 << 20), Code::MemoryOutOfRange, "memory_bytes");
         check(|n| n.shards = Some(11), Code::ShardsOutOfRange, "shards");
+        check(|n| n.chained = true, Code::InvalidRequest, "chained");
         check(|n| n.replicas = Some(0), Code::ReplicasOutOfRange, "replicas");
     }
 

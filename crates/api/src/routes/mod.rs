@@ -2,6 +2,7 @@
 
 mod actions;
 mod audit;
+mod chain;
 mod changes;
 mod clusters;
 mod create;
@@ -95,6 +96,7 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(changes::resize))
         .routes(routes!(scale::scale))
         .routes(routes!(scale::rebalance))
+        .routes(routes!(chain::set_chained))
         .routes(routes!(parameters::list, parameters::set))
         .routes(routes!(parameters::reset))
         .routes(routes!(parameters::history))

@@ -117,6 +117,7 @@ pub(crate) async fn cancel(
         | OperationKind::Scale { .. }
         | OperationKind::Upgrade { .. }
         | OperationKind::SetParameters { .. }
+        | OperationKind::SetChained { .. }
         | OperationKind::Renew { .. } => {
             format!("cancelled by {by}; the instance goes back to what it was")
         }

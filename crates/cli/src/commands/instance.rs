@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use larder_api_types::{
     CreateInstance, FailoverInstance, Instance, Operation, PlanView, ResizeInstance,
-    RestartInstance, ScaleInstance, SetInstancePassword, UpdateInstance, UpgradeInstance,
+    RestartInstance, ScaleInstance, SetChained, SetInstancePassword, UpdateInstance,
+    UpgradeInstance,
 };
 use larder_client::{Client, InstanceFilter, InstanceRef};
 use larder_model::{Code, Refusal, Secret};
 use serde::Serialize;
 
 use super::{operation, wait};
-use crate::args::{CreateArgs, InstanceArgs, InstanceCommand, ListArgs, WaitOption};
+use crate::args::{CreateArgs, InstanceArgs, InstanceCommand, ListArgs, OnOff, WaitOption};
 use crate::config::Context;
 use crate::console::{Console, generate_password};
 use crate::exit::{CliError, output_failed};
@@ -70,6 +71,12 @@ pub(crate) async fn run(
             let to = ResizeInstance { memory_bytes: memory.bytes() };
             let operation =
                 client.instance_resize(InstanceRef { project, name: &name }, &to).await?;
+            started(operation, &wait, &client, project, console).await
+        }
+        InstanceCommand::SetChained { name, to, wait } => {
+            let to = SetChained { chained: to == OnOff::On };
+            let instance = InstanceRef { project, name: &name };
+            let operation = client.instance_set_chained(instance, &to).await?;
             started(operation, &wait, &client, project, console).await
         }
         InstanceCommand::Rebalance { name, wait } => {
@@ -145,6 +152,7 @@ async fn create(
         shards: args.shards,
         replicas: args.replicas,
         read_only_nodes: args.read_only_nodes,
+        chained: args.chained,
         container_cluster: args.container_cluster,
         storage_class: args.storage_class,
         expose: args.expose,

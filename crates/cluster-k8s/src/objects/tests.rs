@@ -92,6 +92,8 @@ fn config(mode: NodeMode, members: Vec<Member>) -> NodeConfig {
         storage_class: None,
         parameters: std::collections::BTreeMap::new(),
         parameters_revision: 0,
+        chained: false,
+        upstream: None,
         has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation: 7,

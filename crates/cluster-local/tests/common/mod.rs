@@ -190,6 +190,8 @@ pub(crate) fn config(
         storage_class: None,
         parameters: std::collections::BTreeMap::new(),
         parameters_revision: 0,
+        chained: false,
+        upstream: None,
         has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,

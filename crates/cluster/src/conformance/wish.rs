@@ -53,6 +53,8 @@ pub(super) fn config(
         storage_class: None,
         parameters: std::collections::BTreeMap::new(),
         parameters_revision: 0,
+        chained: false,
+        upstream: None,
         has_read_endpoint: true,
         election: ElectionPolicy::default(),
         generation,

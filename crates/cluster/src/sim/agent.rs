@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use larder_election::{
-    Action, HandOverProgress, LeaseKnown, LeaseView, PeerPromise, PeerReport, PendingOrder,
-    Promise, Situation, SyncMark,
+    Action, HandOverProgress, LeaseKnown, LeaseView, Local, Peer, PeerPromise, PeerReport,
+    PendingOrder, Promise, Situation, Stall, SyncMark, sync_mark,
 };
 use larder_model::agent::Fence;
 use larder_model::lease::LeaseRecord;
@@ -83,6 +83,10 @@ pub(super) struct SimAgent {
     pub(super) dirty: bool,
     pub(super) situation: Option<Situation>,
     pub(super) moving: Option<larder_model::SlotMoveStatus>,
+    /// The place in a chain: the upstream told last, the one left, the stall.
+    pub(super) told: Option<NodeId>,
+    pub(super) left: Option<NodeId>,
+    pub(super) stall: Option<Stall>,
 }
 
 impl SimAgent {
@@ -116,6 +120,9 @@ impl SimAgent {
             dirty: true,
             situation: None,
             moving: None,
+            told: None,
+            left: None,
+            stall: None,
         }
     }
 
@@ -146,6 +153,20 @@ impl SimAgent {
             (Some(false) | None, known) => {
                 LeaseView::Unreachable { since: self.unreachable_since, last: known.clone() }
             }
+        }
+    }
+
+    /// Keeps the mark of a completed sync, and with it the lineage of the data.
+    pub(super) fn note_sync(&mut self, local: &mut Local, peers: &[Peer]) {
+        let mark = sync_mark(local, peers, &self.lease_view());
+        if mark == local.synced {
+            return;
+        }
+        local.synced.clone_from(&mark);
+        self.memory.synced.clone_from(&mark);
+        if let Some(mark) = &mark {
+            self.memory.data_epoch = self.memory.data_epoch.max(mark.epoch);
+            local.data_epoch = self.memory.data_epoch;
         }
     }
 

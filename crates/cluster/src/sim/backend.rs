@@ -48,6 +48,7 @@ pub(super) struct Reported {
     cluster: Option<ClusterView>,
     lease: Option<LeaseSummary>,
     moving: Option<SlotMoveStatus>,
+    left: Option<NodeId>,
     generation: u64,
 }
 
@@ -254,6 +255,7 @@ impl World {
             cluster: cluster.clone(),
             lease: lease.clone(),
             moving: agent.moving.clone(),
+            left: agent.left.clone(),
             generation: found.config.generation,
         };
         if found.reported.as_ref() != Some(&news) {
@@ -273,6 +275,7 @@ impl World {
             cluster,
             behind: false,
             slot_move: agent.moving.clone(),
+            left_upstream: agent.left.clone(),
             lease,
             problem,
             events: Vec::new(),

@@ -211,10 +211,7 @@ impl World {
             .filter(|(id, _)| **id != my_id)
             .map(|(id, p)| (id.clone(), p.node.clone()))
             .collect();
-        let timeout = self
-            .nodes
-            .get(node)
-            .map_or(5000, |n| i64::try_from(n.config.cluster_node_timeout.0).unwrap_or(i64::MAX));
+        let timeout = self.node_timeout(node);
         for (id, peer) in peers {
             let heard = if self.reach(node, &peer) {
                 self.bus(&peer).filter(|theirs| theirs.my_id == id)
@@ -232,6 +229,11 @@ impl World {
             }
         }
         self.with_bus(node, |there| *there = bus);
+    }
+
+    fn node_timeout(&self, node: &NodeId) -> i64 {
+        let timeout = self.nodes.get(node).map(|n| n.config.cluster_node_timeout.0);
+        timeout.map_or(5000, |timeout| i64::try_from(timeout).unwrap_or(i64::MAX))
     }
 
     /// A replica whose primary has failed asks for votes after a delay by its offset's rank.
@@ -261,8 +263,17 @@ impl World {
         let delay = 500 + jitter + rank * 1000;
         let majority = votes * 2 > owners.len();
         let due = bus.election_at.is_some_and(|at| at <= t);
-        if due && majority {
-            self.take_slots(node);
+        // Nobody votes for two replicas of one primary within twice the node timeout
+        // (cluster.c, clusterSendFailoverAuthIfNeeded).
+        let rests = 2 * self.node_timeout(node);
+        let voted = primary_id.as_ref().and_then(|id| self.voted_at.get(id));
+        let free = voted.is_none_or(|at| at + rests <= t);
+        if due && majority && free {
+            if self.take_slots(node)
+                && let Some(primary) = primary_id
+            {
+                self.voted_at.insert(primary, t);
+            }
         } else {
             self.with_bus(node, |bus| {
                 bus.election_at.get_or_insert(t + delay);

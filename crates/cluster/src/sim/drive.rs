@@ -1,8 +1,8 @@
 //! How a simulated agent samples, decides and acts, and the messages between agents and lease.
 
 use larder_election::{
-    Action, HandOverProgress, Local, LocalServer, OrderKind, Peer, PeerPromise, PeerReport,
-    Promise, StartAs, decide_with, may_promise, peer_report, sync_mark, view_looks_old,
+    Action, Chain, HandOverProgress, Local, LocalServer, OrderKind, Peer, PeerPromise, PeerReport,
+    Promise, StartAs, decide_with, may_promise, peer_report, view_looks_old,
 };
 use larder_model::agent::{Member, ReplicaSeen, ReplicationView, Role, ServerState, VolumeState};
 use larder_model::lease::Route;
@@ -129,6 +129,11 @@ impl World {
             order: agent.order.clone(),
             hand_over: agent.hand_over.clone(),
             route,
+            chain: found.config.chained.then(|| Chain {
+                upstream: found.config.upstream.clone(),
+                left: agent.left.clone(),
+                stall: agent.stall,
+            }),
         })
     }
 
@@ -256,9 +261,12 @@ impl World {
         if !self.reach(&from, to) || !self.nodes.get(to).is_some_and(|n| n.agent.runs(t)) {
             return;
         }
-        let Some(local) = self.local(to) else { return };
+        // A report rests on a sample taken for it, as every decision does.
+        let Some(mut local) = self.local(to) else { return };
+        let peers = self.peers(to);
         let Some(found) = self.nodes.get_mut(to) else { return };
         let view = found.agent.lease_view();
+        found.agent.note_sync(&mut local, &peers);
         let answer = match what {
             PeerCall::Report => PeerAnswer::Report(Box::new(peer_report(&local, &view))),
             PeerCall::Promise { epoch, for_ } => {
@@ -404,16 +412,17 @@ impl World {
         let peers = self.peers(node);
         let Some(found) = self.nodes.get_mut(node) else { return };
         let view = found.agent.lease_view();
-        let mark = sync_mark(&local, &peers, &view);
         let mut local = local;
-        if mark != local.synced {
-            local.synced.clone_from(&mark);
-            found.agent.memory.synced.clone_from(&mark);
-            if let Some(mark) = &mark {
-                let epoch = found.agent.memory.data_epoch.max(mark.epoch);
-                found.agent.memory.data_epoch = epoch;
-                local.data_epoch = epoch;
-            }
+        found.agent.note_sync(&mut local, &peers);
+        let stall = larder_election::stall(found.agent.stall, &local, &peers, &view, now);
+        found.agent.stall = stall;
+        if found.agent.told != found.config.upstream {
+            found.agent.told.clone_from(&found.config.upstream);
+            found.agent.left = None;
+        }
+        if let Some(chain) = &mut local.chain {
+            chain.left.clone_from(&found.agent.left);
+            chain.stall = stall;
         }
         let policy = found.config.election;
         if view_looks_old(&local, &peers, &view) {
@@ -561,6 +570,18 @@ impl World {
             Action::Follow(member) => {
                 self.with_process(node, |p| p.follow(member.address, t));
                 yes(serving)
+            }
+            // What is ahead of the other's data is copied anew here: real drivers wait for it first.
+            Action::Join(member) => {
+                self.with_process(node, |p| p.follow(member.address, t));
+                yes(serving)
+            }
+            Action::LeaveUpstream(upstream) => {
+                if let Some(found) = self.nodes.get_mut(node) {
+                    found.agent.left = Some(upstream);
+                    found.agent.stall = None;
+                }
+                Done::Yes
             }
             Action::Park => {
                 self.remember_planned(node);

@@ -36,7 +36,7 @@ use larder_model::{
     NodeMode, WorkerName, ZoneName,
 };
 
-use world::{SimWorker, TICK, World};
+use world::{SimNode, SimWorker, TICK, World};
 
 /// What a fleet is made of. Lengths are virtual milliseconds.
 #[derive(Clone, Debug)]
@@ -203,6 +203,8 @@ impl Sim {
                 storage_class: None,
                 parameters: std::collections::BTreeMap::new(),
                 parameters_revision: 0,
+                chained: false,
+                upstream: None,
                 has_read_endpoint: true,
                 election: policy,
                 generation: 1,
@@ -211,6 +213,19 @@ impl Sim {
             world.create_node(worker, config);
         }
         members.into_iter().map(|m| m.node).collect()
+    }
+
+    /// Lets the nodes of a leased instance copy from each other in the order of their names, as the
+    /// control plane does, but once and for all.
+    pub fn chain(&self, instance: &str) {
+        let mut world = self.world();
+        let mut before = None;
+        let is_its = |node: &&mut SimNode| node.config.instance.as_str() == instance;
+        for node in world.nodes.values_mut().filter(is_its) {
+            node.config.chained = true;
+            node.config.upstream = before.replace(node.config.node.clone());
+            node.agent.dirty = true;
+        }
     }
 
     /// As the control plane does once an instance has served.
@@ -371,18 +386,24 @@ impl Sim {
         let Some(primary) = nodes.iter().find(|node| world.leads(node)) else {
             return Err(Violation::NoPrimary { at, instance: id, after });
         };
-        let address = world.nodes.get(primary).map(|n| n.config.address.clone());
         for node in nodes.iter().filter(|node| *node != primary) {
-            let process = world.nodes.get(node).and_then(|n| n.process.as_ref());
-            let linked = process.is_some_and(|p| {
-                p.serving() && p.link_up() && Some(&p.upstream) == address.as_ref()
-            });
-            if !linked {
+            if !world.copies_from(node, primary) {
                 let node = node.clone();
                 return Err(Violation::NotConverged { at, instance: id, node, after });
             }
         }
         Ok(())
+    }
+
+    /// Every server feeds one other at most.
+    pub fn is_one_row(&self, instance: &str) -> bool {
+        let world = self.world();
+        let its = world.nodes.values().filter(|node| node.config.instance.as_str() == instance);
+        let processes = its.filter_map(|node| node.process.as_ref());
+        let mut fed = BTreeSet::new();
+        processes
+            .filter(|process| process.link_up())
+            .all(|process| fed.insert(process.upstream.clone()))
     }
 
     /// # Errors

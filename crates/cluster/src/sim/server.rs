@@ -87,6 +87,8 @@ pub(super) struct Process {
     pub(super) upstream: Address,
     pub(super) link: Link,
     pub(super) replid: String,
+    /// Since when it has this id by a link that went on under a new one.
+    pub(super) replid_since: i64,
     /// The id it had before, valid up to an offset (`master_replid2`, `second_repl_offset`).
     pub(super) replid2: Option<(String, i64)>,
     pub(super) log: Vec<WriteId>,
@@ -123,6 +125,7 @@ impl Process {
             upstream,
             link: Link::Down { retry_at: 0 },
             replid,
+            replid_since: now,
             replid2: None,
             durable: log.len(),
             log,

@@ -114,6 +114,8 @@ pub(super) struct World {
     pub(super) replies_lost_until: i64,
     pub(super) last_fault: i64,
     pub(super) lease_well_since: i64,
+    /// When the others last voted for a replica of this server, by its id on the cluster bus.
+    pub(super) voted_at: BTreeMap<String, i64>,
     pub(super) pending_faults: VecDeque<(i64, super::Fault)>,
     pub(super) trace: VecDeque<String>,
     pub(super) trace_lines: usize,
@@ -154,6 +156,7 @@ impl World {
             replies_lost_until: 0,
             last_fault: 0,
             lease_well_since: 0,
+            voted_at: BTreeMap::new(),
             pending_faults: VecDeque::new(),
             trace: VecDeque::new(),
             trace_lines: TRACE_LINES,
@@ -330,6 +333,9 @@ impl World {
                 let until = t + self.sync_ms;
                 self.with_process(node, |p| {
                     if continues {
+                        if p.replid != replid {
+                            p.replid_since = t;
+                        }
                         p.replid = replid;
                         p.sent_upto = p.offset();
                         p.link = Link::Streaming { peer };
@@ -420,6 +426,27 @@ impl World {
             }
         });
         true
+    }
+
+    /// The node's server streams from the primary's: in a chain, perhaps through others.
+    pub(super) fn copies_from(&self, node: &NodeId, primary: &NodeId) -> bool {
+        let mut at = node;
+        for _ in &self.nodes {
+            let Some(found) = self.nodes.get(at) else { return false };
+            let Some(process) = found.process.as_ref() else { return false };
+            let above = self.addresses.get(&process.upstream);
+            let Some(above) = above.filter(|_| process.serving() && process.link_up()) else {
+                return false;
+            };
+            if above == primary {
+                return true;
+            }
+            if !found.config.chained {
+                return false;
+            }
+            at = above;
+        }
+        false
     }
 
     pub(super) fn with_process(&mut self, node: &NodeId, change: impl FnOnce(&mut Process)) {
@@ -570,6 +597,8 @@ impl World {
             let well = same_run
                 && other.well_since + quiet <= t
                 && copy.started_at + quiet <= t
+                // Its agent has had the time to see which history it goes on with.
+                && copy.replid_since + 1000 <= t
                 && self.lease_well_since + quiet <= t
                 && copy.serving()
                 && !other.disk.gone

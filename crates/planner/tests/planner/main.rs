@@ -1,6 +1,7 @@
 //! Tests of the planner in a small pure world; every plan made here is linted.
 
 mod bus;
+mod chains;
 mod chaos;
 mod clusters;
 mod create;

@@ -69,6 +69,9 @@ pub(crate) struct SimNode {
     pub(crate) outdated: bool,
     /// Restarted as a replica, and not in sync since.
     pub(crate) behind: bool,
+    /// Whom it was told to copy from in a chain, and whom it has left for the primary.
+    pub(crate) upstream: Option<NodeId>,
+    pub(crate) left_upstream: Option<NodeId>,
     /// What it was told to move, and where that is getting on.
     pub(crate) moving: Option<SlotMoveStatus>,
     pub(crate) open: Vec<OpenSlot>,
@@ -148,6 +151,7 @@ impl World {
             memory: ByteSize::mib(128),
             shards,
             replicas,
+            chained: false,
             container_cluster: "local".into(),
             storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
         };
@@ -350,6 +354,11 @@ impl World {
                 let config = node_config(&self.desired, self.record_of(node));
                 self.told(node, |sim| {
                     sim.agent_generation = generation;
+                    let upstream = config.as_ref().and_then(|config| config.upstream.clone());
+                    if sim.upstream != upstream {
+                        sim.left_upstream = None;
+                    }
+                    sim.upstream = upstream;
                     sim.parameters.hear(config.as_ref());
                     sim.maxmemory = config.map(|config| config.maxmemory);
                 });
@@ -457,6 +466,12 @@ impl World {
                     self.desired.generation += 1;
                 }
             }
+            Step::PlaceInLine { node, since } => {
+                if let Some(record) = self.record_mut(node) {
+                    record.in_line_since = *since;
+                    self.desired.generation += 1;
+                }
+            }
             Step::RetireNode { node } => {
                 let now = self.now;
                 if let Some(record) = self.record_mut(node)
@@ -538,6 +553,8 @@ impl World {
                 hindered: None,
                 outdated: false,
                 behind: false,
+                upstream: None,
+                left_upstream: None,
                 moving: None,
                 open: Vec::new(),
                 parameters: Parameters::default(),
@@ -589,6 +606,7 @@ impl World {
         if sim.agent_generation == 0 {
             sim.parameters.start_with(&config);
             sim.agent_generation = config.generation;
+            sim.upstream.clone_from(&config.upstream);
             sim.maxmemory = Some(config.maxmemory);
         }
     }
@@ -811,11 +829,10 @@ impl World {
         let answers = sim.state == ServerState::Serving;
         let leads = self.holder.as_ref() == Some(id);
         let replica = if self.clustered() { sim.follows.is_some() } else { !leads };
-        let holder = self.holder.as_ref().and_then(|id| self.nodes.get(id));
         let followed = if self.clustered() {
             self.nodes.values().find(|other| Some(&other.id) == sim.follows.as_ref())
         } else {
-            holder
+            self.above(id).and_then(|above| self.nodes.get(above))
         };
         AgentStatus {
             node: id.clone(),
@@ -850,6 +867,7 @@ impl World {
             cluster: (self.clustered() && answers).then(|| self.cluster_view(sim)),
             behind: sim.behind,
             slot_move: sim.moving.clone(),
+            left_upstream: sim.left_upstream.clone(),
             lease: (!self.clustered()).then(|| LeaseSummary {
                 epoch: self.lease_epoch,
                 holder: self.holder.clone(),
@@ -860,17 +878,30 @@ impl World {
         }
     }
 
+    /// Whom a leased node copies from: in a chain its upstream while that one serves, else the holder.
+    pub(crate) fn above(&self, node: &NodeId) -> Option<&NodeId> {
+        let holder = self.holder.as_ref().filter(|holder| *holder != node)?;
+        let upstream = self.nodes.get(node).and_then(|sim| {
+            let upstream =
+                sim.upstream.as_ref().filter(|it| sim.left_upstream.as_ref() != Some(it))?;
+            let above = self.nodes.get(upstream)?;
+            (above.state == ServerState::Serving && above.link_up).then_some(upstream)
+        });
+        Some(upstream.unwrap_or(holder))
+    }
+
     /// The replicas in a primary's eyes.
     fn copies_of(&self, primary: &NodeId, is_replica: bool) -> Vec<ReplicaSeen> {
         let server = self.nodes.get(primary).map(|sim| &sim.id);
         let copies = |node: &NodeId, other: &SimNode| {
             let follows = match self.clustered() {
                 true => other.follows.as_ref() == server,
-                false => self.holder.as_ref() == Some(primary) && node != primary,
+                false => self.above(node) == Some(primary),
             };
             follows && other.link_up && other.state == ServerState::Serving
         };
-        let seen = self.nodes.iter().filter(|(node, other)| !is_replica && copies(node, other));
+        let feeds = !is_replica || !self.clustered();
+        let seen = self.nodes.iter().filter(|(node, other)| feeds && copies(node, other));
         seen.map(|(node, other)| ReplicaSeen {
             address: other.address.clone(),
             online: !self.unstreamed.contains(node),

@@ -5,7 +5,7 @@
 use larder_cluster::sim::{Profile, Rng};
 use larder_model::{
     Architecture, ByteSize, EngineName, InstanceId, InstanceSpec, Millis, OperationKind,
-    OperationState, PlannerPolicy,
+    OperationState, ParameterChange, PlannerPolicy,
 };
 use larder_reconcile::Book as _;
 
@@ -20,7 +20,7 @@ fn policy() -> PlannerPolicy {
 /// a cluster.
 fn wish(spec: &InstanceSpec, least: u32, rng: &mut Rng) -> (OperationKind, InstanceSpec) {
     let mut next = spec.clone();
-    let kind = match rng.below(5) {
+    let kind = match rng.below(8) {
         0 => {
             let mib = 128 + 64 * rng.below(4) as u64;
             next.memory = ByteSize::mib(mib);
@@ -52,6 +52,19 @@ fn wish(spec: &InstanceSpec, least: u32, rng: &mut Rng) -> (OperationKind, Insta
                 paused: false,
             }
         }
+        4 if spec.architecture == Architecture::ReadWrite => {
+            next.chained = !spec.chained;
+            OperationKind::SetChained { former: spec.chained }
+        }
+        5 => {
+            let (name, from) = ("hz", spec.parameters.get("hz").cloned());
+            let to = (10 + rng.below(40)).to_string();
+            next.parameters.insert(name.to_owned(), to.clone());
+            next.parameters_revision += 1;
+            let change = ParameterChange { name: name.to_owned(), from, to: Some(to) };
+            OperationKind::SetParameters { changes: vec![change] }
+        }
+        6 => OperationKind::SetPassword { revision: 0 },
         _ => {
             let minor = spec.engine.as_str().rsplit('.').next().unwrap().parse::<u32>().unwrap();
             next.engine = EngineName::new(format!("redis-7.{}", minor + 1)).unwrap();
@@ -87,7 +100,8 @@ async fn succeeds(fleet: &mut Fleet, instance: &InstanceId, rng: &mut Rng) -> Ru
     let (kind, next) = wish(&spec, 1, rng);
     let what =
         format!("{instance}: {kind:?} to {} x {} of {}", next.shards, next.replicas, next.memory);
-    if next == spec {
+    let chained = next.chained;
+    if next == spec && !matches!(kind, OperationKind::SetPassword { .. }) {
         return Ok(());
     }
     fleet.change(instance, kind, next.clone());
@@ -106,6 +120,13 @@ async fn succeeds(fleet: &mut Fleet, instance: &InstanceId, rng: &mut Rng) -> Ru
     });
     if !as_wished || desired.nodes.len() as u32 != next.node_count() {
         return Err(fleet.broken(&format!("{what}: nodes are {:?}", desired.nodes)));
+    }
+    let end = fleet.sim.now() + 10_000;
+    while chained && !fleet.sim.is_one_row(instance.as_str()) && fleet.sim.now() < end {
+        fleet.run_for(500).await?;
+    }
+    if chained && !fleet.sim.is_one_row(instance.as_str()) {
+        return Err(fleet.broken(&format!("{what}: a primary feeds more than one replica")));
     }
     fleet.lost_nothing(instance)
 }

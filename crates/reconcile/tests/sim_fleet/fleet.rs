@@ -93,6 +93,7 @@ impl Fleet {
                 memory: ByteSize::mib(128),
                 shards,
                 replicas,
+                chained: false,
                 container_cluster: "local".to_owned(),
                 storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
             },
@@ -150,7 +151,11 @@ impl Fleet {
         let free = |desired: &Desired| desired.operation.is_none() && desired.initialized;
         let is_free = self.book.desired_now(instance).is_some_and(|desired| free(&desired));
         if is_free {
-            self.book.change(instance, |desired| desired.spec = spec);
+            let password = matches!(kind, OperationKind::SetPassword { .. });
+            self.book.change(instance, |desired| {
+                desired.spec = spec;
+                desired.users_revision += u64::from(password);
+            });
             self.begin(instance, kind);
         }
     }
@@ -159,7 +164,9 @@ impl Fleet {
     pub(crate) fn cancel(&mut self, instance: &InstanceId) {
         self.book.change(instance, |desired| {
             let cancellable = |operation: &mut Operation| match operation.kind {
-                OperationKind::Create | OperationKind::Delete => false,
+                OperationKind::Create
+                | OperationKind::Delete
+                | OperationKind::SetPassword { .. } => false,
                 OperationKind::Upgrade { ref former } => former.is_some(),
                 _ => true,
             };

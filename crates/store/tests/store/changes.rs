@@ -105,6 +105,20 @@ async fn an_upgrade_without_a_way_back_keeps_its_engine_when_it_fails() {
 }
 
 #[tokio::test]
+async fn a_node_stands_in_line_since_it_was_made_or_moved() {
+    let folder = Folder::new();
+    let store = folder.store().await;
+    let spec = serving(&store).await;
+    store.node_insert(&spec.id, &node(1, 0), 2).await.expect("insert");
+    for _ in 0..2 {
+        let written = store.node_place_in_line(&spec.id, &node_id(1), Timestamp(9_000)).await;
+        assert_eq!(written.expect("written"), 4);
+    }
+    let nodes = store.node_list(&spec.id).await.expect("read");
+    assert_eq!(nodes[0].in_line_since, Timestamp(9_000));
+}
+
+#[tokio::test]
 async fn a_nodes_memory_is_its_own() {
     let folder = Folder::new();
     let store = folder.store().await;

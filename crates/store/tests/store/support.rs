@@ -99,6 +99,7 @@ pub(crate) fn spec(n: u32, name: &str) -> InstanceSpec {
         memory: ByteSize::mib(128),
         shards: 1,
         replicas: 1,
+        chained: false,
         container_cluster: "local".into(),
         storage_class: larder_model::STANDARD_STORAGE_CLASS.into(),
     }
@@ -159,6 +160,7 @@ pub(crate) fn node(n: u32, shard: u32) -> NodeRecord {
         engine: EngineName::new("redis-7.0").expect("valid"),
         memory: ByteSize::mib(128),
         revision: 0,
+        in_line_since: Timestamp(0),
         leaving_since: None,
         overruled: false,
     }
