@@ -10,6 +10,7 @@ mod fleet;
 mod home;
 mod keeper_watch;
 mod lean;
+mod live;
 mod logging;
 mod parts;
 mod pull;

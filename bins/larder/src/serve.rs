@@ -26,6 +26,7 @@ use crate::bind::KubeBinder;
 use crate::config::{self, Config};
 use crate::fleet::{Fleet, FleetCapacity};
 use crate::home::Home;
+use crate::live::FleetLive;
 use crate::parts::{Engines, LocalCapacity, Prober};
 use crate::{engines, keeper_watch, logging, stop};
 
@@ -160,6 +161,7 @@ async fn serve(
 
     let (stopping, is_stopping) = watch::channel(false);
     let initial_password = names.initial_admin_password();
+    let live = Arc::new(FleetLive::new(fleet.clone(), store.clone()));
     let state = ApiState::new(ApiParts {
         store: store.clone(),
         activate,
@@ -167,6 +169,7 @@ async fn serve(
             fleet,
             cluster.map(|cluster| LocalCapacity::new(cluster, engines.clone())),
         )),
+        live,
         engine_probe: Arc::new(Prober::new(engines, store.clone(), clock.clone())),
         bindings,
         default_container_cluster: config.home().unwrap_or(LOCAL_CONTAINER_CLUSTER).to_owned(),

@@ -655,6 +655,7 @@ impl Core {
                 self.set_users(users.clone()).await;
                 Some(Ok(()))
             }
+            Order::CheckRules { rules } => Some(self.check_rules(rules).await),
             Order::StopServer => {
                 self.memory.change(|memory| memory.stopped = true);
                 self.memory.save();

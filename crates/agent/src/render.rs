@@ -8,7 +8,7 @@ use std::path::Path;
 
 use larder_model::agent::NodeConfig;
 use larder_model::local::NodeSecrets;
-use larder_model::{Address, ByteSize, NodeMode, Users};
+use larder_model::{AccountRole, Address, ByteSize, NodeMode, Users, acl_of};
 
 use crate::announce::announced;
 use crate::engine::Engine;
@@ -136,41 +136,35 @@ pub(crate) fn backlog(maxmemory: ByteSize) -> ByteSize {
     ByteSize((maxmemory.bytes() / 64).clamp(ByteSize::mib(16).bytes(), ByteSize::mib(256).bytes()))
 }
 
-/// The text of `users.acl`: the tenant's `default` and Larder's own user, by their hashes.
+/// The text of `users.acl`: the tenant's users and Larder's own, by their hashes.
 pub(crate) fn users(secrets: &NodeSecrets, engine: Engine) -> String {
-    format!(
-        "user {DEFAULT_USER} {}\nuser {SYSTEM_USER} on #{} ~* &* +@all\n",
-        default_user(&secrets.users(), engine),
-        sha256_hex(secrets.system_password.expose()),
-    )
+    let mut text = String::new();
+    for (name, rules) in tenants_users(&secrets.users(), engine) {
+        let _ = writeln!(text, "user {name} {rules}");
+    }
+    let own = sha256_hex(secrets.system_password.expose());
+    let _ = writeln!(text, "user {SYSTEM_USER} on #{own} ~* &* +@all");
+    text
 }
 
-/// The rules of the tenant's own user, as a file and `ACL SETUSER` know them.
-pub(crate) fn default_user(users: &Users, engine: Engine) -> String {
+/// The tenant's users with their rules, as a file and `ACL SETUSER` know them: `default` first.
+pub(crate) fn tenants_users(users: &Users, engine: Engine) -> Vec<(String, String)> {
+    let accounts = users.accounts.iter().map(|account| {
+        let acl = account.acl(engine.is_seven_or_later());
+        (account.name.clone(), format!("on #{} {acl}", account.password_sha256.expose()))
+    });
+    let default = (DEFAULT_USER.to_owned(), default_user(users, engine));
+    std::iter::once(default).chain(accounts).collect()
+}
+
+/// The rules of the instance's own password.
+fn default_user(users: &Users, engine: Engine) -> String {
     let mut rules = String::from("on");
     for hash in users.of_default() {
         let _ = write!(rules, " #{}", hash.expose());
     }
-    let _ = write!(rules, " ~* &* +@all {}", denied(engine));
-    rules
-}
-
-/// What a tenant may not do, because it would take the server out of Larder's hands or show the
-/// system password (`CONFIG GET masterauth`). Whole commands are denied and harmless subcommands
-/// given back: Redis 6.2 cannot deny subcommands, and Redis 7.0 will not start when a named
-/// subcommand does not exist.
-fn denied(engine: Engine) -> String {
-    let mut rules = String::from(
-        "-shutdown -replicaof -slaveof -failover -sync -psync -replconf -debug -module -save \
-         -config +config|resetstat \
-         -acl +acl|whoami +acl|cat +acl|genpass \
-         -cluster +cluster|slots +cluster|nodes +cluster|info +cluster|myid +cluster|keyslot \
-         +cluster|countkeysinslot +cluster|getkeysinslot +cluster|replicas +cluster|slaves \
-         +cluster|count-failure-reports",
-    );
-    if engine.is_seven_or_later() {
-        rules.push_str(" +cluster|shards +cluster|links");
-    }
+    let _ =
+        write!(rules, " {}", acl_of(AccountRole::Administrator, "", engine.is_seven_or_later()));
     rules
 }
 

@@ -5,11 +5,12 @@
 //! (redis#12171).
 
 use larder_model::agent::ServerState;
-use larder_model::{Severity, Users};
+use larder_model::{Code, Refusal, Severity, Users};
+use larder_node::{Connection, NodeError};
 
 use crate::core::Core;
 use crate::files;
-use crate::render::{self, DEFAULT_USER};
+use crate::render::{self, SYSTEM_USER};
 
 /// What the server of this process has been told; of a server that was adopted nobody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +50,9 @@ impl Core {
             tracing::warn!(%error, "users not written");
             return;
         }
-        let rules = render::default_user(&users, engine);
+        let wanted = render::tenants_users(&users, engine);
         let told = match self.server.hands().await {
-            Ok(hands) => hands.set_user(DEFAULT_USER, &rules).await,
+            Ok(hands) => tell(hands, &wanted).await,
             Err(error) => Err(error),
         };
         match told {
@@ -66,4 +67,39 @@ impl Core {
             Err(error) => tracing::info!(%error, "users not told, tried again"),
         }
     }
+
+    /// Whether the running server takes these rules of an account: tried on a user that nobody can log in
+    /// as and that goes at once.
+    pub(crate) async fn check_rules(&mut self, rules: &str) -> Result<(), Refusal> {
+        let silent = |error: NodeError| Refusal::new(Code::InstanceNotReady, error.to_string());
+        let hands = self.server.hands().await.map_err(silent)?;
+        let tried = hands.set_user(CHECKED_USER, &format!("off {rules}")).await;
+        let gone = hands.delete_user(CHECKED_USER).await;
+        match tried {
+            Ok(()) => gone.map_err(silent),
+            Err(NodeError::Reply { error, .. }) => {
+                let words = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                let words = words.strip_prefix("ERR ").unwrap_or(&words).to_owned();
+                Err(Refusal::new(Code::RulesRefused, format!("the engine says: {words}"))
+                    .field("rules"))
+            }
+            Err(error) => Err(silent(error)),
+        }
+    }
+}
+
+/// What rules are tried on. No account is called so: its name is one of Larder's.
+const CHECKED_USER: &str = "larder-check";
+
+/// Sets every wanted user and deletes all others but Larder's own; those of a deleted one are
+/// disconnected.
+async fn tell(hands: &mut Connection, wanted: &[(String, String)]) -> Result<(), NodeError> {
+    for (name, rules) in wanted {
+        hands.set_user(name, rules).await?;
+    }
+    let is_wanted = |name: &String| name == SYSTEM_USER || wanted.iter().any(|(it, _)| it == name);
+    for name in hands.users().await?.iter().filter(|name| !is_wanted(name)) {
+        hands.delete_user(name).await?;
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! scripts (`larder … -o json` prints them as they are). Requests refuse unknown fields;
 //! responses may grow. Times are RFC 3339 in UTC, sizes are bytes.
 
+mod account;
 mod catalogue;
 mod cluster;
 mod event;
@@ -17,6 +18,7 @@ mod session;
 /// No list answers more rows, whatever `limit` asks for.
 pub const LIMIT_MAX: u32 = 100_000;
 
+pub use account::{Account, CreateAccount, UpdateAccount};
 pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, Status};
 pub use cluster::{
     BindContainerCluster, ContainerCluster, SetContainerCluster, StorageClass, Worker,

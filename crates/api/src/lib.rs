@@ -30,6 +30,6 @@ pub use ids::RandomIds;
 pub use permission::{Action, Asked, Object, allow};
 pub use routes::{openapi, router};
 pub use state::{
-    Activate, ApiParts, ApiState, Binder, Capacity, ContainerClusterInfo, EngineProbe,
+    Activate, ApiParts, ApiState, Binder, Capacity, ContainerClusterInfo, EngineProbe, Live,
     PasswordChanged, Ready,
 };

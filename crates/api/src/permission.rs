@@ -38,6 +38,10 @@ actions! {
     ParameterList = "parameter-list";
     ParameterSet = "parameter-set";
     InstanceSetPassword = "instance-set-password";
+    AccountList = "account-list";
+    AccountCreate = "account-create";
+    AccountUpdate = "account-update";
+    AccountDelete = "account-delete";
     InstanceDelete = "instance-delete";
     OperationList = "operation-list";
     OperationGet = "operation-get";
@@ -142,6 +146,10 @@ pub fn allow(principal: &Principal, action: Action, object: &Object) -> Result<(
         | Action::ParameterList
         | Action::ParameterSet
         | Action::InstanceSetPassword
+        | Action::AccountList
+        | Action::AccountCreate
+        | Action::AccountUpdate
+        | Action::AccountDelete
         | Action::InstanceDelete
         | Action::OperationList
         | Action::OperationGet

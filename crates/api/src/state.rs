@@ -66,6 +66,17 @@ pub trait Capacity: Send + Sync {
     async fn check(&self, spec: &InstanceSpec) -> Result<(), Refusal>;
 }
 
+/// Questions that only running servers can answer.
+#[async_trait]
+pub trait Live: Send + Sync {
+    /// Whether the instance's engine takes these rules of a user; nothing is changed. Cancel-safe.
+    ///
+    /// # Errors
+    /// `rules-refused` with the engine's words; `instance-not-ready` when no server of the instance
+    /// answers.
+    async fn check_rules(&self, instance: &InstanceId, rules: &str) -> Result<(), Refusal>;
+}
+
 /// Finds out what a server binary is.
 #[async_trait]
 pub trait EngineProbe: Send + Sync {
@@ -147,6 +158,7 @@ pub struct ApiParts {
     pub store: Store,
     pub activate: Activate,
     pub capacity: Arc<dyn Capacity>,
+    pub live: Arc<dyn Live>,
     pub engine_probe: Arc<dyn EngineProbe>,
     pub bindings: Bindings,
     /// Where instances are created that name no container cluster.

@@ -141,6 +141,12 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
                 ("post", "/api/v1/instances/{instance}/resize") => {
                     Some(json!({ "memory_bytes": 1 << 28 }))
                 }
+                ("post", "/api/v1/instances/{instance}/accounts") => {
+                    Some(json!({ "name": "app", "role": "read-only", "password": "Pantry-2027" }))
+                }
+                ("patch", "/api/v1/instances/{instance}/accounts/{account}") => {
+                    Some(json!({ "role": "read-write" }))
+                }
                 ("post", "/api/v1/instances/{instance}/chained") => {
                     Some(json!({ "chained": true }))
                 }
@@ -162,6 +168,7 @@ fn all_routes() -> Vec<(Method, String, Option<Value>)> {
             let path = path
                 .replace("{instance}", "one")
                 .replace("{user}", "admin")
+                .replace("{account}", "app")
                 .replace("{code}", "internal")
                 .replace("{engine}", "redis-7.0")
                 .replace("{container_cluster}", "east")

@@ -6,7 +6,7 @@ mod common;
 
 use axum::http::{Method, StatusCode};
 use common::{TENANT_PASSWORD, World, create_body};
-use larder_model::{Code, Refusal};
+use larder_model::{AccountRole, Code, OperationState, Refusal};
 use serde_json::{Value, json};
 
 fn with(name: &str, architecture: &str, more: Value) -> Value {
@@ -447,6 +447,71 @@ async fn parameters_are_checked_as_a_whole_listed_with_their_values_and_kept_wit
     assert_eq!(history[0]["changes"][1], json!({ "name": "hz", "from": null, "to": "50" }));
     let none = world.refusal(Method::POST, &format!("{path}/reset"), Some(json!({}))).await;
     assert_eq!(none.0, Code::InvalidRequest, "nothing is set");
+}
+
+#[tokio::test]
+async fn accounts_are_checked_listed_without_their_passwords_and_go_to_the_servers() {
+    let world = World::new().await;
+    let row = world.running("one", "read-write").await;
+    let path = "/api/v1/instances/one/accounts";
+    let with = |name: &str, role: &str, rules: Option<&str>, password: &str| json!({ "name": name, "role": role, "rules": rules, "password": password });
+    let fine = "Pantry-2027";
+    for (body, code, field) in [
+        (with("default", "read-only", None, fine), Code::InvalidName, "name"),
+        (with("larder-x", "read-only", None, fine), Code::InvalidName, "name"),
+        (with("app", "owner", None, fine), Code::InvalidRequest, "role"),
+        (with("app", "read-only", Some("+get"), fine), Code::InvalidRequest, "rules"),
+        (with("app", "custom", None, fine), Code::RulesRefused, "rules"),
+        (with("app", "custom", Some("+config"), fine), Code::RulesRefused, "rules"),
+        (with("app", "read-only", None, "weak"), Code::PasswordTooWeak, "password"),
+    ] {
+        let refusal = world.refusal(Method::POST, path, Some(body.clone())).await;
+        assert_eq!(refusal, (code, json!(field)), "{body}");
+    }
+    let nonsense = with("app", "custom", Some("+nonsense"), fine);
+    let by_engine = world.refusal(Method::POST, path, Some(nonsense)).await;
+    assert_eq!(by_engine.0, Code::RulesRefused, "the engine has the last word");
+
+    let end = async |operation: &Value| {
+        let id = operation["id"].as_str().unwrap().parse().unwrap();
+        let done = OperationState::Succeeded;
+        world.store.operation_report(&id, Vec::new(), done, None).await.unwrap();
+    };
+    let made = world.post(path, with("app", "custom", Some("~a:*   +get"), fine)).await;
+    assert_eq!(made.status, StatusCode::ACCEPTED, "{}", made.text);
+    assert_eq!(made.json["kind"], "create-account");
+    assert!(!made.text.contains("Pantry"), "{}", made.text);
+    let cancel = format!("/api/v1/operations/{}/cancel", made.json["id"].as_str().unwrap());
+    assert_eq!(world.refusal(Method::POST, &cancel, None).await.0, Code::NotCancellable);
+    end(&made.json).await;
+    let twice = world.refusal(Method::POST, path, Some(with("app", "read-only", None, fine))).await;
+    assert_eq!(twice.0, Code::NameTaken);
+    let all = world.get(path).await;
+    assert_eq!(keys(&all[0]), ["changed_at", "created_at", "name", "role", "rules"]);
+    assert_eq!((&all[0]["role"], &all[0]["rules"]), (&json!("custom"), &json!("~a:* +get")));
+
+    let one = format!("{path}/app");
+    let before = world.store.instance_secrets(&row.spec.id).await.unwrap();
+    let nothing = world.refusal(Method::PATCH, &one, Some(json!({}))).await;
+    assert_eq!(nothing.0, Code::InvalidRequest);
+    let nobody = format!("{path}/nobody");
+    let none = world.refusal(Method::PATCH, &nobody, Some(json!({ "role": "read-only" })));
+    assert_eq!(none.await.0, Code::AccountNotFound);
+    let changed = world.call(Method::PATCH, &one, Some(json!({ "role": "read-only" }))).await;
+    assert_eq!(changed.status, StatusCode::ACCEPTED, "{}", changed.text);
+    end(&changed.json).await;
+    let after = world.store.instance_secrets(&row.spec.id).await.unwrap();
+    assert_eq!(after.accounts[0].password_sha256, before.accounts[0].password_sha256);
+    assert_eq!(
+        (after.accounts[0].role, after.accounts[0].rules.as_str()),
+        (AccountRole::ReadOnly, "")
+    );
+    assert_eq!(after.users_revision, before.users_revision + 1);
+
+    let gone = world.call(Method::DELETE, &one, None).await;
+    assert_eq!(gone.json["kind"], "delete-account", "{}", gone.text);
+    assert_eq!(world.get(path).await, json!([]));
+    assert!(world.store.instance_secrets(&row.spec.id).await.unwrap().accounts.is_empty());
 }
 
 #[tokio::test]

@@ -46,6 +46,8 @@ pub enum Commands {
     /// The servers' settings of an instance
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Parameter(ParameterArgs),
+    /// Users of an instance's servers besides `default`
+    Account(AccountArgs),
     /// Follow and cancel long pieces of work
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Operation(OperationArgs),
@@ -385,6 +387,99 @@ pub struct ListArgs {
     /// At most this many
     #[arg(long, value_name = "N")]
     pub limit: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub struct AccountArgs {
+    #[command(flatten)]
+    pub project: ProjectOption,
+    #[command(subcommand)]
+    pub command: AccountCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum AccountCommand {
+    /// List the accounts with their roles
+    List {
+        /// Name or id of the instance
+        name: String,
+    },
+    /// Make an account
+    Create {
+        /// Name or id of the instance
+        name: String,
+        /// The account's name: a letter, then letters, digits, `-`, `_` and `.`
+        user: String,
+        /// What it may do
+        #[arg(long, value_enum, value_name = "R")]
+        role: RoleArg,
+        /// Rules of a custom account, as in Redis' ACL files: '~app:* +@read +set'
+        #[arg(long, value_name = "RULES", allow_hyphen_values = true)]
+        rules: Option<String>,
+        #[command(flatten)]
+        password: AccountPassword,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Change what an account may do, or its password
+    Update {
+        /// Name or id of the instance
+        name: String,
+        /// The account's name
+        user: String,
+        /// What it may do from now on
+        #[arg(long, value_enum, value_name = "R")]
+        role: Option<RoleArg>,
+        /// Rules of a custom account from now on, all of them
+        #[arg(long, value_name = "RULES", allow_hyphen_values = true)]
+        rules: Option<String>,
+        #[command(flatten)]
+        password: AccountPassword,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+    /// Delete an account; who is connected as it is disconnected
+    Delete {
+        /// Name or id of the instance
+        name: String,
+        /// The account's name
+        user: String,
+        #[command(flatten)]
+        wait: WaitOption,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct AccountPassword {
+    /// Read the password from one line of standard input
+    #[arg(long, conflicts_with = "generate_password")]
+    pub password_stdin: bool,
+    /// Make a password and print it once
+    #[arg(long)]
+    pub generate_password: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleArg {
+    /// Reads and writes all keys
+    ReadWrite,
+    /// Reads all keys
+    ReadOnly,
+    /// All that the instance's own password is good for
+    Administrator,
+    /// What its rules say
+    Custom,
+}
+
+impl RoleArg {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "read-write",
+            Self::ReadOnly => "read-only",
+            Self::Administrator => "administrator",
+            Self::Custom => "custom",
+        }
+    }
 }
 
 #[derive(Args, Debug)]

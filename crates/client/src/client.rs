@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use larder_api_types::{
-    AddEngine, BindContainerCluster, ContainerCluster, CreateInstance, CreateToken, CreatedToken,
-    Engine, Event, FailoverInstance, Instance, Login, Operation, Parameter, ParameterHistory,
-    PlanView, Problem, Project, Record, ResetParameters, ResizeInstance, RestartInstance,
-    ScaleInstance, Session, SetChained, SetContainerCluster, SetInstancePassword, SetParameters,
-    Status, Token, UpdateInstance, UpdateUser, UpgradeInstance, WhoAmI,
+    Account, AddEngine, BindContainerCluster, ContainerCluster, CreateAccount, CreateInstance,
+    CreateToken, CreatedToken, Engine, Event, FailoverInstance, Instance, Login, Operation,
+    Parameter, ParameterHistory, PlanView, Problem, Project, Record, ResetParameters,
+    ResizeInstance, RestartInstance, ScaleInstance, Session, SetChained, SetContainerCluster,
+    SetInstancePassword, SetParameters, Status, Token, UpdateAccount, UpdateInstance, UpdateUser,
+    UpgradeInstance, WhoAmI,
 };
 use larder_model::{Code, Secret};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -251,6 +252,47 @@ impl Client {
     ) -> Result<Vec<ParameterHistory>, ClientError> {
         let path = ["instances", instance.name, "parameters", "history"];
         self.json(self.request(Method::GET, &path).query(&[("project", instance.project)])).await
+    }
+
+    /// The accounts of an instance, by name.
+    pub async fn account_list(
+        &self,
+        instance: InstanceRef<'_>,
+    ) -> Result<Vec<Account>, ClientError> {
+        self.json(self.instance(Method::GET, instance, Some("accounts"))).await
+    }
+
+    /// Makes an account.
+    pub async fn account_create(
+        &self,
+        instance: InstanceRef<'_>,
+        account: &CreateAccount,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.instance(Method::POST, instance, Some("accounts")).json(account)).await
+    }
+
+    /// Changes what an account may do, or its password.
+    pub async fn account_update(
+        &self,
+        instance: InstanceRef<'_>,
+        account: &str,
+        to: &UpdateAccount,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.account(Method::PATCH, instance, account).json(to)).await
+    }
+
+    /// Deletes an account.
+    pub async fn account_delete(
+        &self,
+        instance: InstanceRef<'_>,
+        account: &str,
+    ) -> Result<Operation, ClientError> {
+        self.json(self.account(Method::DELETE, instance, account)).await
+    }
+
+    fn account(&self, method: Method, of: InstanceRef<'_>, account: &str) -> RequestBuilder {
+        let path = ["instances", of.name, "accounts", account];
+        self.request(method, &path).query(&[("project", of.project)])
     }
 
     /// Shares the slots of a cluster instance by what its shards hold.

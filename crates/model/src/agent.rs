@@ -137,6 +137,11 @@ pub enum Order {
     SetUsers {
         users: Users,
     },
+    /// Whether a server takes these rules of an account; it is as before afterwards. Changes nothing, so
+    /// its stamp may be any.
+    CheckRules {
+        rules: String,
+    },
     ClusterMeet {
         peers: Vec<Address>,
     },
@@ -178,6 +183,7 @@ impl Order {
             Self::StopServer => "stop-server",
             Self::StartEmpty => "start-empty",
             Self::SetUsers { .. } => "set-users",
+            Self::CheckRules { .. } => "check-rules",
             Self::ClusterMeet { .. } => "cluster-meet",
             Self::ClusterAddSlots { .. } => "cluster-add-slots",
             Self::ClusterReplicate { .. } => "cluster-replicate",

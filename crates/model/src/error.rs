@@ -53,6 +53,8 @@ codes! {
     CapacityExceeded = "capacity-exceeded", 409, "The container cluster has no room";
     UnknownParameter = "unknown-parameter", 400, "No such parameter";
     ParameterInvalid = "parameter-invalid", 400, "The parameter does not take this value";
+    AccountNotFound = "account-not-found", 404, "The instance has no such account";
+    RulesRefused = "rules-refused", 400, "The rules of the account are refused";
     UpdateFailed = "update-failed", 409, "A server refuses the new values";
     DataTooLarge = "data-too-large", 409, "The data do not fit";
     NoFreePort = "no-free-port", 409, "No port is free";

@@ -3,6 +3,7 @@
 //! Pure: no IO, no clock, no chance. Constructors validate, so a value that exists is valid.
 //! What is *decided* from these words lives in `larder-planner` and `larder-election`.
 
+mod account;
 mod address;
 pub mod agent;
 mod architecture;
@@ -30,6 +31,9 @@ mod state;
 mod time;
 mod users;
 
+pub use account::{
+    ACCOUNTS, Account, AccountRole, DENIED, acl_of, check_account_name, check_rules,
+};
 pub use address::Address;
 pub use architecture::{Architecture, EndpointKind, NodeMode};
 pub use error::{Code, Refusal};
@@ -45,7 +49,8 @@ pub use observation::{
     BackendNode, EndpointStatus, Observation, Observed, ObservedNode, Worker, WorkerState,
 };
 pub use operation::{
-    Operation, OperationKind, OperationState, OperationStep, ParameterChange, StepState,
+    AccountChange, Operation, OperationKind, OperationState, OperationStep, ParameterChange,
+    StepState,
 };
 pub use parameters::{
     Applies, InvalidValue, Kind, Parameter, ParameterContext, Place, TABLE as PARAMETERS,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::account::Account;
 use crate::address::Address;
 use crate::agent::{Member, NodeConfig};
 use crate::architecture::EndpointKind;
@@ -55,6 +56,9 @@ pub struct NodeSecrets {
     /// The password before the present one, while both are valid; empty otherwise.
     #[serde(with = "secret_in_file", default = "no_secret", skip_serializing_if = "is_no_secret")]
     pub former_password_sha256: Secret,
+    /// Users besides the tenant's `default`, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accounts: Vec<Account>,
     /// Rises with every change of the tenant's users.
     #[serde(default)]
     pub users_revision: u64,
@@ -80,6 +84,7 @@ impl NodeSecrets {
             default_password_sha256,
             agent_key,
             former_password_sha256: no_secret(),
+            accounts: Vec::new(),
             users_revision: 0,
         }
     }
@@ -90,6 +95,7 @@ impl NodeSecrets {
             revision: self.users_revision,
             password_sha256: self.default_password_sha256.clone(),
             former_sha256: self.former_password_sha256.clone(),
+            accounts: self.accounts.clone(),
         }
     }
 
@@ -100,6 +106,7 @@ impl NodeSecrets {
             self.users_revision = users.revision;
             self.default_password_sha256 = users.password_sha256;
             self.former_password_sha256 = users.former_sha256;
+            self.accounts = users.accounts;
         }
         newer
     }

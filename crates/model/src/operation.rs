@@ -70,6 +70,12 @@ pub enum OperationKind {
     SetChained {
         former: bool,
     },
+    /// An account comes, changes or goes, which is revision `revision` of the users.
+    ChangeAccount {
+        name: String,
+        change: AccountChange,
+        revision: u64,
+    },
     /// Other values of the servers' parameters.
     SetParameters {
         changes: Vec<ParameterChange>,
@@ -79,6 +85,15 @@ pub enum OperationKind {
     Upgrade {
         former: Option<EngineName>,
     },
+}
+
+/// What becomes of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccountChange {
+    Create,
+    Update,
+    Delete,
 }
 
 /// One parameter's change; `None` is its default.
@@ -102,6 +117,11 @@ impl OperationKind {
             Self::Rebalance { .. } => "rebalance",
             Self::Upgrade { .. } => "upgrade",
             Self::SetPassword { .. } => "set-password",
+            Self::ChangeAccount { change, .. } => match change {
+                AccountChange::Create => "create-account",
+                AccountChange::Update => "update-account",
+                AccountChange::Delete => "delete-account",
+            },
             Self::SetParameters { .. } => "set-parameters",
             Self::SetChained { .. } => "set-chained",
         }
@@ -141,7 +161,8 @@ impl OperationKind {
             | Self::Restart { .. }
             | Self::Failover { .. }
             | Self::Rebalance { .. }
-            | Self::SetPassword { .. } => {}
+            | Self::SetPassword { .. }
+            | Self::ChangeAccount { .. } => {}
         }
         before != *spec
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::account::Account;
 use crate::secret::{Secret, secret_in_file};
 
 /// What the servers are told of their users: hashes as ACL files write them, no password.
@@ -15,6 +16,9 @@ pub struct Users {
     /// The same of the password before, while both are valid; empty otherwise.
     #[serde(with = "secret_in_file")]
     pub former_sha256: Secret,
+    /// Others than the tenant's `default`, by name.
+    #[serde(default)]
+    pub accounts: Vec<Account>,
 }
 
 impl Users {

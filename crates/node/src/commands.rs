@@ -85,6 +85,29 @@ impl Connection {
         }
     }
 
+    /// `ACL USERS`.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn users(&mut self) -> Result<Vec<String>, NodeError> {
+        match self.call(&["ACL", "USERS"]).await? {
+            Frame::Array(items) => Ok(items
+                .iter()
+                .filter_map(Frame::as_bytes)
+                .map(|name| String::from_utf8_lossy(name).into_owned())
+                .collect()),
+            other => Err(self.unexpected("ACL USERS", &other)),
+        }
+    }
+
+    /// `ACL DELUSER`: also of one that does not exist. Closes that user's connections.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn delete_user(&mut self, name: &str) -> Result<(), NodeError> {
+        self.call(&["ACL", "DELUSER", name]).await.map(drop)
+    }
+
     /// `CONFIG GET`, with glob patterns.
     ///
     /// # Errors

@@ -157,7 +157,12 @@ fn decide(
         OperationKind::SetParameters { .. } => Some(parameters::report(view, draft, operation)),
         OperationKind::SetChained { .. } => Some(chain::report(view, draft)),
         OperationKind::Rebalance { .. } => Some(slots::rebalance(view, draft, operation)),
-        OperationKind::SetPassword { .. } => Some(users::report(view, draft)),
+        OperationKind::SetPassword { .. } => {
+            Some(users::report(view, draft, "servers know the new password"))
+        }
+        OperationKind::ChangeAccount { .. } => {
+            Some(users::report(view, draft, "servers know the accounts"))
+        }
     }
 }
 

@@ -70,6 +70,7 @@ fn state(view: &View<'_>, health: &Health) -> InstanceState {
             | OperationKind::SetPassword { .. }
             | OperationKind::SetParameters { .. }
             | OperationKind::SetChained { .. }
+            | OperationKind::ChangeAccount { .. }
             | OperationKind::Upgrade { .. },
         ) => InstanceState::Updating,
         // As long as it serves as it should; else that is the news.

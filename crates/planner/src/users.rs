@@ -14,9 +14,12 @@ pub(crate) fn users(view: &View<'_>, draft: &mut Draft<'_>) {
         let step = Step::SetUsers { node: record.id.clone(), revision };
         draft.step(step, "users or passwords have changed");
     }
-    let changing = view
-        .operation()
-        .is_some_and(|operation| matches!(operation.kind, OperationKind::SetPassword { .. }));
+    let changing = view.operation().is_some_and(|operation| {
+        matches!(
+            operation.kind,
+            OperationKind::SetPassword { .. } | OperationKind::ChangeAccount { .. }
+        )
+    });
     let is_over = view.desired.former_password_until.is_some_and(|until| view.now >= until);
     if is_over && !changing {
         draft.step(Step::DropFormerPassword, "the time in which both were valid is over");
@@ -35,11 +38,12 @@ fn has_them(view: &View<'_>, record: &NodeRecord) -> bool {
     known.unwrap_or(0) >= view.desired.users_revision
 }
 
-pub(crate) fn report(view: &View<'_>, draft: &Draft<'_>) -> OperationReport {
+/// `what`: that which servers are told, in words after their count.
+pub(crate) fn report(view: &View<'_>, draft: &Draft<'_>, what: &str) -> OperationReport {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let all = count(serving(view).count());
     let told = count(serving(view).filter(|record| has_them(view, record)).count());
-    let mut phase = Phase::counted("tell-servers", told, all, "servers know the new password");
+    let mut phase = Phase::counted("tell-servers", told, all, what);
     // With nobody serving nobody can log in with it.
     phase.done &= all > 0;
     let done = phase.done && !draft.has_steps();

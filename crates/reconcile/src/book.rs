@@ -222,6 +222,7 @@ impl Book for MemoryBook {
             default_password_sha256: Secret::new("0".repeat(64)),
             agent_key: Secret::new(format!("agents-{instance}")),
             former_password_sha256: Secret::new(""),
+            accounts: Vec::new(),
             users_revision,
         })
     }

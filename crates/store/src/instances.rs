@@ -17,8 +17,8 @@ use crate::records::Record;
 use crate::tx::WriteTx;
 use crate::views::InstanceObservation;
 use crate::{
-    Result, Store, StoreError, clock, clusters, column, engines, events, nodes, operations,
-    records, secrets,
+    Result, Store, StoreError, accounts, clock, clusters, column, engines, events, nodes,
+    operations, records, secrets,
 };
 
 /// An instance as the store keeps it.
@@ -382,6 +382,7 @@ impl Store {
         );
         events::append(&mut tx, &[event]).await?;
         secrets::delete(&mut tx, id).await?;
+        accounts::delete_all(&mut tx, id).await?;
         nodes::delete_all(&mut tx, id).await?;
         sqlx::query("DELETE FROM instances WHERE id = $1")
             .bind(id.as_str())

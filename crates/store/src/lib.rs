@@ -8,6 +8,7 @@
 //! One file per resource, methods noun first. Reads of one thing answer [`StoreError::NotFound`]
 //! when it is not there; where absence is an everyday answer they answer an `Option`.
 
+mod accounts;
 mod clock;
 mod clusters;
 mod column;
@@ -33,6 +34,7 @@ mod tx;
 mod users;
 mod views;
 
+pub use accounts::{AccountRow, AccountWish};
 pub use clusters::ContainerClusterRow;
 pub use engines::EngineRow;
 pub use error::StoreError;

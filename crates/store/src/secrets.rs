@@ -10,7 +10,7 @@ use crate::error::Doing;
 use crate::records::Record;
 use crate::seal::{Key, NoRandom};
 use crate::tx::WriteTx;
-use crate::{Result, Store, StoreError, column, events, instances, operations, records};
+use crate::{Result, Store, StoreError, accounts, column, events, instances, operations, records};
 
 const DATA_KEY: &str = "data-key";
 const SYSTEM_PASSWORD: &str = "system-password";
@@ -48,7 +48,9 @@ impl Store {
         let agent_key = open(AGENT_KEY).await?.unwrap_or_else(|| Secret::new(""));
         let former_password = open(FORMER_PASSWORD_SHA256).await?;
         let users_revision = instances::users_revision(&mut tx, instance, doing).await?;
+        let accounts = accounts::of_servers(&mut tx, &data_key, instance, doing).await?;
         Ok(NodeSecrets {
+            accounts,
             system_password: system_password.ok_or_else(missing(SYSTEM_PASSWORD))?,
             default_password_sha256: default_password
                 .ok_or_else(missing(DEFAULT_PASSWORD_SHA256))?,
@@ -105,12 +107,7 @@ impl Store {
         if row.former_password_until.is_none() {
             return Ok(());
         }
-        sqlx::query("DELETE FROM instance_secrets WHERE instance = $1 AND field = $2")
-            .bind(id.as_str())
-            .bind(FORMER_PASSWORD_SHA256)
-            .execute(tx.conn())
-            .await
-            .doing(doing)?;
+        forget(&mut tx, id, FORMER_PASSWORD_SHA256).await?;
         raise_users(&mut tx, id, None).await?;
         let message = "the password before the last change is valid no longer".to_owned();
         let event = instances::control_event(id, "former-password-ended", message);
@@ -120,7 +117,7 @@ impl Store {
 }
 
 /// The instance's users have changed: answers their new revision. The generation rises too.
-async fn raise_users(
+pub(crate) async fn raise_users(
     tx: &mut WriteTx,
     id: &InstanceId,
     former_until: Option<Timestamp>,
@@ -140,7 +137,7 @@ async fn raise_users(
 }
 
 /// The key that the instance's secrets are sealed with.
-async fn data_key(
+pub(crate) async fn data_key(
     conn: &mut SqliteConnection,
     master: &Key,
     instance: &InstanceId,
@@ -159,11 +156,11 @@ async fn data_key(
 }
 
 /// One secret of the instance, if it has that one.
-async fn opened(
+pub(crate) async fn opened(
     conn: &mut SqliteConnection,
     data_key: &Key,
     instance: &InstanceId,
-    field: &'static str,
+    field: &str,
     doing: &'static str,
 ) -> Result<Option<Secret>> {
     let Some(sealed) = sealed_field(conn, instance, field, doing).await? else { return Ok(None) };
@@ -178,11 +175,11 @@ fn damaged(instance: &InstanceId, field: &str) -> StoreError {
 }
 
 /// Seals and writes one secret, in place of the former one.
-async fn write(
+pub(crate) async fn write(
     tx: &mut WriteTx,
     data_key: &Key,
     instance: &InstanceId,
-    field: &'static str,
+    field: &str,
     secret: &Secret,
 ) -> Result<()> {
     let doing = tx.doing();
@@ -202,10 +199,22 @@ async fn write(
     Ok(())
 }
 
+/// Deletes one secret, if the instance has that one.
+pub(crate) async fn forget(tx: &mut WriteTx, instance: &InstanceId, field: &str) -> Result<()> {
+    let doing = tx.doing();
+    sqlx::query("DELETE FROM instance_secrets WHERE instance = $1 AND field = $2")
+        .bind(instance.as_str())
+        .bind(field)
+        .execute(tx.conn())
+        .await
+        .doing(doing)?;
+    Ok(())
+}
+
 async fn sealed_field(
     conn: &mut SqliteConnection,
     instance: &InstanceId,
-    field: &'static str,
+    field: &str,
     doing: &'static str,
 ) -> Result<Option<Vec<u8>>> {
     let row = sqlx::query("SELECT sealed FROM instance_secrets WHERE instance = $1 AND field = $2")

@@ -1,5 +1,6 @@
 //! All routes, and what surrounds every one of them. One file per resource.
 
+mod accounts;
 mod actions;
 mod audit;
 mod chain;
@@ -100,6 +101,8 @@ fn described() -> OpenApiRouter<ApiState> {
         .routes(routes!(parameters::list, parameters::set))
         .routes(routes!(parameters::reset))
         .routes(routes!(parameters::history))
+        .routes(routes!(accounts::list, accounts::create))
+        .routes(routes!(accounts::update, accounts::delete))
         .routes(routes!(changes::upgrade))
         .routes(routes!(changes::set_password))
         .routes(routes!(operations::list))

@@ -92,6 +92,12 @@ pub(crate) async fn cancel(
             "servers may know the new password already: set the former one again instead",
         ));
     }
+    if matches!(operation.kind, OperationKind::ChangeAccount { .. }) {
+        return Err(ApiError::new(
+            Code::NotCancellable,
+            "servers may know of the change already: change the account back instead",
+        ));
+    }
     if operation.kind == (OperationKind::Upgrade { former: None }) {
         return Err(ApiError::new(
             Code::NotCancellable,
@@ -124,7 +130,10 @@ pub(crate) async fn cancel(
         OperationKind::Rebalance { .. } => {
             format!("cancelled by {by}; slots stay where they are")
         }
-        OperationKind::Create | OperationKind::Delete | OperationKind::SetPassword { .. } => {
+        OperationKind::Create
+        | OperationKind::Delete
+        | OperationKind::SetPassword { .. }
+        | OperationKind::ChangeAccount { .. } => {
             format!("cancelled by {by}")
         }
     };

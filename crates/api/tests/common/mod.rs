@@ -16,7 +16,7 @@ use axum::http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use larder_api::{
     ApiParts, ApiState, Asked, Binder, Bindings, Capacity, ContainerClusterInfo, EngineProbe, How,
-    ensure_admin, router,
+    Live, ensure_admin, router,
 };
 use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::agent::Role;
@@ -188,6 +188,19 @@ impl Binder for FakeBinder {
     }
 }
 
+/// A server that knows every command but `nonsense`.
+struct FakeLive;
+
+#[async_trait]
+impl Live for FakeLive {
+    async fn check_rules(&self, _: &InstanceId, rules: &str) -> Result<(), Refusal> {
+        if rules.contains("nonsense") {
+            return Err(Refusal::new(Code::RulesRefused, "the engine says: Unknown command"));
+        }
+        Ok(())
+    }
+}
+
 struct FakeProbe;
 
 #[async_trait]
@@ -239,6 +252,7 @@ impl World {
                 Arc::new(move |id| activated.lock().unwrap().push(id.clone()))
             },
             capacity: capacity.clone(),
+            live: Arc::new(FakeLive),
             engine_probe: Arc::new(FakeProbe),
             bindings: Bindings::new(store.clone(), binder.clone()).with_patience(PATIENCE),
             default_container_cluster: "local".into(),

@@ -1,5 +1,6 @@
 //! What each command does: one request or two, then print.
 
+mod account;
 mod catalogue;
 mod cluster;
 mod event;
@@ -32,6 +33,7 @@ pub(crate) async fn run(
         Commands::Status => session::status(&context, console).await,
         // Boxed: by far the largest future of the tree.
         Commands::Instance(args) => Box::pin(instance::run(args, &context, console)).await,
+        Commands::Account(args) => Box::pin(account::run(args, &context, console)).await,
         Commands::Parameter(args) => Box::pin(parameter::run(args, &context, console)).await,
         Commands::Operation(args) => Box::pin(operation::run(args, &context, console)).await,
         Commands::Event(command) => Box::pin(event::run(command, &context, console)).await,

@@ -1,11 +1,13 @@
 //! Tables for people. JSON needs none of this: it is what the API answered.
 
+mod account;
 mod catalogue;
 mod event;
 mod instance;
 mod operation;
 mod parameter;
 
+pub(crate) use account::accounts;
 pub(crate) use catalogue::{
     container_clusters, engines, projects, session, status, tokens, who, workers,
 };

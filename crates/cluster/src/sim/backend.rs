@@ -310,6 +310,7 @@ impl World {
                 found.agent.held_back = true;
                 self.kill_process(node, false);
             }
+            Order::CheckRules { .. } => {}
             Order::SetUsers { users } => {
                 found.users_revision = found.users_revision.max(users.revision);
             }
