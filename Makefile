@@ -16,6 +16,7 @@ export LARDER_TEST_ENGINES := $(ENGINES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench images deny fmt clean \
+	bench-changes bench-slots \
 	test-kubernetes bench-kubernetes testbed-setup testbed-build testbed-up testbed-larder testbed-down testbed-check \
 	testbed-smoke
 
@@ -67,6 +68,13 @@ chaos: engines ## 50 random kills of serve during random operations, long form
 
 bench: build ## Measure the figures of docs/measurements.md
 	cargo run --locked --release -p larder-e2e --bin figures -- target/release/larder
+
+bench-changes: build ## Measure what planned changes cost a writing client: 10 runs of each on two engines (half an hour)
+	cargo run --locked --release -p larder-e2e --bin figures-changes -- target/release/larder
+
+bench-slots: engines setup ## Measure moves of slots against `redis-cli --cluster reshard` and the engine alone
+	cargo build --locked --release -p larder-agent --example agent
+	cargo bench --locked -p larder-agent --bench slot_moves
 
 bench-kubernetes: engines testbed-setup ## Measure starts and write gaps of instances in pods, on a test bed of its own
 	@scripts/test-kubernetes.sh figures

@@ -8,6 +8,7 @@ mod engines;
 mod entry;
 mod fleet;
 mod home;
+mod host;
 mod keeper_watch;
 mod lean;
 mod live;

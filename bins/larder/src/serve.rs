@@ -28,7 +28,7 @@ use crate::fleet::{Fleet, FleetCapacity};
 use crate::home::Home;
 use crate::live::FleetLive;
 use crate::parts::{Engines, LocalCapacity, Prober};
-use crate::{engines, keeper_watch, logging, stop};
+use crate::{engines, host, keeper_watch, logging, stop};
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
@@ -161,6 +161,7 @@ async fn serve(
 
     let (stopping, is_stopping) = watch::channel(false);
     let initial_password = names.initial_admin_password();
+    let has_local = config.local.enabled;
     let live = Arc::new(FleetLive::new(fleet.clone(), store.clone()));
     let state = ApiState::new(ApiParts {
         store: store.clone(),
@@ -170,6 +171,7 @@ async fn serve(
             cluster.map(|cluster| LocalCapacity::new(cluster, engines.clone())),
         )),
         live,
+        advice: Arc::new(move || if has_local { host::advice(Path::new("/")) } else { Vec::new() }),
         engine_probe: Arc::new(Prober::new(engines, store.clone(), clock.clone())),
         bindings,
         default_container_cluster: config.home().unwrap_or(LOCAL_CONTAINER_CLUSTER).to_owned(),

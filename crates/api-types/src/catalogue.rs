@@ -50,6 +50,23 @@ pub struct Status {
     pub instances: BTreeMap<String, u64>,
     pub engines: u64,
     pub container_clusters: Vec<ContainerClusterStatus>,
+    /// Settings of this machine that should be otherwise; empty when all is well, or no instances run on
+    /// it.
+    #[serde(default)]
+    pub advice: Vec<Advice>,
+}
+
+/// A setting of a machine that should be otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Advice {
+    pub setting: String,
+    /// As it is.
+    pub value: String,
+    /// As it should be, in words.
+    pub wanted: String,
+    pub why: String,
+    /// What to do.
+    pub how: String,
 }
 
 /// A place where nodes run.

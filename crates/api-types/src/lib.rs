@@ -19,7 +19,7 @@ mod session;
 pub const LIMIT_MAX: u32 = 100_000;
 
 pub use account::{Account, CreateAccount, UpdateAccount};
-pub use catalogue::{AddEngine, ContainerClusterStatus, Engine, Health, Project, Status};
+pub use catalogue::{AddEngine, Advice, ContainerClusterStatus, Engine, Health, Project, Status};
 pub use cluster::{
     BindContainerCluster, ContainerCluster, SetContainerCluster, StorageClass, Worker,
 };

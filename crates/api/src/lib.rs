@@ -27,6 +27,7 @@ pub use bindings::{Bindings, By, How};
 pub use clock::rfc3339;
 pub use error::ApiError;
 pub use ids::RandomIds;
+pub use larder_api_types::Advice;
 pub use permission::{Action, Asked, Object, allow};
 pub use routes::{openapi, router};
 pub use state::{

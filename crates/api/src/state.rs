@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use larder_api_types::{BindContainerCluster, ContainerCluster, SetContainerCluster};
+use larder_api_types::{Advice, BindContainerCluster, ContainerCluster, SetContainerCluster};
 use larder_model::{
     Desired, EngineName, Expose, InstanceId, InstanceSpec, PlannerPolicy, Refusal, Timestamp,
     Worker,
@@ -159,6 +159,8 @@ pub struct ApiParts {
     pub activate: Activate,
     pub capacity: Arc<dyn Capacity>,
     pub live: Arc<dyn Live>,
+    /// Looks at the machine's settings; asked at each status.
+    pub advice: Arc<dyn Fn() -> Vec<Advice> + Send + Sync>,
     pub engine_probe: Arc<dyn EngineProbe>,
     pub bindings: Bindings,
     /// Where instances are created that name no container cluster.

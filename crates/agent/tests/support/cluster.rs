@@ -17,15 +17,20 @@ pub(crate) async fn formed() -> World {
 
 /// Likewise, of servers of this binary.
 pub(crate) async fn formed_of(binary: &Path) -> World {
-    let mut world = World::with_binary(NodeMode::Clustered, SHARDS, 2, binary);
+    formed_with(binary, SHARDS).await
+}
+
+/// Likewise, of so many shards.
+pub(crate) async fn formed_with(binary: &Path, shards: u32) -> World {
+    let mut world = World::with_binary(NodeMode::Clustered, shards, 2, binary);
     world.start_all();
     world
         .wait("all serve", Duration::from_secs(20), |all| {
             all.iter().all(|status| view(status).is_some())
         })
         .await;
-    for shard in 0..SHARDS {
-        let ranges: Vec<SlotRange> = vec![even_slots(shard, SHARDS)];
+    for shard in 0..shards {
+        let ranges: Vec<SlotRange> = vec![even_slots(shard, shards)];
         let config_epoch = u64::from(shard) + 1;
         world.order(shard as usize * 2, Order::ClusterAddSlots { ranges, config_epoch }).await;
     }
@@ -35,12 +40,13 @@ pub(crate) async fn formed_of(binary: &Path) -> World {
         .wait("all know all", Duration::from_secs(30), |all| {
             all.iter().all(|status| {
                 view(status).is_some_and(|v| {
-                    v.nodes.len() == 6 && v.nodes.iter().all(|n| !n.handshake && n.linked)
+                    v.nodes.len() == shards as usize * 2
+                        && v.nodes.iter().all(|n| !n.handshake && n.linked)
                 })
             })
         })
         .await;
-    for shard in 0..SHARDS as usize {
+    for shard in 0..shards as usize {
         let status = world.client(shard * 2).status().await.expect("status");
         let primary = status.cluster.expect("cluster").my_id;
         world.order(shard * 2 + 1, Order::ClusterReplicate { primary }).await;
@@ -51,7 +57,7 @@ pub(crate) async fn formed_of(binary: &Path) -> World {
             all.iter().all(|status| {
                 view(status).is_some_and(|v| {
                     let replicas = v.nodes.iter().filter(|n| n.role == Role::Replica);
-                    v.state_ok && replicas.count() == SHARDS as usize
+                    v.state_ok && replicas.count() == shards as usize
                 })
             }) && all.iter().skip(1).step_by(2).all(is_linked_replica)
         })

@@ -60,6 +60,7 @@ pub(crate) async fn status(
         started_at: rfc3339(state.parts().started_at),
         instances,
         engines: engines.len() as u64,
+        advice: (state.parts().advice)(),
         container_clusters: clusters
             .into_iter()
             .map(|cluster| ContainerClusterStatus {

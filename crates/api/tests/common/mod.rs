@@ -253,6 +253,7 @@ impl World {
             },
             capacity: capacity.clone(),
             live: Arc::new(FakeLive),
+            advice: Arc::new(Vec::new),
             engine_probe: Arc::new(FakeProbe),
             bindings: Bindings::new(store.clone(), binder.clone()).with_patience(PATIENCE),
             default_container_cluster: "local".into(),

@@ -158,6 +158,12 @@ pub(crate) fn status(console: &Console, server: &str, one: &Status) -> String {
         );
         line("Storage", format!("{}: {}", cluster.name, cluster.storage_classes.join(", ")));
     }
+    for it in &one.advice {
+        line(
+            "Advice",
+            format!("{} is {}, better {}: {}; {}", it.setting, it.value, it.wanted, it.why, it.how),
+        );
+    }
     finish(head)
 }
 

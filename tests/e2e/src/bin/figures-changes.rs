@@ -51,8 +51,10 @@ const RESTART: Pair = ("restart", &["restart"], &["restart"]);
 /// The second password is the first again.
 const PASSWORDS: Pair = ("set-password", &["set-password"], &["set-password"]);
 
-const CASES: [(&str, &[&str], &[Pair]); 3] = [
-    ("standalone", &["--architecture", "standalone"], &[RESIZE, RESTART, PASSWORDS]),
+const PARAMETERS: Pair = ("parameter", &["parameter", "hz=20"], &["parameter", "hz=10"]);
+
+const CASES: [(&str, &[&str], &[Pair]); 4] = [
+    ("standalone", &["--architecture", "standalone"], &[RESIZE, RESTART, PASSWORDS, PARAMETERS]),
     (
         "read-write",
         &["--architecture", "read-write", "--read-only-nodes", "1"],
@@ -60,6 +62,7 @@ const CASES: [(&str, &[&str], &[Pair]); 3] = [
             RESIZE,
             RESTART,
             PASSWORDS,
+            PARAMETERS,
             ("scale", &["scale", "--read-only-nodes", "3"], &["scale", "--read-only-nodes", "1"]),
         ],
     ),
@@ -70,8 +73,15 @@ const CASES: [(&str, &[&str], &[Pair]); 3] = [
             RESIZE,
             RESTART,
             PASSWORDS,
+            PARAMETERS,
             ("scale", &["scale", "--replicas", "3"], &["scale", "--replicas", "2"]),
+            ("shards", &["scale", "--shards", "6"], &["scale", "--shards", "3"]),
         ],
+    ),
+    (
+        "read-write of four",
+        &["--architecture", "read-write", "--read-only-nodes", "3"],
+        &[("chain", &["set-chained", "on"], &["set-chained", "off"])],
     ),
 ];
 
@@ -150,7 +160,8 @@ async fn measured(options: &Options, engine: &str, args: &[&str], pair: &Pair) -
 
 /// Each run on an instance of its own: there is no way back.
 async fn upgrades(options: &Options, engine: &str) -> Result<()> {
-    for (name, args, _) in CASES {
+    // One of each architecture.
+    for (name, args, _) in CASES.into_iter().take(3) {
         let larder = larder(options).await?;
         let control = control(&larder).await?;
         let mut cost = Cost::default();
@@ -186,7 +197,11 @@ async fn one(
     let writer = Writer::started(writing(&instance, endpoint, prefix)?).await?;
     let control = Writer::started(precise(control, prefix)).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let command = [&["instance", operation[0], "tested"], &operation[1..], &["--wait"]].concat();
+    let what: &[&str] = match operation[0] {
+        "parameter" => &["parameter", "set", "tested"],
+        change => &["instance", change, "tested"],
+    };
+    let command = [what, &operation[1..], &["--wait"]].concat();
     if operation[0] == "set-password" {
         let command = [&command[..], &["--password-stdin", "--grace", "1h"]].concat();
         let output = larder.cli_with_input(&command, &format!("{PASSWORD}\n")).await?;
