@@ -43,7 +43,7 @@ fn main() {
         println!("| engine | keys | moved by | keys/s, median of {RUNS} | of the peer's |");
         println!("| --- | --- | --- | ---: | ---: |");
         compare("redis-7.0", Path::new("/usr/bin/redis-server"), Load::Strings, 200_000).await;
-        compare("redis-7.0", Path::new("/usr/bin/redis-server"), Load::Hashes, 8_000).await;
+        compare("redis-7.0", Path::new("/usr/bin/redis-server"), Load::Hashes, 4_000).await;
         let valkey = folder.join("valkey-9.1/valkey-server");
         compare("valkey-9.1", &valkey, Load::Strings, 200_000).await;
         println!();
@@ -200,12 +200,16 @@ async fn compare(engine: &str, binary: &Path, load: Load, keys: u32) {
     };
     let native = engine.starts_with("valkey-9");
     let (mut larder, mut peer) = (Vec::new(), Vec::new());
+    let mut busy = Vec::new();
     for _ in 0..RUNS {
         // The same slots there by the one and back by the other.
         let took =
             if native { by_engine(&world, 0, 2).await } else { by_redis_cli(&world, 0, 2).await };
         peer.push(f64::from(keys) / took.as_secs_f64());
+        let before = cpu(&world);
         let took = by_larder(&world, 2, 0, MovePace::Fast).await;
+        let per_key = |(now, then): (f64, f64)| (now - then) * 1e6 / f64::from(keys);
+        busy = cpu(&world).into_iter().zip(before).map(per_key).collect();
         larder.push(f64::from(keys) / took.as_secs_f64());
     }
     let (larder, peer) = (median(larder), median(peer));
@@ -213,6 +217,27 @@ async fn compare(engine: &str, binary: &Path, load: Load, keys: u32) {
         if native { "`CLUSTER MIGRATESLOTS` alone" } else { "`redis-cli --cluster reshard`" };
     println!("| {engine} | {keys} {what} | {name} | {peer:.0} | 1.0 |");
     println!("| {engine} | {keys} {what} | Larder, fast | {larder:.0} | {:.2} |", larder / peer);
+    let [source, its_replica, target, other_replica, agents] = busy[..] else { return };
+    println!(
+        "|  |  | CPU of a key: source {source:.1} µs, target {target:.1}, their replicas \
+         {its_replica:.1} and {other_replica:.1}, agents {agents:.1} |  |  |"
+    );
+}
+
+/// Seconds that the processor spent for source, its replica, target, its replica, and all agents.
+fn cpu(world: &World) -> Vec<f64> {
+    let of = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        // Fields 14 and 15, in ticks of 10 ms (proc(5)); the first here is the third.
+        let ticks =
+            fields.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok());
+        ticks.sum::<f64>() / 100.0
+    };
+    let mut all: Vec<f64> =
+        [2, 3, 0, 1].map(|index| world.server_pid(index).map_or(0.0, of)).to_vec();
+    all.push(world.agent_pids().into_iter().map(of).sum());
+    all
 }
 
 /// p99 of a client that reads and writes at the source for so long, or until `until`.

@@ -194,8 +194,8 @@ async fn slots_move_with_all_their_keys_while_clients_write_on_every_engine() {
 #[tokio::test]
 async fn an_agent_that_dies_half_way_leaves_nothing_that_the_next_one_cannot_finish() {
     let mut world = formed().await;
-    filled(&world, 4_000).await;
-    let slots = range(0, 2_000);
+    filled(&world, 12_000).await;
+    let slots = range(0, 5_000);
     let told = job(&world, 2, slots.clone(), MovePace::Gentle).await;
     for _ in 0..4 {
         world.order(0, Order::MoveSlots { job: told.clone() }).await;
@@ -207,7 +207,7 @@ async fn an_agent_that_dies_half_way_leaves_nothing_that_the_next_one_cannot_fin
     let told = job(&world, 2, slots.clone(), MovePace::Fast).await;
     world.order(0, Order::MoveSlots { job: told }).await;
     world.wait("moved", LIMIT, |all| all_see(all, &slots, 2)).await;
-    holds_all(&world, 4_000).await;
+    holds_all(&world, 12_000).await;
 }
 
 #[tokio::test]

@@ -39,6 +39,8 @@ pub(super) struct ByKeys<'a> {
     refused: BTreeMap<u16, String>,
     /// Opened and not closed yet.
     open: SlotSet,
+    /// The target knows who has the slots, since it was connected to.
+    target_knows: bool,
     /// Of keys of slots that the target has keys of already: for how many seconds they had not been
     /// used here, before they were sent.
     contested: BTreeMap<Vec<u8>, i64>,
@@ -68,6 +70,7 @@ impl<'a> ByKeys<'a> {
             others: BTreeMap::new(),
             refused: BTreeMap::new(),
             open: SlotSet::default(),
+            target_knows: false,
             contested: BTreeMap::new(),
         }
     }
@@ -128,6 +131,7 @@ impl<'a> ByKeys<'a> {
         target.set_timeout(QUESTION);
         let lines = Lines { source: &mut source, target: &mut target };
         let moved = self.group(lines, &view, group, shared).await;
+        self.target_knows &= moved.is_ok();
         self.source = Some(source);
         self.target = Some(target);
         moved?;
@@ -175,31 +179,41 @@ impl<'a> ByKeys<'a> {
         let mut all = Vec::new();
         let counts = lines.source.count_keys_in_slots(slots).await?;
         let mut kept = Vec::with_capacity(slots.len());
-        for (slot, count) in slots.iter().copied().zip(counts) {
-            if count == 0 {
-                kept.push(slot);
-                continue;
-            }
-            let asked = count.min(LOOKED_AT);
-            let keys = lines.source.keys_in_slots(&[slot], asked).await?.pop().unwrap_or_default();
-            let keys = self.with_sizes(lines.source, keys, shared).await?;
-            let limit = self.job.limits.largest_key;
-            let is_open = self.open.contains(slot);
-            match keys.iter().find(|(_, bytes)| *bytes > limit.bytes() && !is_open) {
-                Some((key, bytes)) => {
-                    let words = too_large(slot, key, ByteSize(*bytes), limit);
-                    if self.refused.insert(slot, words.clone()).is_none() {
-                        tracing::info!(slot, "left where it is: a key is too large");
+        let counted: Vec<(u16, u64)> = slots.iter().copied().zip(counts).collect();
+        kept.extend(counted.iter().filter(|(_, count)| *count == 0).map(|(slot, _)| *slot));
+        let filled: Vec<(u16, u64)> = counted.into_iter().filter(|(_, count)| *count > 0).collect();
+        for some in lists(&filled, self.pace.questions() as u64) {
+            let names: Vec<u16> = some.iter().map(|(slot, _)| *slot).collect();
+            let longest = some.iter().map(|(_, count)| *count).max().unwrap_or(1);
+            let keys = lines.source.keys_in_slots(&names, longest.min(LOOKED_AT)).await?;
+            let lengths: Vec<usize> = keys.iter().map(Vec::len).collect();
+            let keys: Vec<Vec<u8>> = keys.into_iter().flatten().collect();
+            let mut keys = self.with_sizes(lines.source, keys, shared).await?.into_iter();
+            for (slot, length) in names.into_iter().zip(lengths) {
+                let keys: Vec<(Vec<u8>, u64)> = keys.by_ref().take(length).collect();
+                match self.too_large_of(slot, &keys) {
+                    Some(words) => {
+                        if self.refused.insert(slot, words).is_none() {
+                            tracing::info!(slot, "left where it is: a key is too large");
+                        }
                     }
-                }
-                None => {
-                    kept.push(slot);
-                    self.batch(keys, &mut all);
+                    None => {
+                        kept.push(slot);
+                        self.batch(keys, &mut all);
+                    }
                 }
             }
         }
         *slots = kept;
         Ok(all)
+    }
+
+    /// What keeps the slot where it is, unless its keys are on their way already.
+    fn too_large_of(&self, slot: u16, keys: &[(Vec<u8>, u64)]) -> Option<String> {
+        let limit = self.job.limits.largest_key;
+        let large = |(_, bytes): &&(Vec<u8>, u64)| *bytes > limit.bytes();
+        let (key, bytes) = keys.iter().find(large).filter(|_| !self.open.contains(slot))?;
+        Some(too_large(slot, key, ByteSize(*bytes), limit))
     }
 
     async fn with_sizes(
@@ -266,6 +280,10 @@ impl<'a> ByKeys<'a> {
         view: &ClusterView,
         slots: &[u16],
     ) -> Result<(), Trouble> {
+        if !self.target_knows {
+            give_orphans(lines.target, &view.my_id, slots).await?;
+            self.target_knows = true;
+        }
         let expected = lines.target.set_slots(slots, SlotMark::Importing(&view.my_id)).await?;
         for (slot, result) in slots.iter().zip(expected) {
             // "I'm already the owner of hash slot 7": it has arrived before, and this server has not
@@ -376,6 +394,40 @@ impl<'a> ByKeys<'a> {
         let told = tokio::time::timeout(TELL, futures::future::join_all(told)).await;
         self.others = told.unwrap_or_default().into_iter().flatten().collect();
     }
+}
+
+/// Slots that the target expected from a former primary of this shard have no owner in its eyes once
+/// that one has become a replica: who came after it claims them, but a slot that is expected is not
+/// handed over by the bus (cluster.c, clusterUpdateSlotsConfigWith). It would take none of their keys.
+async fn give_orphans(
+    target: &mut Connection,
+    source_id: &str,
+    slots: &[u16],
+) -> Result<(), Trouble> {
+    let view = target.cluster_view().await?;
+    let owned = |slot: &u16| view.nodes.iter().any(|peer| peer.slots.contains(*slot));
+    let orphans: Vec<u16> = slots.iter().copied().filter(|slot| !owned(slot)).collect();
+    for result in target.set_slots(&orphans, SlotMark::Node(source_id)).await? {
+        result?;
+    }
+    Ok(())
+}
+
+/// Slots whose keys are listed with one question: about `most` keys, or one slot with more.
+fn lists(slots: &[(u16, u64)], most: u64) -> Vec<&[(u16, u64)]> {
+    let mut all = Vec::new();
+    let mut rest = slots;
+    while !rest.is_empty() {
+        let mut keys = 0;
+        let fit = rest.iter().take_while(|(_, count)| {
+            keys += count;
+            keys <= most
+        });
+        let (these, others) = rest.split_at(fit.count().max(1));
+        all.push(these);
+        rest = others;
+    }
+    all
 }
 
 /// Slots that have gone, and that this server heard of over the bus alone: it keeps their marks.

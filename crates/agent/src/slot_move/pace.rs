@@ -23,7 +23,7 @@ impl Pace {
     pub(super) fn slots(&self) -> u32 {
         match self.pace {
             MovePace::Gentle => 4,
-            MovePace::Fast => 24,
+            MovePace::Fast => 48,
         }
     }
 
@@ -39,7 +39,7 @@ impl Pace {
     pub(super) fn questions(&self) -> usize {
         match self.pace {
             MovePace::Gentle => 64,
-            MovePace::Fast => 1024,
+            MovePace::Fast => 2048,
         }
     }
 

@@ -217,6 +217,10 @@ impl World {
         self.server_mark(index).map(|mark| mark.pid)
     }
 
+    pub(crate) fn agent_pids(&self) -> Vec<u32> {
+        self.nodes.iter().filter_map(|node| node.agent.as_ref()).map(Child::id).collect()
+    }
+
     /// Sends a signal to the server of node `index`.
     pub(crate) fn signal_server(&self, index: usize, signal: &str) -> u32 {
         let pid = self.server_pid(index).expect("a server runs");
