@@ -21,6 +21,7 @@ use larder_node::{NodeError, SlotMark};
 use crate::command::FailOverRequest;
 use crate::core::{Core, SAMPLE, problem};
 use crate::engine::Engine;
+use crate::follow::follow;
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
 use crate::render::NO_FAILOVER;
@@ -500,16 +501,7 @@ impl Clustered {
             Order::ClusterAddSlots { ranges, config_epoch } => {
                 add_slots(core, ranges, *config_epoch).await
             }
-            Order::ClusterReplicate { primary } => {
-                let already = core.server.cluster().and_then(|view| view.me()).is_some_and(|me| {
-                    me.role == Role::Replica && me.primary.as_ref() == Some(primary)
-                });
-                if already {
-                    return Ok(());
-                }
-                let hands = core.server.hands().await.map_err(|e| not_ready(&e))?;
-                hands.cluster_replicate(primary).await.map_err(|e| not_ready(&e))
-            }
+            Order::ClusterReplicate { primary } => follow(core, primary).await,
             Order::ClusterForget { ids } => {
                 for id in ids {
                     let hands = core.server.hands().await.map_err(|e| not_ready(&e))?;
@@ -845,7 +837,7 @@ fn start_empty(core: &mut Core) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn not_ready(error: &NodeError) -> Refusal {
+pub(crate) fn not_ready(error: &NodeError) -> Refusal {
     Refusal::new(Code::InstanceNotReady, error.to_string())
 }
 

@@ -21,6 +21,7 @@ mod engine;
 mod error;
 mod fence;
 mod files;
+mod follow;
 mod lease;
 mod leased;
 mod memory;

@@ -253,6 +253,62 @@ async fn a_replica_started_empty_by_order_does_not_take_over_before_its_first_co
     comes_back_after_nobody_led(&mut world, &primary).await;
 }
 
+/// The target of a slot move dies with keys that had arrived, its slot not, and its shard goes on
+/// under another node: what it has left is nobody's, and it is a replica as before.
+#[tokio::test]
+async fn a_server_with_keys_of_a_broken_off_slot_move_follows_its_shards_primary() {
+    let world = formed().await;
+    let primary = cluster_id(&world.statuses().await[4]);
+    world.tenant(4).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    let mut server = system(&world, 5).await;
+    server.cluster_reset(false).await.expect("alone");
+    server
+        .call(&["CLUSTER", "MEET", "127.0.0.1", &world.nodes[4].address.port.to_string()])
+        .await
+        .expect("met");
+    world
+        .wait("alone, and in touch", Duration::from_secs(20), |all| {
+            let leads = |v: &ClusterView| v.nodes.iter().any(|n| n.id == primary && n.linked);
+            view(&all[5]).is_some_and(|v| {
+                v.state_ok && leads(v) && v.me().is_some_and(|me| me.role == Role::Primary)
+            })
+        })
+        .await;
+    // `foo`'s slot.
+    let order = ["CLUSTER", "SETSLOT", "12182", "IMPORTING", &primary];
+    server.call(&order).await.expect("marked");
+    server.call(&["ASKING"]).await.expect("asked");
+    server.call(&["SET", "foo", "half-way"]).await.expect("written");
+    let stray = server.key_count().await.expect("answers");
+    assert_eq!(stray, 1);
+    world.order(5, Order::ClusterReplicate { primary }).await;
+    world.wait("follows", Duration::from_secs(20), |all| is_linked_replica(&all[5])).await;
+    let told = world.statuses().await[5]
+        .as_ref()
+        .is_some_and(|status| events(status).contains(&"stray-keys-dropped"));
+    assert!(told, "{}", world.logs());
+    let until = Instant::now() + Duration::from_secs(10);
+    while server.key_count().await.expect("answers") != 1 {
+        assert!(Instant::now() < until, "not copied");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let value = world.tenant(4).await.call(&["GET", "foo"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
+}
+
+/// Keys of a server that owns slots are not dropped, whoever is to be followed.
+#[tokio::test]
+async fn a_primary_with_slots_keeps_its_keys_when_it_is_told_to_follow_another() {
+    let world = formed().await;
+    world.tenant(4).await.call(&["SET", "foo", "bar"]).await.expect("written");
+    let primary = cluster_id(&world.statuses().await[0]);
+    let fence = Fence { controller_epoch: 1, generation: 1 };
+    let refused = world.client(4).order(fence, &Order::ClusterReplicate { primary }).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let value = world.tenant(4).await.call(&["GET", "foo"]).await.expect("read");
+    assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
+}
+
 /// A primary that is told to end a moment after its replica has acknowledged writes that nobody else
 /// has. Both come back, the replica first.
 #[tokio::test]

@@ -188,6 +188,26 @@ impl Connection {
         self.order(&["CLUSTER", "REPLICATE", primary_id]).await
     }
 
+    /// `DBSIZE`.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn key_count(&mut self) -> Result<u64, NodeError> {
+        let answer = self.call(&["DBSIZE"]).await?;
+        match answer {
+            Frame::Integer(count) => Ok(u64::try_from(count).unwrap_or(0)),
+            other => Err(self.unexpected("DBSIZE", &other)),
+        }
+    }
+
+    /// `FLUSHALL ASYNC`: every key is gone when this returns, their memory a little later.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn drop_all_keys(&mut self) -> Result<(), NodeError> {
+        self.order(&["FLUSHALL", "ASYNC"]).await
+    }
+
     /// `CLUSTER FORGET`: this server will not hear of the node for a minute. Has to be told to
     /// every node of the cluster within that time.
     ///

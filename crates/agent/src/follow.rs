@@ -1,0 +1,51 @@
+//! A cluster server becomes a replica by order, also one that has keys of its own left.
+
+use larder_model::agent::{ClusterView, Role};
+use larder_model::{Refusal, Severity};
+use larder_node::NodeError;
+
+use crate::clustered::not_ready;
+use crate::core::Core;
+
+/// Has the server copy from the primary with this id.
+///
+/// A primary without slots refuses (`cluster.c`, `CLUSTER REPLICATE`) while it has keys. It has
+/// some when it died as the target of a slot move and another node of its shard took over: keys of
+/// slots that were still on their way to it are of nobody now, and stay. They are what any failover
+/// leaves behind: who leads the shard now has what counts, so they go.
+pub(crate) async fn follow(core: &mut Core, primary: &str) -> Result<(), Refusal> {
+    let me = core.server.cluster().and_then(ClusterView::me);
+    if me.is_some_and(|me| me.role == Role::Replica && me.primary.as_deref() == Some(primary)) {
+        return Ok(());
+    }
+    let hands = core.server.hands().await.map_err(|e| not_ready(&e))?;
+    let refused = match hands.cluster_replicate(primary).await {
+        Err(refused) if has_keys_left(&refused) => refused,
+        other => return other.map_err(|e| not_ready(&e)),
+    };
+    let view = hands.cluster_view().await.map_err(|e| not_ready(&e))?;
+    if !may_be_emptied(&view, primary) {
+        return Err(not_ready(&refused));
+    }
+    let keys = hands.key_count().await.map_err(|e| not_ready(&e))?;
+    hands.drop_all_keys().await.map_err(|e| not_ready(&e))?;
+    let followed = hands.cluster_replicate(primary).await;
+    let message = format!(
+        "{keys} keys of slots that are not this server's were dropped: they are left from slot \
+         moves before another node took its shard over, which it copies now"
+    );
+    core.memory.event(Severity::Warning, "stray-keys-dropped", message);
+    followed.map_err(|e| not_ready(&e))
+}
+
+fn has_keys_left(error: &NodeError) -> bool {
+    matches!(error, NodeError::Reply { error, .. } if error.text().contains("must be empty"))
+}
+
+/// Whether nothing can be lost with this server's keys: it owns no slot, and a primary that it is
+/// in touch with owns the shard's.
+fn may_be_emptied(view: &ClusterView, primary: &str) -> bool {
+    let leader = view.nodes.iter().find(|node| node.id == primary);
+    let leads = leader.is_some_and(|l| !l.slots.is_empty() && l.linked && !l.failed);
+    leads && view.me().is_some_and(|me| me.slots.is_empty())
+}
