@@ -349,7 +349,8 @@ pub(crate) fn phase(view: &View<'_>, operation: &Operation) -> Option<Phase> {
     let open = || {
         view.shards().filter_map(|s| view.me(&view.primary(s)?.id)).any(|me| !me.open.is_empty())
     };
-    phase.done = left == 0 && moving().next().is_none() && !open() && view.all_slots_are_held();
+    phase.done =
+        left == 0 && moving().next().is_none() && !open() && view.each_slot_is_claimed_once();
     let keys: u64 = moving().map(|moving| moving.keys_moved).sum();
     if moving().next().is_some() {
         let bytes = larder_model::ByteSize(moving().map(|moving| moving.bytes_moved).sum());

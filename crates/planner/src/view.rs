@@ -555,6 +555,18 @@ impl<'a> View<'a> {
         self.held_slots().count() == u32::from(SLOT_COUNT)
     }
 
+    /// Of the primaries each says itself what it has, and that is each slot once: nothing that has
+    /// changed hands just now is still to be heard of.
+    pub(crate) fn each_slot_is_claimed_once(&self) -> bool {
+        let own: Vec<&SlotSet> = self
+            .shards()
+            .filter_map(|shard| Some(&self.me(&self.primary(shard)?.id)?.slots))
+            .collect();
+        let all = u32::from(SLOT_COUNT);
+        let union: SlotSet = own.iter().flat_map(|slots| slots.ranges().iter().copied()).collect();
+        union.count() == all && own.iter().map(|slots| slots.count()).sum::<u32>() == all
+    }
+
     /// The node has slots in anybody's eyes, its own included.
     pub(crate) fn holds_slots(&self, record: &NodeRecord) -> bool {
         let id = self.server_id(&record.id);

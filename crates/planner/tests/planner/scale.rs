@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use larder_model::agent::ServerState;
-use larder_model::plan::{Plan, Step, Wait};
+use larder_model::plan::{OperationOutcome, Plan, Step, Wait};
 use larder_model::{
-    Architecture, ByteSize, InstanceState, NodeId, OpenSlot, OperationKind, SlotSet, WorkerState,
+    Architecture, ByteSize, InstanceState, NodeId, Observation, OpenSlot, OperationKind, SlotSet,
+    WorkerState,
 };
 
 use crate::world::World;
@@ -84,6 +85,32 @@ fn three_shards_become_six_and_three_again_with_as_few_slots_moved_as_can_be() {
         .position(|plan| plan.steps.iter().any(|p| matches!(p.step, Step::RetireNode { .. })));
     let last_move = plans.iter().rposition(|plan| moved(std::slice::from_ref(plan)) > 0);
     assert!(last_move < retired, "slots first, then nodes");
+}
+
+/// Who waits for the change asks next who has a slot: somebody does.
+#[test]
+fn a_change_of_shards_ends_when_each_slot_is_claimed_by_whoever_has_it() {
+    let outcome = |plan: &Plan| plan.report.operation.as_ref().map(|o| o.outcome.clone());
+    let mut world = cluster(3);
+    scale(&mut world, 4);
+    for _ in 0..100 {
+        if outcome(&world.plan()) == Some(OperationOutcome::Succeeded) {
+            break;
+        }
+        world.pass();
+    }
+    assert_eq!(outcome(&world.plan()), Some(OperationOutcome::Succeeded));
+    // Its former owner sees that a slot has arrived; its new one has not said so yet.
+    let target = world.primary(3).expect("leads");
+    let mut observed = world.observe();
+    let node = observed.nodes.get_mut(&target).expect("seen");
+    let Observation::Known { value: status, .. } = &mut node.agent else { panic!("silent") };
+    let cluster = status.cluster.as_mut().expect("clustered");
+    let me = cluster.nodes.iter_mut().find(|peer| peer.id == cluster.my_id).expect("itself");
+    let last = me.slots.ranges().last().expect("has slots").last;
+    me.slots = me.slots.iter().filter(|slot| *slot != last).collect();
+    let plan = world.plan_of(&observed);
+    assert_eq!(outcome(&plan), Some(OperationOutcome::Running), "{plan}");
 }
 
 #[test]

@@ -242,6 +242,11 @@ impl World {
         planned
     }
 
+    /// What is planned when this was seen.
+    pub(crate) fn plan_of(&self, observed: &Observed) -> Plan {
+        plan(&self.desired, observed, self.now, &mut self.ids.clone())
+    }
+
     /// One round: plan, do it, record what the plan says of the operation, let agents act.
     pub(crate) fn round(&mut self) -> Plan {
         let planned = self.plan();
