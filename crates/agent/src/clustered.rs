@@ -21,7 +21,7 @@ use larder_node::{NodeError, SlotMark};
 use crate::command::FailOverRequest;
 use crate::core::{Core, SAMPLE, problem};
 use crate::engine::Engine;
-use crate::follow::follow;
+use crate::follow::{follow, successor};
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
 use crate::render::NO_FAILOVER;
@@ -194,6 +194,13 @@ impl Clustered {
         note_in_sync(core, owns, is_replica);
         if outdated {
             self.renew_epoch(core).await;
+        }
+        if let Some(primary) = successor(core) {
+            core.beat();
+            match follow(core, &primary).await {
+                Ok(()) => tracing::info!(%primary, "follows who has taken its slots"),
+                Err(error) => tracing::info!(%primary, %error, "does not follow yet"),
+            }
         }
         core.beat();
         if self.pause_due {

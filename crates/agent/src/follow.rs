@@ -1,6 +1,6 @@
 //! A cluster server becomes a replica by order, also one that has keys of its own left.
 
-use larder_model::agent::{ClusterView, Role};
+use larder_model::agent::{ClusterPeer, ClusterView, Role};
 use larder_model::{Refusal, Severity};
 use larder_node::NodeError;
 
@@ -36,6 +36,25 @@ pub(crate) async fn follow(core: &mut Core, primary: &str) -> Result<(), Refusal
     );
     core.memory.event(Severity::Warning, "stray-keys-dropped", message);
     followed.map_err(|e| not_ready(&e))
+}
+
+/// The primary that this server is to follow though nobody orders it: it has come back after another
+/// node of its shard took over, and is a primary without slots. A server becomes its successor's
+/// replica by itself only if that one took all that it had left at one time (`cluster.c`,
+/// `clusterUpdateSlotsConfigWith`); while slots move, others may have taken some of them.
+pub(crate) fn successor(core: &Core) -> Option<String> {
+    let view = core.server.cluster()?;
+    let me = view.me()?;
+    if !core.memory.get().behind || me.role != Role::Primary || !me.slots.is_empty() {
+        return None;
+    }
+    let leads = |peer: &&ClusterPeer| {
+        peer.role == Role::Primary && !peer.slots.is_empty() && peer.linked && !peer.failed
+    };
+    let of_shard = |peer: &&ClusterPeer| core.shard_peers().any(|m| m.is_at(&peer.address));
+    let mut leaders = view.nodes.iter().filter(leads).filter(of_shard);
+    let leader = leaders.next()?;
+    leaders.next().is_none().then(|| leader.id.clone())
 }
 
 fn has_keys_left(error: &NodeError) -> bool {

@@ -49,13 +49,16 @@ fn agent_binary() -> PathBuf {
 }
 
 /// A port that is free together with its bus port. Tests run in several processes and threads:
-/// each begins somewhere else.
+/// each begins somewhere else. Both are below the range from which the kernel takes ports for
+/// clients (32768): one of those may be anybody's between this look and the server's start.
 pub(crate) fn free_port() -> u16 {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 2_700;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = (std::process::id() as u16).wrapping_mul(37) % 9000;
-    for _ in 0..9000 {
+    let start = (std::process::id() as u16).wrapping_mul(37) % COUNT;
+    for _ in 0..COUNT {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = 21_000 + (start + offset) % 9000;
+        let port = FIRST + start.wrapping_add(offset) % COUNT;
         let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
         if free(port) && free(port + 10_000) {
             return port;
