@@ -15,7 +15,7 @@ ENGINES := $(CURDIR)/target/engines
 export LARDER_TEST_ENGINES := $(ENGINES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos bench images deny fmt clean \
+.PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos sequences bench images deny fmt clean \
 	bench-changes bench-slots \
 	test-kubernetes bench-kubernetes testbed-setup testbed-build testbed-up testbed-larder testbed-down testbed-check \
 	testbed-smoke
@@ -65,6 +65,10 @@ sim-long: setup ## 10,000 seeded fault runs of election and planner in the simul
 chaos: engines ## 50 random kills of serve during random operations, long form
 	cargo build --locked --package larder
 	LARDER_CHAOS_KILLS=50 cargo test --locked -p larder-e2e --test chaos -- --nocapture
+
+sequences: engines ## 100 random sequences of changes and kills on real servers
+	cargo build --locked -p larder -p larder-agent
+	LARDER_SEQUENCES=50 cargo test --locked -p larder-e2e --test sequences -- --nocapture
 
 bench: build ## Measure the figures of docs/measurements.md
 	cargo run --locked --release -p larder-e2e --bin figures -- target/release/larder

@@ -65,8 +65,6 @@ pub(crate) struct Core {
     agent_run: String,
     status: watch::Sender<Arc<AgentStatus>>,
     metrics: watch::Sender<Arc<String>>,
-    /// A maxmemory that the running server has still to be told.
-    maxmemory_due: bool,
     /// Likewise an address outside.
     pub(crate) announce_due: bool,
     /// Where the pod's worker is reached.
@@ -172,7 +170,6 @@ impl Core {
             agent_run,
             status,
             metrics,
-            maxmemory_due: false,
             announce_due: false,
             worker,
             beat: beat.clone(),
@@ -696,12 +693,25 @@ impl Core {
         if config == self.config {
             return;
         }
-        self.maxmemory_due |= config.maxmemory != self.config.maxmemory;
         self.announce_due |= config.outer != self.config.outer;
         self.peers.learn(&config.members);
         self.config = config.clone();
         self.memory.change(|memory| memory.config = Some(config));
         self.memory.save();
+    }
+
+    /// By what the server says it has: an agent that was killed before it told the server of a new
+    /// limit has left that to the next one.
+    async fn tell_maxmemory(&mut self) {
+        let limit = self.config.maxmemory;
+        let has = self.server.maxmemory();
+        if has.is_none_or(|has| has == limit) || self.server.state() != ServerState::Serving {
+            return;
+        }
+        let Ok(hands) = self.server.hands().await else { return };
+        if let Err(error) = hands.config_set("maxmemory", &limit.bytes().to_string()).await {
+            tracing::info!(%error, "maxmemory not set, tried again");
+        }
     }
 
     /// What is due once a second: a newer `agent.json`, the log's size, unwritten memory.
@@ -726,14 +736,7 @@ impl Core {
                 Err(error) => tracing::warn!(%error, "agent.json not read"),
             }
         }
-        if self.maxmemory_due && self.server.state() == ServerState::Serving {
-            let bytes = self.config.maxmemory.bytes().to_string();
-            if let Ok(hands) = self.server.hands().await
-                && hands.config_set("maxmemory", &bytes).await.is_ok()
-            {
-                self.maxmemory_due = false;
-            }
-        }
+        self.tell_maxmemory().await;
         self.tell_users().await;
         parameters::apply_online(self).await;
         announce::announce_online(self).await;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use larder_model::agent::{ClusterView, ReplicationView, ServerState, ServerStatus};
-use larder_model::{Address, Millis, Secret, Timestamp};
+use larder_model::{Address, ByteSize, Millis, Secret, Timestamp};
 use larder_node::{Connection, NodeError, ServerInfo};
 
 use crate::clock;
@@ -347,6 +347,11 @@ impl Server {
 
     pub(crate) fn writes_paused(&self) -> bool {
         self.paused_until.is_some_and(|until| until > clock::monotonic())
+    }
+
+    /// As of the last look at the server.
+    pub(crate) fn maxmemory(&self) -> Option<ByteSize> {
+        self.info.as_ref().map(|info| info.maxmemory)
     }
 
     pub(crate) fn status(&self) -> ServerStatus {

@@ -203,3 +203,18 @@ async fn a_server_that_starts_again_has_what_was_set_and_lets_as_many_clients_in
     assert_eq!(says.get("save").map(String::as_str), Some("3600 1 300 100"));
     assert_eq!(says.get("maxclients").map(String::as_str), Some("164"));
 }
+
+/// The server has a limit that is not the node's: an agent took the new one up, and was killed before
+/// it told its server.
+#[tokio::test]
+async fn a_memory_limit_that_a_killed_agent_has_not_told_its_server_is_told_by_the_next_one() {
+    let (name, binary) = engines().remove(0);
+    let mut node = Node::started(NodeMode::Leased, name, &binary).await;
+    node.world.kill_agent(0);
+    let (address, password) = (&node.world.nodes[0].address, Secret::new("system-password"));
+    let login = Connection::login(address, "larder", &password, LIMIT).await;
+    login.expect("in").config_set("maxmemory", "50000000").await.expect("set");
+    node.world.start(0);
+    let limit = node.config.maxmemory;
+    node.wait("has its own limit", |status| status.server.maxmemory == Some(limit)).await;
+}

@@ -1,6 +1,7 @@
 //! What the stories share: faults, what a whole instance looks like past Larder's own word, and
 //! what may be left of a deleted one.
 
+pub mod dice;
 pub mod faults;
 pub mod stories;
 pub mod tidy;

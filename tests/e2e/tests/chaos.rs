@@ -1,32 +1,16 @@
 //! Random `kill -9` of `serve` during random operations.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use larder_e2e::dice::{Dice, number};
 use larder_e2e::world::connect;
 use larder_e2e::{check_tidy, tidy};
 use larder_testkit::larder::CliOutput;
 use larder_testkit::{Larder, PASSWORD, Reply, eventually};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-
-/// SplitMix64: repeatable from the seed that the test prints.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// What was asked for and answered with an operation.
 #[derive(Default)]
@@ -68,11 +52,7 @@ async fn ask(larder: &Larder, dice: &mut Dice, accepted: &mut Accepted) -> Resul
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_kills_of_serve_leave_no_orphan_and_lose_no_record() -> Result<()> {
     let kills = number("LARDER_CHAOS_KILLS", 8);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos();
-    let seed = number("LARDER_CHAOS_SEED", u64::from(now));
-    // Makes a failure repeatable.
-    eprintln!("{kills} kills, LARDER_CHAOS_SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::thrown()?;
     let mut larder = Larder::started().await?;
     larder.expect_faults();
     let mut accepted = Accepted::default();

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use larder_e2e::dice::Dice;
 use larder_e2e::world::{Tested, connect};
 use larder_e2e::{check_tidy, cluster_is_whole};
 use larder_testkit::process::kill9;
@@ -187,7 +188,7 @@ async fn carried_through(larder: &mut Larder, id: &str, dice: &mut Dice) -> Resu
             _ => {}
         }
         let instance = larder.get("shards").await?;
-        let node = &instance.nodes[dice.below(instance.nodes.len())];
+        let node = dice.of_these(&instance.nodes).context("no nodes")?;
         match dice.below(5) {
             0 => {
                 larder.kill_serve().await?;
@@ -201,25 +202,8 @@ async fn carried_through(larder: &mut Larder, id: &str, dice: &mut Dice) -> Resu
     }
 }
 
-/// Repeatable from the seed that the test prints.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, sides: usize) -> usize {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from((self.0 >> 33) % sides as u64).unwrap_or(0)
-    }
-}
-
-fn seed() -> Result<u64> {
-    let given = std::env::var("LARDER_CHAOS_SEED").ok().and_then(|text| text.parse().ok());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    Ok(given.unwrap_or(u64::from(now.subsec_nanos())))
-}
-
-async fn killed_all_the_way(engine: &str, seed: u64) -> Result<()> {
-    let mut dice = Dice(seed);
+async fn killed_all_the_way(engine: &str) -> Result<()> {
+    let mut dice = Dice::thrown()?;
     let mut larder = Larder::started().await?;
     larder.expect_faults();
     let args =
@@ -248,14 +232,10 @@ async fn killed_all_the_way(engine: &str, seed: u64) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_killed_between_three_and_six_and_three_shards_every_key_is_there() -> Result<()>
 {
-    let seed = seed()?;
-    eprintln!("LARDER_CHAOS_SEED={seed}");
-    killed_all_the_way("redis-7.0", seed).await
+    killed_all_the_way("redis-7.0").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_killed_while_the_engine_moves_slots_every_key_is_there() -> Result<()> {
-    let seed = seed()?;
-    eprintln!("LARDER_CHAOS_SEED={seed}");
-    killed_all_the_way("valkey-9.1", seed).await
+    killed_all_the_way("valkey-9.1").await
 }
