@@ -15,7 +15,7 @@ ENGINES := $(CURDIR)/target/engines
 export LARDER_TEST_ENGINES := $(ENGINES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos sequences bench images deny fmt clean \
+.PHONY: help setup engines build run stop test check unit e2e conformance sim-long chaos stories sequences bench images deny fmt clean \
 	bench-changes bench-slots \
 	test-kubernetes bench-kubernetes testbed-setup testbed-build testbed-up testbed-larder testbed-down testbed-check \
 	testbed-smoke
@@ -65,6 +65,12 @@ sim-long: setup ## 10,000 seeded fault runs of election and planner in the simul
 chaos: engines ## 50 random kills of serve during random operations, long form
 	cargo build --locked --package larder
 	LARDER_CHAOS_KILLS=50 cargo test --locked -p larder-e2e --test chaos -- --nocapture
+
+stories: engines ## The stories of changes once on each engine
+	cargo build --locked -p larder -p larder-agent
+	for engine in redis-6.2 redis-7.0 valkey-8.0 valkey-9.1; do echo "== $$engine"; LARDER_TEST_ENGINE=$$engine \
+		cargo test --locked -p larder-e2e --test changes --test scale --test chains --test accounts --test read_write \
+		--test cluster --no-fail-fast -- --test-threads=3 || exit 1; done
 
 sequences: engines ## 100 random sequences of changes and kills on real servers
 	cargo build --locked -p larder -p larder-agent

@@ -227,7 +227,7 @@ async fn a_move_that_is_told_to_stop_opens_no_more_slots_and_leaves_none_open() 
 
 /// Pain: a key that takes long to move keeps both servers from answering anybody.
 #[tokio::test]
-async fn a_slot_with_a_key_that_is_too_large_stays_and_says_which() {
+async fn pain_21_a_slot_with_a_key_that_is_too_large_stays_and_says_which() {
     let world = formed().await;
     // `foo` is in slot 12182: the third shard's.
     let mut client = Client::new(&world);

@@ -30,6 +30,8 @@ pub struct Stall {
     pub since: Timestamp,
     /// The own server's offset then.
     pub offset: u64,
+    /// Since when there is no link either; monotonic.
+    pub unlinked_since: Option<Timestamp>,
 }
 
 /// Answers of peers are good for so many times `renew_every`: they are asked once in it.
@@ -54,13 +56,15 @@ pub fn stall(
         Some(&peer.member.address) == view.primary.as_ref() && peer.member.node != holder.node
     };
     peers.iter().find(at_replica)?;
-    let begins = Stall { since: now, offset: view.offset };
+    let begins = Stall { since: now, offset: view.offset, unlinked_since: None };
     if view.syncing {
         return None;
     }
     if !view.link_up {
-        return Some(before.unwrap_or(begins));
+        let stall = before.unwrap_or(begins);
+        return Some(Stall { unlinked_since: stall.unlinked_since.or(Some(now)), ..stall });
     }
+    let before = before.map(|stall| Stall { unlinked_since: None, ..stall });
     let primary = peers.iter().find(|peer| peer.member.node == holder.node)?;
     let has_more = match &primary.answer {
         Observation::Known { value, .. } => value
@@ -121,15 +125,22 @@ pub(crate) fn source<'p>(c: &'p Context<'_>, known: &LeaseKnown, holder: &'p Pee
 
 /// Rule "judged by the primary's offset": a link that brings nothing is left, but only for a primary
 /// that lives: while there is none, nothing comes from anywhere. An upstream that answers gets longer:
-/// more likely than not it waits itself for somebody further up, and will go around that one.
+/// more likely than not it waits itself for somebody further up, and will go around that one. Before 7.0
+/// a server that does so drops those below (replication.c, `replicationSetMaster`), who are let in
+/// again at once: a lost link counts from its own beginning.
 fn has_stalled(c: &Context<'_>, upstream: &Peer, holder: &Peer) -> bool {
+    let Some(stall) = c.local.chain.as_ref().and_then(|chain| chain.stall) else { return false };
     let answers = recent(c, upstream)
         .is_some_and(|report| report.state == ServerState::Serving && report.replication.is_some());
-    let linked = c.local.server.replication.as_ref().is_some_and(|view| view.link_up);
-    let patience = Millis(c.policy.renew_every.0 * if answers && linked { 6 } else { 2 });
-    let stall = c.local.chain.as_ref().and_then(|chain| chain.stall);
+    let past =
+        |since: Timestamp, beats: u64| c.now >= since + Millis(c.policy.renew_every.0 * beats);
+    let is_over = past(stall.since, 6)
+        || match answers {
+            true => stall.unlinked_since.is_some_and(|since| past(since, 2)),
+            false => past(stall.since, 2),
+        };
     c.rules.leave_stalled_upstream
-        && stall.is_some_and(|stall| c.now >= stall.since + patience)
+        && is_over
         && recent(c, holder).is_some_and(|report| {
             report.state == ServerState::Serving
                 && report.replication.as_ref().is_some_and(|view| view.role == Role::Primary)

@@ -1,9 +1,10 @@
 //! The rules of the election, one decision at a time.
 
 use larder_election::{
-    Action, Decision, HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer, OrderKind,
-    OrderOutcome, Peer, PeerPromise, PeerReport, PendingOrder, Promise, Situation, StartAs,
-    SyncMark, WhyNoPrimary, WhyParked, decide, may_promise, sync_mark, view_looks_old,
+    Action, Chain, Decision, HandOverProgress, LeaseKnown, LeaseView, Local, LocalServer,
+    OrderKind, OrderOutcome, Peer, PeerPromise, PeerReport, PendingOrder, Promise, Situation,
+    Stall, StartAs, SyncMark, WhyNoPrimary, WhyParked, decide, may_promise, stall, sync_mark,
+    view_looks_old,
 };
 use larder_model::agent::{Member, ReplicaSeen, ReplicationView, Role, ServerState, VolumeState};
 use larder_model::lease::{LeaseHolder, LeaseRecord, Previous, ReleaseReason};
@@ -613,6 +614,34 @@ fn a_replica_that_got_the_new_id_through_a_chain_is_synced_by_the_holders_word()
 
     let not_yet = PeerReport { data_epoch: 4, ..holder };
     assert_eq!(sync_mark(&me, &[answered(not_yet)], &lease), me.synced, "it has not led in it");
+}
+
+/// Before 7.0 a server that changes its primary drops its own replicas for a moment.
+#[test]
+fn who_loses_its_link_while_the_one_above_goes_around_a_dead_one_waits_for_it() {
+    let lease = held_by("a", NOW);
+    let leader = PeerReport { replication: Some(view(Role::Primary, 20)), ..report("a", 20) };
+    let mut above = report("b", 10);
+    above.replication.as_mut().expect("set").link_up = false;
+    let peers = [answered(leader), answered(above)];
+    let mut me = local("c", Role::Replica, 10);
+    let chain = |stall| Chain { upstream: Some(id("b")), left: None, stall };
+    let mut look = |link_up: bool, before: Option<Stall>, at: Timestamp| {
+        let replication = me.server.replication.as_mut().expect("set");
+        (replication.primary, replication.link_up) = (Some(member("b").address), link_up);
+        let now = stall(before, &me, &peers, &lease, at);
+        me.chain = Some(chain(now));
+        let leaves = |action: &Action| matches!(action, Action::LeaveUpstream { .. });
+        (now, run(&me, &peers, &lease).actions.iter().any(leaves))
+    };
+    let (idle, leaves) = look(true, None, ago(2100));
+    assert!(!leaves && idle.is_some(), "the one above answers");
+    let (lost, leaves) = look(false, idle, ago(10));
+    assert!(!leaves, "its link is lost only now: {lost:?}");
+    assert!(look(false, Some(Stall { unlinked_since: Some(ago(2100)), ..lost.unwrap() }), NOW).1);
+    let (again, leaves) = look(true, lost, NOW);
+    assert!(!leaves && again == idle, "the link is there again: {again:?}");
+    assert!(look(true, Some(Stall { since: ago(6000), ..idle.unwrap() }), NOW).1, "for too long");
 }
 
 /// The notice of a new epoch is lost, the first copy is complete, and a moment later the only other

@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+/// The engine of stories that are told of any: `LARDER_TEST_ENGINE`, or `redis-7.0`.
+pub fn engine() -> String {
+    std::env::var("LARDER_TEST_ENGINE").unwrap_or_else(|_| "redis-7.0".to_owned())
+}
+
 /// `LARDER_TEST_ENGINES`, or `engines` in the target folder that this test was built into.
 pub fn folder() -> PathBuf {
     if let Some(folder) = std::env::var_os("LARDER_TEST_ENGINES") {

@@ -330,15 +330,16 @@ impl Larder {
     }
 
     /// Creates an instance with [`PASSWORD`] and waits until it runs. `args` come after the name;
-    /// the engine is `redis-7.0` unless they name one.
+    /// the engine is that of the run (`engines::engine`) unless they name one.
     ///
     /// # Errors
     /// The creation is refused or fails.
     pub async fn create(&self, name: &str, args: &[&str]) -> Result<Instance> {
         let mut all = vec!["instance", "create", name];
         all.extend(args);
+        let engine = crate::engines::engine();
         if !args.contains(&"--engine") {
-            all.extend(["--engine", "redis-7.0"]);
+            all.extend(["--engine", &engine]);
         }
         if self.namespace.is_some() {
             all.extend(["--container-cluster", kubernetes::BOUND]);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use larder_e2e::world::Tested;
 use larder_e2e::{check_tidy, replication_is_whole};
+use larder_testkit::engines::engine;
 use larder_testkit::process::kill9;
 use larder_testkit::{Connection, Endpoint, Instance, Larder, PASSWORD, eventually};
 
@@ -102,7 +103,7 @@ async fn roles_hold(engine: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roles_and_rules_hold() -> Result<()> {
     roles_hold("redis-6.2").await?;
-    roles_hold("redis-7.0").await
+    roles_hold(&engine()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,8 +114,8 @@ async fn roles_and_rules_hold_on_valkey() -> Result<()> {
 
 /// Pain 12: accounts that break the operator, or are lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn accounts_outlive_servers_upgrades_and_new_nodes_and_go_when_they_are_deleted() -> Result<()>
-{
+async fn pain_12_accounts_outlive_servers_upgrades_and_new_nodes_and_go_when_they_are_deleted()
+-> Result<()> {
     let tested = Tested::read_write(Larder::started().await?, 1, "redis-6.2").await?;
     let larder = &tested.larder;
     larder.expect_faults();

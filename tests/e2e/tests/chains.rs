@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use larder_e2e::check_tidy;
 use larder_e2e::world::{Tested, connect};
+use larder_testkit::engines::engine;
 use larder_testkit::process::{kill9, kill9_each, sigcont, sigstop};
 use larder_testkit::{Instance, Larder, eventually};
 
@@ -162,7 +163,7 @@ async fn reads_lead_to_all(instance: &Instance) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_of_five_is_linked_around_who_dies_in_it() -> Result<()> {
-    chain_of_five("redis-7.0").await
+    chain_of_five(&engine()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,7 +175,7 @@ async fn a_chain_of_five_is_linked_around_who_dies_in_it_on_valkey() -> Result<(
 async fn the_head_of_a_chain_is_killed_and_comes_back_as_its_tail() -> Result<()> {
     let larder = Larder::started().await?;
     larder.expect_faults();
-    let tested = Tested::chained(larder, 4, "redis-7.0").await?;
+    let tested = Tested::chained(larder, 4, &engine()).await?;
     let before = in_a_row(&tested).await?;
     let instance = tested.larder.get(&tested.instance.name).await?;
     let killed_at = tested.writers[0].now();

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use larder_e2e::dice::Dice;
 use larder_e2e::world::{Tested, connect};
 use larder_e2e::{check_tidy, cluster_is_whole};
+use larder_testkit::engines::engine;
 use larder_testkit::process::kill9;
 use larder_testkit::resp::{slot, tag_in};
 use larder_testkit::{Endpoint, Instance, Larder, PASSWORD, Writer, WriterOptions, eventually};
@@ -114,8 +115,8 @@ async fn three_six_three(engine: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_shards_become_six_and_three_again_under_clients() -> Result<()> {
-    three_six_three("redis-7.0").await
+async fn pain_06_three_shards_become_six_and_three_again_under_clients() -> Result<()> {
+    three_six_three(&engine()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,7 +126,7 @@ async fn an_engine_that_moves_slots_by_itself_does_so() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_shards_is_paused_goes_on_and_is_cancelled() -> Result<()> {
-    let tested = loaded(Larder::started().await?, 1, "redis-7.0").await?;
+    let tested = loaded(Larder::started().await?, 1, &engine()).await?;
     let larder = &tested.larder;
     let begun = larder.json(&["instance", "scale", "shards", "--shards", "5"]).await?;
     let id = begun["id"].as_str().context("an operation has an id")?.to_owned();
@@ -157,7 +158,7 @@ async fn a_change_of_shards_is_paused_goes_on_and_is_cancelled() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_is_refused_with_numbers() -> Result<()> {
-    let tested = loaded(Larder::started().await?, 1, "redis-7.0").await?;
+    let tested = loaded(Larder::started().await?, 1, &engine()).await?;
     for (args, words) in [
         (&["--shards", "3"][..], "3 shards of 1 nodes already"),
         (&["--shards", "14"], "3 to 10"),
@@ -232,7 +233,7 @@ async fn killed_all_the_way(engine: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_killed_between_three_and_six_and_three_shards_every_key_is_there() -> Result<()>
 {
-    killed_all_the_way("redis-7.0").await
+    killed_all_the_way(&engine()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -119,7 +119,7 @@ fn a_shard_is_spread_over_workers_and_zones() {
 
 /// Pain 18: a primary and its own replica on one host.
 #[test]
-fn a_shard_never_sits_on_one_worker_when_there_are_two() {
+fn pain_18_a_shard_never_sits_on_one_worker_when_there_are_two() {
     let mut world = World::new(Architecture::ReadWrite, 1, 2, &["w1//1GiB", "w2//64MiB"]);
     world.pass();
     let plan = world.plan();
