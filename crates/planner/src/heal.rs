@@ -102,6 +102,10 @@ fn replace(view: &View<'_>, draft: &mut Draft<'_>, shard: u32, ids: &mut dyn IdS
 fn retire_shard(view: &View<'_>, draft: &mut Draft<'_>, shard: u32) {
     let all_are_emptied =
         view.shards().filter(|shard| view.is_surplus(*shard)).all(|shard| view.is_emptied(shard));
+    if view.is_empty_shard(shard) && !all_are_emptied {
+        let what = format!("every server sees that shard {shard} has no slots any more");
+        draft.wait(Wait::Effect { what });
+    }
     if !all_are_emptied || draft.disturbs(view.all_of(shard).map(|record| &record.id)) {
         return;
     }

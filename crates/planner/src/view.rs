@@ -119,14 +119,18 @@ impl<'a> View<'a> {
         self.desired.nodes.iter().find(is_it).map(|record| record.shard)
     }
 
-    /// Every server sees all slots covered, and none of them at a node of this shard.
+    /// Every server sees all slots covered, and none of them at a node of this shard, whose primary has
+    /// none half-moved. A replica may keep marks of slots that have long gone: Valkey 8 tells it of them,
+    /// and not again when it was down as they went.
     pub(crate) fn is_emptied(&self, shard: u32) -> bool {
         let covered = |view: &ClusterView| {
             let seen: SlotSet =
                 view.nodes.iter().flat_map(|n| n.slots.ranges().iter().copied()).collect();
             seen.count() == u32::from(SLOT_COUNT)
         };
-        let open = |view: &ClusterView| view.me().is_some_and(|me| !me.open.is_empty());
+        let open = |view: &ClusterView| {
+            view.me().is_some_and(|me| me.role == Role::Primary && !me.open.is_empty())
+        };
         let mut all = self.views().peekable();
         self.is_empty_shard(shard)
             && self.all_slots_are_held()

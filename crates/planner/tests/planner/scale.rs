@@ -149,6 +149,24 @@ fn no_slot_moves_before_every_replica_of_its_new_shard_is_in_sync() {
     is_whole(&world);
 }
 
+/// Valkey 8 tells replicas of slots on their way; one that was down when they arrived is not told of that.
+#[test]
+fn a_replica_with_marks_of_slots_that_have_long_gone_does_not_keep_its_shard() {
+    let mut world = cluster(4);
+    let target = world.primary(0).expect("leads");
+    let peer = world.nodes[&target].id.clone();
+    scale(&mut world, 3);
+    let of_shard = world.desired.nodes.iter().filter(|record| record.shard == 3);
+    let replica = of_shard
+        .map(|record| record.id.clone())
+        .find(|id| world.nodes[id].follows.is_some())
+        .expect("has a replica");
+    let sim = world.nodes.get_mut(&replica).expect("runs");
+    sim.open.push(OpenSlot { slot: 15_000, leaves: true, peer });
+    world.settle();
+    is_whole(&world);
+}
+
 fn until_half_moved(world: &mut World) {
     for _ in 0..100 {
         world.pass();
