@@ -15,8 +15,8 @@ use larder_testkit::{Instance, Larder, PASSWORD, eventually};
 const ENGINES: [&str; 4] = ["redis-6.2", "redis-7.0", "valkey-8.0", "valkey-9.1"];
 const STEPS: u64 = 5;
 const OTHER_PASSWORD: &str = "other-password-2";
-/// For an operation that has to heal a killed node first.
-const ENDS: Duration = Duration::from_secs(180);
+/// For an operation that has to heal a killed node first, or to move slots on Valkey 8.
+const ENDS: Duration = Duration::from_secs(300);
 const WHOLE: Duration = Duration::from_secs(90);
 
 #[derive(Clone, Copy, Debug)]
@@ -173,20 +173,22 @@ async fn kill(tested: &mut Tested, victim: Victim, dice: &mut Dice) -> Result<bo
 
 /// Whether it has succeeded.
 async fn ended(larder: &Larder, id: &str, was_disturbed: bool) -> Result<bool> {
-    eventually(&format!("operation {id} ends"), ENDS, async || {
+    let operation = eventually(&format!("operation {id} ends"), ENDS, async || {
         let operation = larder.json(&["operation", "get", id]).await?;
-        match operation["state"].as_str().unwrap_or_default() {
-            "succeeded" => Ok(Some(true)),
-            // It leaves the instance as it was.
-            "failed" if was_disturbed => {
-                eprintln!("failed, as it may: {}", operation["error"]);
-                Ok(Some(false))
-            }
-            "failed" | "cancelled" => bail!("it has ended: {operation}"),
-            _ => Ok(None),
-        }
+        let is_over = !operation["finished_at"].is_null();
+        ensure!(is_over, "it goes on: {}", operation["steps"]);
+        Ok(Some(operation))
     })
-    .await
+    .await?;
+    match operation["state"].as_str().unwrap_or_default() {
+        "succeeded" => Ok(true),
+        // It leaves the instance as it was.
+        "failed" if was_disturbed => {
+            eprintln!("failed, as it may: {}", operation["error"]);
+            Ok(false)
+        }
+        _ => bail!("it has ended: {operation}"),
+    }
 }
 
 async fn whole(tested: &Tested) -> Result<Instance> {
