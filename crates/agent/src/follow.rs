@@ -38,14 +38,15 @@ pub(crate) async fn follow(core: &mut Core, primary: &str) -> Result<(), Refusal
     followed.map_err(|e| not_ready(&e))
 }
 
-/// The primary that this server is to follow though nobody orders it: it has come back after another
-/// node of its shard took over, and is a primary without slots. A server becomes its successor's
-/// replica by itself only if that one took all that it had left at one time (`cluster.c`,
-/// `clusterUpdateSlotsConfigWith`); while slots move, others may have taken some of them.
+/// The primary that this server is to follow though nobody orders it: another node of its shard has
+/// taken over, and this one is a primary without slots. A server becomes its successor's replica by
+/// itself only if that one took all that it had left at one time (`cluster.c`,
+/// `clusterUpdateSlotsConfigWith`); while slots move others may have taken some of them, and a server
+/// that starts with keys of a slot that it knows no owner of takes that slot for its own.
 pub(crate) fn successor(core: &Core) -> Option<String> {
     let view = core.server.cluster()?;
     let me = view.me()?;
-    if !core.memory.get().behind || me.role != Role::Primary || !me.slots.is_empty() {
+    if me.role != Role::Primary || !me.slots.is_empty() {
         return None;
     }
     let leads = |peer: &&ClusterPeer| {

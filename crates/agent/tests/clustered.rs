@@ -297,36 +297,25 @@ async fn a_server_with_keys_of_a_broken_off_slot_move_follows_its_shards_primary
 }
 
 /// What a primary's cluster file says after its slots have gone to several others: that it is one
-/// without slots. It stays one when it hears of its successor.
-fn without_slots(file: &str) -> String {
-    let mut slots = String::new();
+/// without slots. It stays one when it hears of its successor. `heard`: the file says who has them.
+fn without_slots(file: &str, heard: bool) -> String {
     let mine = file.lines().find(|line| line.contains("myself")).expect("has a line of its own");
-    let id = mine.split(' ').next().expect("an id");
-    let lines: Vec<String> = file
-        .lines()
-        .map(|line| {
-            let fields: Vec<&str> = line.split(' ').collect();
-            if fields[0] == id {
-                slots = fields[8..].join(" ");
-                fields[..8].join(" ")
-            } else {
-                line.to_owned()
-            }
-        })
-        .collect();
-    let led = |line: String| {
-        if !line.contains(&format!("slave {id}")) {
-            return line;
-        }
+    let mine: Vec<&str> = mine.split(' ').collect();
+    let (id, slots) = (mine[0], if heard { mine[8..].join(" ") } else { String::new() });
+    let lines = file.lines().map(|line| {
         let fields: Vec<&str> = line.split(' ').collect();
-        let (node, address) = (fields[0], fields[1]);
-        format!("{node} {address} master - 0 0 90 connected {slots}")
-    };
-    lines.into_iter().map(led).map(|line| line + "\n").collect()
+        match fields.as_slice() {
+            [own, ..] if *own == id => fields[..8].join(" "),
+            [node, address, flags, primary, ..] if flags.contains("slave") && *primary == id => {
+                format!("{node} {address} master - 0 0 90 connected {slots}")
+            }
+            _ => line.to_owned(),
+        }
+    });
+    lines.map(|line| line + "\n").collect()
 }
 
-#[tokio::test]
-async fn a_primary_that_has_come_back_without_slots_follows_its_successor_unasked() {
+async fn comes_back_without_slots(heard: bool) {
     let mut world = formed().await;
     world.tenant(4).await.call(&["SET", "foo", "bar"]).await.expect("written");
     world.tenant(4).await.call(&["WAIT", "1", "1000"]).await.expect("copied");
@@ -334,12 +323,23 @@ async fn a_primary_that_has_come_back_without_slots_follows_its_successor_unaske
     world.wait("replaced", Duration::from_secs(30), |all| owns_slots(&all[5])).await;
     let path = world.nodes[4].dir.join("volume/nodes.conf");
     let file = fs::read_to_string(&path).expect("a cluster file");
-    fs::write(&path, without_slots(&file)).expect("written");
+    fs::write(&path, without_slots(&file, heard)).expect("written");
     world.start(4);
     world.wait("follows", Duration::from_secs(40), |all| is_linked_replica(&all[4])).await;
     assert!(world.logs().contains("follows who has taken its slots"), "{}", world.logs());
     let value = world.tenant(5).await.call(&["GET", "foo"]).await.expect("read");
     assert_eq!(value.as_bytes(), Some(&b"bar"[..]));
+}
+
+#[tokio::test]
+async fn a_primary_that_has_come_back_without_slots_follows_its_successor_unasked() {
+    comes_back_without_slots(true).await;
+}
+
+/// The server takes a slot that it has keys of for its own, until it hears of its successor.
+#[tokio::test]
+async fn a_primary_that_has_come_back_without_slots_and_has_not_heard_whose_they_are_follows_too() {
+    comes_back_without_slots(false).await;
 }
 
 /// Keys of a server that owns slots are not dropped, whoever is to be followed.

@@ -34,6 +34,7 @@ mod draft;
 mod drift;
 mod ensure;
 mod failover;
+mod gather;
 mod heal;
 mod lint;
 mod majority;

@@ -15,6 +15,7 @@ use larder_model::{
 
 use crate::cluster_repair::{former_primary, is_forgettable, process_is_gone};
 use crate::draft::is_disturbing;
+use crate::gather;
 use crate::heal::{goes_with_shard, may_go};
 use crate::render;
 use crate::slots;
@@ -205,7 +206,14 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
         }
         Step::MoveSlots { node, to, to_id, slots } => {
             let leads = |node: &NodeId| view.record(node).is_some_and(|r| view.is_primary(r));
-            rule("slots-move-between-primaries", leads(node) && leads(to) && node != to);
+            // Another server of the shard leads it, and is to have the rest.
+            let gathers = record.is_some_and(|record| {
+                let apart = gather::held_apart(view, record);
+                let same = view.primary(record.shard).is_some_and(|primary| primary.id == *to);
+                same && slots.difference(&apart).is_empty()
+            });
+            let gives = leads(node) || gathers;
+            rule("slots-move-between-primaries", gives && leads(to) && node != to);
             rule("a-server-is-known-by-id", view.server_id(to) == Some(to_id.as_str()));
             rule("batches-are-bounded", (1..=slots::BATCH).contains(&slots.count()));
             let open: SlotSet = view
@@ -213,7 +221,7 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 .filter_map(|shard| view.me(&view.primary(shard)?.id))
                 .flat_map(|me| me.open.iter().map(|open| open.slot))
                 .collect();
-            let finishes = slots.difference(&open).is_empty();
+            let finishes = gathers || slots.difference(&open).is_empty();
             let has = view.me(node).is_some_and(|me| slots.difference(&me.slots).is_empty());
             rule("who-gives-slots-has-them", has || finishes);
             let paused = view.operation().is_some_and(|o| o.kind.is_paused());

@@ -12,6 +12,7 @@ use larder_model::plan::{OperationReport, Step, Wait};
 use larder_model::{NodeRecord, Operation, OperationKind, SlotMoveStatus, SlotSet};
 
 use crate::draft::Draft;
+use crate::gather::gather;
 use crate::op_steps::{self, Phase};
 use crate::slot_plan::{self, counts_by_bytes, even_counts};
 use crate::view::View;
@@ -20,15 +21,20 @@ use crate::view::View;
 pub(crate) const BATCH: u32 = 1024;
 
 pub(crate) fn slots(view: &View<'_>, draft: &mut Draft<'_>) {
+    if !view.desired.initialized {
+        return;
+    }
+    let gathering = gather(view, draft);
     // A restart or failover changes one node after another itself.
     let busy = view.operation().is_some_and(|operation| {
         matches!(operation.kind, OperationKind::Restart { .. } | OperationKind::Failover { .. })
     });
-    if !view.desired.initialized || busy {
+    if busy {
         return;
     }
     let mut sources = finish_open(view, draft);
-    balance(view, draft, &mut sources);
+    sources.extend(&gathering);
+    balance(view, draft, &mut sources, gathering.into_iter().collect());
 }
 
 /// The move that a primary's agent has under way.
@@ -170,13 +176,17 @@ fn merge(all: &mut SlotSet, more: &SlotSet) {
 }
 
 /// Plans moves towards what is wanted, and ends those that are not wanted any more. `sources` are
-/// shards that are not asked for more just now.
-fn balance(view: &View<'_>, draft: &mut Draft<'_>, sources: &mut BTreeSet<u32>) {
+/// shards that are not asked for more just now, `targets` those that are not given more.
+fn balance(
+    view: &View<'_>,
+    draft: &mut Draft<'_>,
+    sources: &mut BTreeSet<u32>,
+    mut targets: BTreeSet<u32>,
+) {
     let is_paused = view.operation().is_some_and(|operation| operation.kind.is_paused());
     let present = holders(view);
     let mut held = present.clone();
     let wanted = wanted_counts(view, &held);
-    let mut targets = BTreeSet::new();
     for shard in view.shards() {
         let Some(source) = view.primary(shard) else { continue };
         let Some(moving) = under_way(view, source) else { continue };
@@ -269,7 +279,7 @@ fn stop(draft: &mut Draft<'_>, source: &NodeRecord, reason: &str) {
     draft.step(Step::StopMovingSlots { node: source.id.clone() }, reason);
 }
 
-fn order(
+pub(crate) fn order(
     view: &View<'_>,
     draft: &mut Draft<'_>,
     source: &NodeRecord,

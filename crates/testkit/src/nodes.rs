@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::instance::{Instance, Node};
 use crate::larder::Larder;
@@ -96,6 +96,17 @@ impl Larder {
 
     pub fn node_folder(&self, instance: &Instance, node: &str) -> PathBuf {
         self.instance_folder(instance).join("nodes").join(node)
+    }
+
+    /// What Larder itself logs in with at the instance's servers, as user `larder`.
+    ///
+    /// # Errors
+    /// The node's folder does not hold it.
+    pub fn system_password(&self, instance: &Instance, node: &str) -> Result<String> {
+        let path = self.node_folder(instance, node).join("secrets.json");
+        let secrets: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        let password = secrets["system_password"].as_str().map(str::to_owned);
+        password.with_context(|| format!("no system password in {}", path.display()))
     }
 
     pub fn volume(&self, instance: &Instance, node: &str) -> PathBuf {

@@ -70,10 +70,8 @@ async fn pain_02_instances_never_meet_through_a_reused_address_or_a_shared_passw
     cluster_is_whole(&kept, SOON).await?;
     cluster_is_whole(&second, SOON).await?;
 
-    let system = |instance: &larder_testkit::Instance| -> Result<String> {
-        let path = larder.node_folder(instance, &instance.nodes[0].id).join("secrets.json");
-        let value: serde_json::Value = serde_json::from_slice(&std::fs::read(path)?)?;
-        value["system_password"].as_str().map(str::to_owned).context("no system password")
+    let system = |instance: &larder_testkit::Instance| {
+        larder.system_password(instance, &instance.nodes[0].id)
     };
     let foreign = system(&kept)?;
     ensure!(foreign != system(&second)?);

@@ -10,7 +10,9 @@ use larder_e2e::{check_tidy, cluster_is_whole};
 use larder_testkit::engines::engine;
 use larder_testkit::process::kill9;
 use larder_testkit::resp::{slot, tag_in};
-use larder_testkit::{Endpoint, Instance, Larder, PASSWORD, Writer, WriterOptions, eventually};
+use larder_testkit::{
+    Connection, Endpoint, Instance, Larder, PASSWORD, Writer, WriterOptions, eventually,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Valkey 8 has every replica acknowledge each mark of each slot before it sets it: 8,192 slots take minutes
@@ -237,6 +239,84 @@ async fn killed_all_the_way(engine: &str) -> Result<()> {
         cluster_is_whole(&instance, SOON).await?;
         each_key(&instance, true).await?;
     }
+    check_tidy(&larder).await?;
+    larder.finish().await
+}
+
+/// As Larder itself at one of its servers.
+async fn system(larder: &Larder, instance: &Instance, node: &str) -> Result<Connection> {
+    let password = larder.system_password(instance, node)?;
+    let record = instance.nodes.iter().find(|known| known.id == node).context("a node")?;
+    let mut client = Connection::open(&record.address()?, None, SOON).await?;
+    let reply = client.call(&["AUTH", "larder", &password]).await?;
+    ensure!(reply.is_ok(), "{reply:?}");
+    Ok(client)
+}
+
+/// Makes the replica a primary that has some of its shard's slots, with their keys: what a primary
+/// comes back with that took them over just before it died, unheard.
+async fn comes_back_with(client: &mut Connection, slots: &[u16]) -> Result<()> {
+    let taken: Vec<String> = slots.iter().map(u16::to_string).collect();
+    let mut take = vec!["CLUSTER", "ADDSLOTS"];
+    take.extend(taken.iter().map(String::as_str));
+    for command in [
+        &["CLUSTER", "RESET", "SOFT"][..],
+        &take,
+        &["CLUSTER", "SET-CONFIG-EPOCH", "1000"],
+        // It takes writes before it has heard of anybody.
+        &["CONFIG", "SET", "cluster-require-full-coverage", "no"],
+    ] {
+        let reply = client.call(command).await?;
+        ensure!(reply.is_ok(), "{command:?}: {reply:?}");
+    }
+    for name in (0..KEYS).map(key).filter(|name| slots.contains(&slot(name))) {
+        eventually("it takes writes", SOON, async || {
+            let reply = client.call(&["SET", &name, &name]).await?;
+            ensure!(reply.is_ok(), "{reply:?}");
+            Ok(Some(()))
+        })
+        .await?;
+    }
+    let reply = client.call(&["CONFIG", "SET", "cluster-require-full-coverage", "yes"]).await?;
+    ensure!(reply.is_ok(), "{reply:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_a_former_primary_comes_back_with_go_to_its_successor() -> Result<()> {
+    let mut larder = Larder::started().await?;
+    larder.expect_faults();
+    let engine = engine();
+    let args =
+        ["--architecture", "cluster", "--shards", "3", "--replicas", "2", "--engine", &engine];
+    let instance = larder.create("shards", &args).await?;
+    each_key(&instance, false).await?;
+    larder.stop_serve().await?;
+    let leader = instance.primary(0)?.id.clone();
+    let old = instance.nodes.iter().find(|node| node.shard == 0 && node.id != leader);
+    let old = old.context("a replica")?.clone();
+    let mut client = system(&larder, &instance, &old.id).await?;
+    let taken: Vec<u16> = (5..9).collect();
+    comes_back_with(&mut client, &taken).await?;
+    let mut client = system(&larder, &instance, &leader).await?;
+    eventually("its successor hears of it", SOON, async || {
+        let nodes = client.call(&["CLUSTER", "NODES"]).await?.text();
+        let mine = nodes.lines().find(|line| line.contains("myself"));
+        Ok(mine.is_some_and(|line| line.ends_with(" 0-4 9-5460")).then_some(()))
+    })
+    .await?;
+    // A successor has been elected later than anything that its predecessor has claimed.
+    let bumped = client.call(&["CLUSTER", "BUMPEPOCH"]).await?.text();
+    ensure!(bumped.starts_with("BUMPED"), "{bumped}");
+    larder.start_serve().await?;
+    let follows = |now: &Instance| {
+        let node = now.nodes.iter().find(|node| node.id == old.id);
+        let leads = now.primary(0).is_ok_and(|node| node.id == leader);
+        now.state == "running" && leads && node.is_some_and(|node| node.role == "replica")
+    };
+    let instance = larder.wait_for("shards", "one leads the shard again", SOON, follows).await?;
+    cluster_is_whole(&instance, SOON).await?;
+    each_key(&instance, true).await?;
     check_tidy(&larder).await?;
     larder.finish().await
 }

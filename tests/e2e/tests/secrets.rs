@@ -66,9 +66,7 @@ async fn secrets_are_in_no_log_argument_environment_answer_or_database() -> Resu
 
     let mut system = Vec::new();
     for node in &instance.nodes {
-        let path = larder.node_folder(&instance, &node.id).join("secrets.json");
-        let secrets: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-        system.push(secrets["system_password"].as_str().context("no system password")?.to_owned());
+        system.push(larder.system_password(&instance, &node.id)?);
     }
     ensure!(
         system.windows(2).all(|pair| pair[0] == pair[1]),

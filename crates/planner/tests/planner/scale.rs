@@ -9,7 +9,7 @@ use larder_model::{
     WorkerState,
 };
 
-use crate::world::World;
+use crate::world::{SimNode, World};
 
 const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
 
@@ -341,6 +341,59 @@ fn a_shard_of_which_nothing_is_heard_is_not_taken_for_an_empty_one() {
     let plan = world.plan();
     assert!(plan.steps.is_empty(), "{plan}");
     assert_eq!(plan.report.state, InstanceState::Degraded);
+}
+
+/// The node is back with slots that it took just before it died: its successor, which leads the
+/// shard, has not got them.
+fn comes_back_with(world: &mut World, shard: u32, count: u32) -> (NodeId, NodeId) {
+    let old = world.primary(shard).expect("leads");
+    let old_id = world.nodes[&old].id.clone();
+    let follows = |sim: &SimNode| sim.follows.as_ref() == Some(&old_id);
+    let new = world.nodes.iter().find(|(_, sim)| follows(sim)).expect("a replica").0.clone();
+    let slots = world.nodes[&old].slots.clone();
+    let few = slots.first(count);
+    world.last_epoch += 1;
+    let epoch = world.last_epoch;
+    let leader = world.nodes.get_mut(&new).expect("there");
+    (leader.follows, leader.epoch) = (None, epoch);
+    leader.slots = slots.difference(&few);
+    world.nodes.get_mut(&old).expect("there").slots = few;
+    (old, new)
+}
+
+/// A primary died as the target of a slot move; nobody had heard of the last slots that it took.
+#[test]
+fn slots_that_a_former_primary_comes_back_with_go_to_its_successor() {
+    for busy in [false, true] {
+        let mut world = cluster(3);
+        if busy {
+            scale(&mut world, 6);
+            (0..8).for_each(|_| world.pass());
+        }
+        let (old, new) = comes_back_with(&mut world, 1, 4);
+        let plans = world.settle();
+        let id = world.nodes[&new].id.clone();
+        assert_eq!(world.nodes[&old].follows.as_ref(), Some(&id), "{}", world.plan());
+        if !busy {
+            assert_eq!(moved(&plans), 4);
+        }
+        is_whole(&world);
+    }
+}
+
+#[test]
+fn slots_are_not_gathered_while_the_bus_has_not_settled_whose_they_are() {
+    let mut world = cluster(3);
+    let (old, new) = comes_back_with(&mut world, 1, 4);
+    // The successor has not heard of them.
+    let mut observed = world.observe();
+    let node = observed.nodes.get_mut(&new).expect("seen");
+    let Observation::Known { value: status, .. } = &mut node.agent else { panic!("silent") };
+    let cluster = status.cluster.as_mut().expect("clustered");
+    let id = &world.nodes[&old].id;
+    cluster.nodes.iter_mut().find(|peer| peer.id == *id).expect("known").slots = SlotSet::default();
+    let plan = world.plan_of(&observed);
+    assert_eq!(moved(std::slice::from_ref(&plan)), 0, "{plan}");
 }
 
 /// A small generator, so that a failing run is named by its seed.
