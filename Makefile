@@ -79,7 +79,7 @@ sequences: engines ## 100 random sequences of changes and kills on real servers
 bench: build ## Measure the figures of docs/measurements.md
 	cargo run --locked --release -p larder-e2e --bin figures -- target/release/larder
 
-bench-changes: build ## Measure what planned changes cost a writing client: 10 runs of each on two engines (half an hour)
+bench-changes: build ## Measure what planned changes cost a writing client: 20 runs of each (10 of upgrades) on two engines (half an hour)
 	cargo run --locked --release -p larder-e2e --bin figures-changes -- target/release/larder
 
 bench-slots: engines setup ## Measure moves of slots against `redis-cli --cluster reshard` and the engine alone

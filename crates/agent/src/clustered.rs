@@ -799,12 +799,13 @@ fn move_slots(core: &mut Core, job: &SlotJob) -> Result<(), Refusal> {
         }
         return Ok(());
     }
-    let info = core.server.info();
+    let engine = core.server.info().and_then(Engine::of);
     let ends = Ends {
         own: core.server.address().clone(),
         password: core.server.password().clone(),
         members: core.config.members.clone(),
-        by_engine: info.and_then(Engine::of).is_some_and(Engine::moves_slots),
+        by_engine: engine.is_some_and(Engine::moves_slots),
+        marks_are_acknowledged: engine.is_some_and(Engine::acknowledges_marks),
     };
     core.mover = Some(Mover::begin(job.clone(), ends, core.commands.clone()));
     Ok(())

@@ -98,6 +98,11 @@ impl Engine {
     pub(crate) fn moves_slots(self) -> bool {
         self.flavour == Flavour::Valkey && self.major >= 9
     }
+
+    /// Replicas acknowledge `CLUSTER SETSLOT` before their primary carries it out, since Valkey 8.0.
+    pub(crate) fn acknowledges_marks(self) -> bool {
+        self.flavour == Flavour::Valkey && self.major >= 8
+    }
 }
 
 impl fmt::Display for Engine {

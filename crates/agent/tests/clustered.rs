@@ -257,23 +257,27 @@ async fn a_replica_started_empty_by_order_does_not_take_over_before_its_first_co
 /// under another node: what it has left is nobody's, and it is a replica as before.
 #[tokio::test]
 async fn a_server_with_keys_of_a_broken_off_slot_move_follows_its_shards_primary() {
-    let world = formed().await;
+    let mut world = formed().await;
     let primary = cluster_id(&world.statuses().await[4]);
     world.tenant(4).await.call(&["SET", "foo", "bar"]).await.expect("written");
     let mut server = system(&world, 5).await;
+    // Its agent would have it follow at once.
+    world.kill_agent(5);
     server.cluster_reset(false).await.expect("alone");
     server
         .call(&["CLUSTER", "MEET", "127.0.0.1", &world.nodes[4].address.port.to_string()])
         .await
         .expect("met");
-    world
-        .wait("alone, and in touch", Duration::from_secs(20), |all| {
-            let leads = |v: &ClusterView| v.nodes.iter().any(|n| n.id == primary && n.linked);
-            view(&all[5]).is_some_and(|v| {
-                v.state_ok && leads(v) && v.me().is_some_and(|me| me.role == Role::Primary)
-            })
-        })
-        .await;
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let view = server.cluster_view().await.expect("view");
+        let in_touch = view.nodes.iter().any(|n| n.id == primary && n.linked && !n.handshake);
+        if view.state_ok && in_touch && view.me().is_some_and(|me| me.role == Role::Primary) {
+            break;
+        }
+        assert!(Instant::now() < until, "not alone, and in touch: {view:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // `foo`'s slot.
     let order = ["CLUSTER", "SETSLOT", "12182", "IMPORTING", &primary];
     server.call(&order).await.expect("marked");
@@ -281,7 +285,7 @@ async fn a_server_with_keys_of_a_broken_off_slot_move_follows_its_shards_primary
     server.call(&["SET", "foo", "half-way"]).await.expect("written");
     let stray = server.key_count().await.expect("answers");
     assert_eq!(stray, 1);
-    world.order(5, Order::ClusterReplicate { primary }).await;
+    world.start(5);
     world.wait("follows", Duration::from_secs(20), |all| is_linked_replica(&all[5])).await;
     let told = world.statuses().await[5]
         .as_ref()

@@ -12,6 +12,7 @@ use larder_model::agent::{ClusterView, Role};
 use larder_model::{Address, ByteSize, SlotJob, SlotSet};
 use larder_node::{Connection, MigrateTo, NodeError, SlotMark};
 
+use super::marks::Marks;
 use super::pace::Pace;
 use super::{Ends, QUESTION, Shared, Trouble, Went, check_target, left_of};
 use crate::render::SYSTEM_USER;
@@ -32,6 +33,7 @@ pub(super) struct ByKeys<'a> {
     job: &'a SlotJob,
     ends: &'a Ends,
     pace: Pace,
+    marks: Marks<'a>,
     source: Option<Connection>,
     target: Option<Connection>,
     others: BTreeMap<Address, Connection>,
@@ -65,6 +67,7 @@ impl<'a> ByKeys<'a> {
             job,
             ends,
             pace: Pace::new(job.limits.pace),
+            marks: Marks::new(ends),
             source: None,
             target: None,
             others: BTreeMap::new(),
@@ -109,7 +112,8 @@ impl<'a> ByKeys<'a> {
             .collect();
         let refused: SlotSet = self.refused.keys().copied().collect();
         let fit = if marked.is_empty() { left.difference(&refused) } else { marked };
-        let group: Vec<u16> = fit.first(self.pace.slots()).iter().collect();
+        let group: Vec<u16> =
+            fit.first(self.pace.slots(self.ends.marks_are_acknowledged)).iter().collect();
         if group.is_empty() && left.is_empty() {
             return Ok(Went::Done);
         }
@@ -284,7 +288,8 @@ impl<'a> ByKeys<'a> {
             give_orphans(lines.target, &view.my_id, slots).await?;
             self.target_knows = true;
         }
-        let expected = lines.target.set_slots(slots, SlotMark::Importing(&view.my_id)).await?;
+        let expected = SlotMark::Importing(&view.my_id);
+        let expected = self.marks.set(lines.target, &self.job.to, slots, expected).await?;
         for (slot, result) in slots.iter().zip(expected) {
             // "I'm already the owner of hash slot 7": it has arrived before, and this server has not
             // heard of it yet.
@@ -292,7 +297,7 @@ impl<'a> ByKeys<'a> {
             self.open.insert(larder_model::SlotRange { first: *slot, last: *slot });
         }
         let to = SlotMark::Migrating(&self.job.to_id);
-        for result in lines.source.set_slots(slots, to).await? {
+        for result in self.marks.set(lines.source, &self.ends.own, slots, to).await? {
             result?;
         }
         Ok(())
@@ -359,10 +364,10 @@ impl<'a> ByKeys<'a> {
         slots: &[u16],
     ) -> Result<(), Trouble> {
         let now = SlotMark::Node(&self.job.to_id);
-        for result in lines.target.set_slots(slots, now).await? {
+        for result in self.marks.set(lines.target, &self.job.to, slots, now).await? {
             result?;
         }
-        for result in lines.source.set_slots(slots, now).await? {
+        for result in self.marks.set(lines.source, &self.ends.own, slots, now).await? {
             // It refuses while it has keys of a slot: one has come back by a failover.
             result?;
         }

@@ -6,6 +6,7 @@
 
 mod by_engine;
 mod by_keys;
+mod marks;
 mod pace;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,8 @@ pub(crate) struct Ends {
     pub(crate) members: Vec<Member>,
     /// The engine moves slots by itself.
     pub(crate) by_engine: bool,
+    /// A primary's replicas have to acknowledge a mark of a slot before it is set.
+    pub(crate) marks_are_acknowledged: bool,
 }
 
 /// A job under way, or its end. Dropped, it stops where it is.

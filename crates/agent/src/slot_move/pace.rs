@@ -19,9 +19,10 @@ impl Pace {
         Self { pace, keys: 16 }
     }
 
-    /// Slots that are open at the same time.
-    pub(super) fn slots(&self) -> u32 {
+    /// Slots that are open at the same time: more where each mark waits for the replicas.
+    pub(super) fn slots(&self, marks_are_acknowledged: bool) -> u32 {
         match self.pace {
+            MovePace::Gentle if marks_are_acknowledged => 16,
             MovePace::Gentle => 4,
             MovePace::Fast => 48,
         }
