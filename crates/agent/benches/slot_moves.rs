@@ -131,6 +131,7 @@ async fn by_larder(world: &World, from: usize, to: usize, pace: MovePace) -> Dur
         slots: slots(),
         to: world.nodes[to].address.clone(),
         to_id: id(world, to).await,
+        copies: 1,
         limits: MoveLimits { pace, ..MoveLimits::default() },
     };
     let began = Instant::now();

@@ -8,6 +8,7 @@
 
 use larder_model::agent::{NodeConfig, ServerState};
 use larder_model::{Address, NodeMode, Severity};
+use larder_node::{Connection, NodeError};
 
 use crate::core::Core;
 use crate::engine::Engine;
@@ -43,26 +44,41 @@ pub(crate) fn announced(config: &NodeConfig, engine: Engine, worker: Option<&str
     lines
 }
 
-/// Tells a living server to announce what the node's configuration says now, when that has
-/// changed. One that starts later reads it from its file.
+/// Tells a living server to announce what the node's configuration says now, where that is not what it
+/// does: an agent that was killed before it said so has left that to the next one.
 pub(crate) async fn announce_online(core: &mut Core) {
-    if !core.announce_due || core.config.mode != NodeMode::Clustered {
+    if core.config.mode != NodeMode::Clustered || core.server.state() != ServerState::Serving {
         return;
     }
     let engine = core.server.info().and_then(Engine::of);
-    let Some(engine) = engine.filter(|_| core.server.state() == ServerState::Serving) else {
-        return;
-    };
+    let (Some(engine), Some(run_id)) = (engine, core.server.run_id()) else { return };
     let lines = announced(&core.config, engine, core.worker.as_deref());
+    let wanted = Some((run_id, lines.clone()));
+    if core.announced == wanted {
+        return;
+    }
     let Ok(hands) = core.server.hands().await else { return };
+    match announce(hands, &lines).await {
+        Ok(false) => {}
+        Ok(true) => {
+            let message = "the server announces where clients outside reach it now".to_owned();
+            core.memory.event(Severity::Info, "announced-anew", message);
+        }
+        Err(error) => return tracing::warn!(%error, "addresses not announced yet"),
+    }
+    core.announced = wanted;
+}
+
+/// Answers whether the server announced something else.
+async fn announce(hands: &mut Connection, lines: &Announced) -> Result<bool, NodeError> {
+    let mut is_new = false;
     for (name, value) in lines {
-        if let Err(error) = hands.config_set(name, &value).await {
-            return tracing::warn!(setting = name, %error, "not announced yet");
+        if hands.config_get(name).await?.get(*name) != Some(value) {
+            hands.config_set(name, value).await?;
+            is_new = true;
         }
     }
-    core.announce_due = false;
-    let message = "the server announces where clients outside reach it now".to_owned();
-    core.memory.event(Severity::Info, "announced-anew", message);
+    Ok(is_new)
 }
 
 #[cfg(test)]

@@ -14,20 +14,20 @@ use larder_model::agent::{
     ReplicationView, Role, ServerState, VolumeState,
 };
 use larder_model::{
-    Address, Code, Millis, NodeId, Refusal, Severity, SlotJob, SlotRange, SlotSet, Timestamp,
+    Address, Code, Millis, NodeId, Refusal, Severity, SlotRange, SlotSet, Timestamp,
 };
-use larder_node::{NodeError, SlotMark};
+use larder_node::NodeError;
 
 use crate::command::FailOverRequest;
 use crate::core::{Core, SAMPLE, problem};
-use crate::engine::Engine;
 use crate::follow::{follow, successor};
 use crate::leased::Round;
 use crate::peers::PeerAnswer;
 use crate::render::NO_FAILOVER;
 use crate::rest::{Changes, ELECTION_RESTS, LONG_AGO};
 use crate::run::Leaving;
-use crate::slot_move::{Ends, Mover};
+use crate::slot_move::Mover;
+use crate::slot_orders;
 use crate::{clock, fence};
 
 /// A vote that is not through by then will not come soon: voters refuse a shard that has changed
@@ -88,6 +88,13 @@ pub(crate) struct Clustered {
     led_as: Option<String>,
     /// Run id of the server that was ordered to take over with what it has, whatever that is.
     appointed: Option<String>,
+}
+
+/// Whose part a server has taken.
+#[derive(Debug, PartialEq, Eq)]
+struct Former {
+    id: String,
+    agreed: bool,
 }
 
 /// For how long a server is watched closely after an order to take over.
@@ -169,8 +176,14 @@ impl Clustered {
         let owns = view.me().is_some_and(owns_slots);
         let is_replica = view.me().is_some_and(|me| me.role == Role::Replica);
         let id = view.my_id.clone();
-        if let Some(former) = self.whom_to_fence(view, clock::monotonic()) {
-            fence_silent(core, &former);
+        if let Some(former) = self.replaces(view, clock::monotonic()) {
+            slot_orders::take_up_half_way(core, view, &former.id);
+            // Without its agreement it may be frozen.
+            if !former.agreed
+                && let Some(former) = view.nodes.iter().find(|node| node.id == former.id)
+            {
+                fence_silent(core, &former.address);
+            }
         }
         let replid = core.server.replication().map(|view| view.replid.clone());
         self.led_as = replid.filter(|_| owns);
@@ -234,18 +247,15 @@ impl Clustered {
         }
     }
 
-    /// Takes note of who has the shard's slots by `view`. Answers where the server is that this one
-    /// has replaced just now without its agreement: it may be frozen.
-    fn whom_to_fence(&mut self, view: &ClusterView, now: Timestamp) -> Option<Address> {
+    /// Takes note of who has the shard's slots by `view`. Answers whom this server has replaced just
+    /// now.
+    fn replaces(&mut self, view: &ClusterView, now: Timestamp) -> Option<Former> {
         let me = view.me()?;
         let primary = if owns_slots(me) { &view.my_id } else { me.primary.as_ref()? };
-        let former = self.changes.seen(primary, &view.my_id, now)?;
+        let id = self.changes.seen(primary, &view.my_id, now)?;
         // What was ordered has come to its end: the next order is another one.
-        if in_agreement(self.coordinated_at.take(), now) {
-            return None;
-        }
-        let former = view.nodes.iter().find(|node| node.id == former)?;
-        Some(former.address.clone())
+        let agreed = in_agreement(self.coordinated_at.take(), now);
+        Some(Former { id, agreed })
     }
 
     /// A server that began without the shard's data has them once it has copied them. To be a
@@ -522,18 +532,12 @@ impl Clustered {
                 }
                 self.take_over(core, *mode).await
             }
-            Order::MoveSlots { job } => move_slots(core, job),
+            Order::MoveSlots { job } => slot_orders::move_slots(core, job),
             Order::StopMovingSlots => {
                 core.mover.iter().for_each(Mover::stop);
                 Ok(())
             }
-            Order::CloseSlots { slots } => {
-                let slots: Vec<u16> = slots.iter().collect();
-                let hands = core.server.hands().await.map_err(|e| not_ready(&e))?;
-                let closed = hands.set_slots(&slots, SlotMark::Stable).await;
-                let closed = closed.and_then(|each| each.into_iter().collect());
-                closed.map_err(|e| not_ready(&e))
-            }
+            Order::CloseSlots { slots } => slot_orders::close(core, slots).await,
             other => Err(Refusal::new(
                 Code::InvalidRequest,
                 format!("{} is for nodes with a lease", other.name()),
@@ -788,27 +792,6 @@ async fn add_slots(core: &mut Core, ranges: &[SlotRange], epoch: u64) -> Result<
     }
     let missing = wanted.difference(&owned);
     hands.cluster_add_slots(missing.ranges()).await.map_err(|e| not_ready(&e))
-}
-
-/// Begins to give slots away, unless that is under way. What it was told before arrives as far as it
-/// is half-way, and then this is told again.
-fn move_slots(core: &mut Core, job: &SlotJob) -> Result<(), Refusal> {
-    if let Some(mover) = core.mover.as_ref().filter(|mover| !mover.is_done()) {
-        if !mover.covers(job) {
-            mover.stop();
-        }
-        return Ok(());
-    }
-    let engine = core.server.info().and_then(Engine::of);
-    let ends = Ends {
-        own: core.server.address().clone(),
-        password: core.server.password().clone(),
-        members: core.config.members.clone(),
-        by_engine: engine.is_some_and(Engine::moves_slots),
-        marks_are_acknowledged: engine.is_some_and(Engine::acknowledges_marks),
-    };
-    core.mover = Some(Mover::begin(job.clone(), ends, core.commands.clone()));
-    Ok(())
 }
 
 /// A person's or the planner's word: the node begins a new life with an empty volume.

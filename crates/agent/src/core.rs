@@ -14,6 +14,7 @@ use larder_model::{Address, Code, Millis, NodeId, NodeMode, Refusal, Severity, T
 use larder_node::probe::fingerprint;
 use tokio::sync::{mpsc, watch};
 
+use crate::announce::Announced;
 use crate::beat::Beat;
 use crate::boot::{Boot, NodeDir, read_json};
 use crate::command::Command;
@@ -23,7 +24,7 @@ use crate::parameters::{self, Compared};
 use crate::peers::Peers;
 use crate::process::{Exit, port_is_free};
 use crate::server::Server;
-use crate::slot_move::Mover;
+use crate::slot_move::{Mover, Reign};
 use crate::unusable::Failures;
 use crate::users::Told;
 use crate::volume::{CLUSTER_FILE, Found, Volume};
@@ -65,8 +66,8 @@ pub(crate) struct Core {
     agent_run: String,
     status: watch::Sender<Arc<AgentStatus>>,
     metrics: watch::Sender<Arc<String>>,
-    /// Likewise an address outside.
-    pub(crate) announce_due: bool,
+    /// What the server of this run id is known to announce.
+    pub(crate) announced: Option<(String, Announced)>,
     /// Where the pod's worker is reached.
     pub(crate) worker: Option<String>,
     beat: Beat,
@@ -77,6 +78,7 @@ pub(crate) struct Core {
     pub(crate) leaving: bool,
     /// The move of slots that this node was last told of.
     pub(crate) mover: Option<Mover>,
+    pub(crate) reign: Arc<Reign>,
     /// In a chain, the upstream that brought nothing any more.
     pub(crate) left_upstream: Option<NodeId>,
     /// What the running server has of the parameters that are wanted.
@@ -170,13 +172,14 @@ impl Core {
             agent_run,
             status,
             metrics,
-            announce_due: false,
+            announced: None,
             worker,
             beat: beat.clone(),
             in_pod,
             failures: Failures::default(),
             leaving: false,
             mover: None,
+            reign: Arc::default(),
             left_upstream: None,
             parameters: None,
             cluster_file_kept_of: None,
@@ -693,7 +696,6 @@ impl Core {
         if config == self.config {
             return;
         }
-        self.announce_due |= config.outer != self.config.outer;
         self.peers.learn(&config.members);
         self.config = config.clone();
         self.memory.change(|memory| memory.config = Some(config));

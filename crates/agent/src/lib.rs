@@ -36,6 +36,7 @@ mod rest;
 mod run;
 mod server;
 mod slot_move;
+mod slot_orders;
 mod streams;
 mod unusable;
 mod users;

@@ -130,6 +130,7 @@ async fn job(world: &World, to: usize, slots: SlotSet, pace: MovePace) -> SlotJo
         slots,
         to: world.nodes[to].address.clone(),
         to_id: status.cluster.expect("a view").my_id,
+        copies: 1,
         limits: MoveLimits { pace, ..MoveLimits::default() },
     }
 }

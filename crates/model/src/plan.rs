@@ -75,6 +75,8 @@ pub enum Step {
         to: NodeId,
         to_id: String,
         slots: SlotSet,
+        /// Replicas of `to` that have to be in sync before a slot is opened.
+        copies: u32,
     },
     /// Let `node` begin no more slots of what it was told to move.
     StopMovingSlots {

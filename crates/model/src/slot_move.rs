@@ -24,6 +24,9 @@ pub struct SlotJob {
     /// The server that gets them, and its id in the cluster.
     pub to: Address,
     pub to_id: String,
+    /// So many replicas of it have to be in sync before a slot is opened.
+    #[serde(default)]
+    pub copies: u32,
     pub limits: MoveLimits,
 }
 

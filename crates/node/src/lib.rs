@@ -17,4 +17,4 @@ pub use error::{NodeError, ParseError};
 pub use info::{
     Flavour, InfoText, Loading, Persistence, ReplicationDetail, ServerInfo, parse_info,
 };
-pub use slots::{MigrateTo, SlotMark, SlotMigration};
+pub use slots::{Idle, MigrateTo, SlotMark, SlotMigration};

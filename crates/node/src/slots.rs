@@ -28,8 +28,6 @@ pub struct MigrateTo<'a> {
     pub password: &'a Secret,
     /// For each step of the transfer, in the servers' eyes.
     pub timeout: Duration,
-    /// A key that is there already is overwritten.
-    pub replace: bool,
 }
 
 /// One entry of `CLUSTER GETSLOTMIGRATIONS` (Valkey 9).
@@ -47,6 +45,34 @@ pub struct SlotMigration {
 impl SlotMigration {
     pub fn is_over(&self) -> bool {
         matches!(self.state.as_str(), "success" | "failed" | "canceled" | "cancelled")
+    }
+}
+
+/// For how long a key has not been used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// In seconds, rounded down. A server that has restarted counts from then.
+    For(u64),
+    /// It is there, and the server counts something else: an LFU policy of eviction.
+    Unknown,
+    /// It is not there.
+    Absent,
+}
+
+impl Idle {
+    fn read(reply: Result<Frame, NodeError>) -> Result<Self, NodeError> {
+        match reply {
+            Ok(Frame::Integer(seconds)) => Ok(Self::For(u64::try_from(seconds).unwrap_or(0))),
+            Ok(_) => Ok(Self::Absent),
+            Err(NodeError::Reply { error, .. }) if error.text().contains("LFU") => {
+                Ok(Self::Unknown)
+            }
+            // It is at the other end.
+            Err(NodeError::Reply { error, .. }) if matches!(error.code(), "ASK" | "MOVED") => {
+                Ok(Self::Absent)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -149,11 +175,10 @@ impl Connection {
 
     /// `MIGRATE … KEYS`, one for each batch, all sent at once: the server does them one after the
     /// other, and nothing else meanwhile. The keys of a batch have to be of one slot. A batch of
-    /// which no key is left is done.
+    /// which no key is left is done, and a key that is there already is overwritten.
     ///
     /// # Errors
-    /// Of a batch: `BUSYKEY` where `replace` is not set and the target has a key, `IOERR` where the
-    /// target did not answer, and then keys may be at both ends. Of the whole only when the
+    /// Of a batch: `IOERR` where the target did not answer, and then keys may be at both ends. Of the whole only when the
     /// connection fails.
     pub async fn migrate(
         &mut self,
@@ -166,10 +191,12 @@ impl Connection {
             .map(|keys| {
                 let mut command: Vec<&[u8]> = vec![b"MIGRATE", to.address.host.as_bytes()];
                 command.extend([port.as_bytes(), b"", b"0", timeout.as_bytes()]);
-                if to.replace {
-                    command.push(b"REPLACE");
-                }
-                command.extend([b"AUTH2", to.user.as_bytes(), to.password.expose().as_bytes()]);
+                command.extend([
+                    b"REPLACE".as_slice(),
+                    b"AUTH2",
+                    to.user.as_bytes(),
+                    to.password.expose().as_bytes(),
+                ]);
                 command.push(b"KEYS");
                 command.extend(keys.iter().map(Vec::as_slice));
                 command
@@ -180,32 +207,84 @@ impl Connection {
         Ok(replies?.into_iter().map(|reply| self.expect_ok("MIGRATE", reply?)).collect())
     }
 
-    /// `OBJECT IDLETIME`: seconds since the key was used; `None` when it is not there, or when the
-    /// server counts something else (an LFU policy of eviction). `asking`: of a slot that is on its
-    /// way to this server.
+    /// `OBJECT IDLETIME` of each key. `asking`: of slots that are on their way to this server.
     ///
     /// # Errors
     /// [`NodeError`].
-    pub async fn idle_time(&mut self, key: &[u8], asking: bool) -> Result<Option<i64>, NodeError> {
-        if asking {
-            let frame = self.call(&["ASKING"]).await?;
-            self.expect_ok("ASKING", frame)?;
+    pub async fn idle_times(
+        &mut self,
+        keys: &[Vec<u8>],
+        asking: bool,
+    ) -> Result<Vec<Idle>, NodeError> {
+        let mut commands: Vec<Vec<&[u8]>> = Vec::new();
+        for key in keys {
+            if asking {
+                commands.push(vec![b"ASKING"]);
+            }
+            commands.push(vec![b"OBJECT", b"IDLETIME", key]);
         }
-        match self.call(&[b"OBJECT".as_slice(), b"IDLETIME", key]).await {
-            Ok(Frame::Integer(seconds)) => Ok(Some(seconds)),
-            Ok(_) | Err(NodeError::Reply { .. }) => Ok(None),
-            Err(error) => Err(error),
+        let each = if asking { 2 } else { 1 };
+        let replies = self.pipeline(&commands).await?;
+        replies.into_iter().skip(each - 1).step_by(each).map(Idle::read).collect()
+    }
+
+    /// `DEL`, unless the key has been used for the last time less than `idle` ago, or is written to
+    /// meanwhile (`WATCH`, `EXEC`). Answers whether it is gone now.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn delete_unless_used(&mut self, key: &[u8], idle: Idle) -> Result<bool, NodeError> {
+        let ask: Vec<Vec<&[u8]>> = vec![vec![b"WATCH", key], vec![b"OBJECT", b"IDLETIME", key]];
+        let now = self.pipeline(&ask).await?.pop().map_or(Ok(Idle::Absent), Idle::read)?;
+        let is_used = matches!((idle, now), (Idle::For(before), Idle::For(now)) if now < before);
+        if is_used || now == Idle::Absent {
+            let frame = self.call(&["UNWATCH"]).await?;
+            self.expect_ok("UNWATCH", frame)?;
+            return Ok(!is_used);
+        }
+        let end: Vec<Vec<&[u8]>> = vec![vec![b"MULTI"], vec![b"DEL", key], vec![b"EXEC"]];
+        match self.pipeline(&end).await?.pop() {
+            Some(Ok(Frame::Array(_))) => Ok(true),
+            // Written to meanwhile, or gone: `ASK` is the answer to keys that are not here.
+            Some(Ok(Frame::Null) | Err(NodeError::Reply { .. })) => Ok(false),
+            Some(Ok(other)) => Err(self.unexpected("EXEC", &other)),
+            Some(Err(error)) => Err(error),
+            None => Err(self.unexpected("EXEC", &Frame::Null)),
         }
     }
 
-    /// `DEL`. That it is not there is no error.
+    /// How many replicas are fed by this server and have its data (`ROLE`).
     ///
     /// # Errors
     /// [`NodeError`].
-    pub async fn delete_key(&mut self, key: &[u8]) -> Result<(), NodeError> {
-        match self.call(&[b"DEL".as_slice(), key]).await? {
-            Frame::Integer(_) => Ok(()),
-            other => Err(self.unexpected("DEL", &other)),
+    pub async fn online_replicas(&mut self) -> Result<u32, NodeError> {
+        match self.call(&["ROLE"]).await? {
+            Frame::Array(parts) => match parts.get(2) {
+                Some(Frame::Array(replicas)) => Ok(u32::try_from(replicas.len()).unwrap_or(0)),
+                _ => Ok(0),
+            },
+            other => Err(self.unexpected("ROLE", &other)),
+        }
+    }
+
+    /// `WAIT`: until so many replicas have everything that this server has now, or for `at_most`.
+    /// Answers how many do.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn wait_for_replicas(
+        &mut self,
+        count: u32,
+        at_most: Duration,
+    ) -> Result<u32, NodeError> {
+        // It waits for what this connection has seen the server do: `PING` sees all.
+        let (count, time) = (count.to_string(), at_most.as_millis().to_string());
+        let commands = vec![vec!["PING".to_owned()], vec!["WAIT".to_owned(), count, time]];
+        match self.pipeline(&commands).await?.pop() {
+            Some(Ok(Frame::Integer(count))) => Ok(u32::try_from(count).unwrap_or(0)),
+            Some(Ok(other)) => Err(self.unexpected("WAIT", &other)),
+            Some(Err(error)) => Err(error),
+            None => Err(self.unexpected("WAIT", &Frame::Null)),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The plan while it is being made: steps and waits, each once.
 
+use std::collections::BTreeSet;
+
 use larder_model::Desired;
 use larder_model::NodeId;
 use larder_model::plan::{PlannedStep, Step, Wait};
@@ -8,11 +10,13 @@ pub(crate) struct Draft<'a> {
     desired: &'a Desired,
     steps: Vec<PlannedStep>,
     waits: Vec<Wait>,
+    /// Shards that begin to give or get no slots now: their primary is to change.
+    at_rest: BTreeSet<u32>,
 }
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(desired: &'a Desired) -> Self {
-        Self { desired, steps: Vec::new(), waits: Vec::new() }
+        Self { desired, steps: Vec::new(), waits: Vec::new(), at_rest: BTreeSet::new() }
     }
 
     /// Adds a step, unless the very same one is there already.
@@ -45,6 +49,14 @@ impl<'a> Draft<'a> {
                 .iter()
                 .any(|planned| planned.step.node() == Some(id) && is_disturbing(&planned.step))
         })
+    }
+
+    pub(crate) fn rest(&mut self, shard: u32) {
+        self.at_rest.insert(shard);
+    }
+
+    pub(crate) fn at_rest(&self) -> &BTreeSet<u32> {
+        &self.at_rest
     }
 
     pub(crate) fn waits(&self) -> &[Wait] {

@@ -31,7 +31,7 @@ pub(crate) fn gather(view: &View<'_>, draft: &mut Draft<'_>) -> Vec<u32> {
             }),
             None => {
                 let reason = "another server leads their shard";
-                slots::order(view, draft, record, primary, apart.first(BATCH), reason);
+                slots::order(view, draft, (record, primary), apart.first(BATCH), 0, reason);
             }
         }
     }

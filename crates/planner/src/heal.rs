@@ -10,6 +10,7 @@ use larder_model::{IdSource, Millis, NodeRecord, Observation, OperationKind};
 use crate::draft::Draft;
 use crate::drift;
 use crate::ensure;
+use crate::half_way;
 use crate::placement::Placer;
 use crate::renew;
 use crate::view::View;
@@ -264,6 +265,9 @@ pub(crate) fn coordinated_change(
         .find(|voter| !view.knows_as_replica(voter, to, holder));
     if let Some(voter) = ignorant {
         draft.wait(Wait::Gossip { node: voter.id.clone() });
+        return;
+    }
+    if !half_way::come_to_rest(view, draft, holder.shard) {
         return;
     }
     let mode = larder_model::agent::ClusterFailoverMode::Coordinated;

@@ -35,6 +35,7 @@ mod drift;
 mod ensure;
 mod failover;
 mod gather;
+mod half_way;
 mod heal;
 mod lint;
 mod majority;

@@ -16,6 +16,7 @@ use larder_model::{
 use crate::cluster_repair::{former_primary, is_forgettable, process_is_gone};
 use crate::draft::is_disturbing;
 use crate::gather;
+use crate::half_way;
 use crate::heal::{goes_with_shard, may_go};
 use crate::render;
 use crate::slots;
@@ -204,7 +205,7 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
                 view.desired.nodes.iter().filter_map(|r| view.server_id(&r.id)).collect();
             rule("no-living-node-is-forgotten", ids.iter().all(|id| !own.contains(id.as_str())));
         }
-        Step::MoveSlots { node, to, to_id, slots } => {
+        Step::MoveSlots { node, to, to_id, slots, .. } => {
             let leads = |node: &NodeId| view.record(node).is_some_and(|r| view.is_primary(r));
             // Another server of the shard leads it, and is to have the rest.
             let gathers = record.is_some_and(|record| {
@@ -255,6 +256,8 @@ fn broken_by(view: &View<'_>, step: &Step) -> Vec<&'static str> {
         }
         Step::FailOverShard { node, mode: ClusterFailoverMode::Coordinated } => {
             rule("only-a-linked-replica-takes-over", is_linked_replica(view, node));
+            let rests = record.is_none_or(|r| half_way::half_way(view, r.shard).next().is_none());
+            rule("no-primary-changes-while-its-slots-are-half-way", rests);
         }
         Step::FailOverShard { node, mode: _ } => {
             let replica = view.me(node).is_some_and(|me| me.role == Role::Replica);

@@ -25,6 +25,7 @@ pub(crate) fn slots(view: &View<'_>, draft: &mut Draft<'_>) {
         return;
     }
     let gathering = gather(view, draft);
+    let mut sources = finish_open(view, draft);
     // A restart or failover changes one node after another itself.
     let busy = view.operation().is_some_and(|operation| {
         matches!(operation.kind, OperationKind::Restart { .. } | OperationKind::Failover { .. })
@@ -32,9 +33,10 @@ pub(crate) fn slots(view: &View<'_>, draft: &mut Draft<'_>) {
     if busy {
         return;
     }
-    let mut sources = finish_open(view, draft);
-    sources.extend(&gathering);
-    balance(view, draft, &mut sources, gathering.into_iter().collect());
+    let at_rest = draft.at_rest().iter().chain(&gathering).copied();
+    sources.extend(at_rest.clone());
+    let targets = at_rest.collect();
+    balance(view, draft, &mut sources, targets);
 }
 
 /// The move that a primary's agent has under way.
@@ -165,7 +167,7 @@ fn finish_open(view: &View<'_>, draft: &mut Draft<'_>) -> BTreeSet<u32> {
         let idle = under_way(view, source).is_none();
         if idle && sources.insert(from) {
             let reason = "their move was broken off half-way";
-            order(view, draft, source, target, slots, reason);
+            order(view, draft, (source, target), slots, 0, reason);
         }
     }
     sources
@@ -264,7 +266,8 @@ fn balance(
             true => format!("shard {} is to go", step.from),
             false => format!("shard {} is to have them", step.to),
         };
-        order(view, draft, source, target, step.slots.first(BATCH), reason);
+        let copies = view.desired.spec.replicas.saturating_sub(1);
+        order(view, draft, (source, target), step.slots.first(BATCH), copies, reason);
     }
 }
 
@@ -275,23 +278,25 @@ fn is_finishing(view: &View<'_>, source: &NodeRecord, slots: &SlotSet) -> bool {
     slots.difference(&open).is_empty()
 }
 
-fn stop(draft: &mut Draft<'_>, source: &NodeRecord, reason: &str) {
+pub(crate) fn stop(draft: &mut Draft<'_>, source: &NodeRecord, reason: &str) {
     draft.step(Step::StopMovingSlots { node: source.id.clone() }, reason);
 }
 
+/// `copies`: what replicas of the target have to be in sync before a slot is opened. None for slots
+/// that are half-way already.
 pub(crate) fn order(
     view: &View<'_>,
     draft: &mut Draft<'_>,
-    source: &NodeRecord,
-    target: &NodeRecord,
+    (source, target): (&NodeRecord, &NodeRecord),
     slots: SlotSet,
+    copies: u32,
     reason: impl Into<String>,
 ) {
     let both = [&source.id, &target.id];
     let Some(to_id) = view.server_id(&target.id).map(str::to_owned) else { return };
     if !draft.disturbs(both.into_iter()) {
         let (node, to) = (source.id.clone(), target.id.clone());
-        draft.step(Step::MoveSlots { node, to, to_id, slots }, reason);
+        draft.step(Step::MoveSlots { node, to, to_id, slots, copies }, reason);
     }
 }
 

@@ -201,8 +201,8 @@ impl Executor<'_> {
             Step::ForgetNodes { node, ids } => {
                 self.order(node, fence, Order::ClusterForget { ids: ids.clone() }).await?;
             }
-            Step::MoveSlots { node, to, to_id, slots } => {
-                let job = self.slot_job(to, to_id, slots)?;
+            Step::MoveSlots { node, to, to_id, slots, copies } => {
+                let job = self.slot_job(to, to_id, slots, *copies)?;
                 self.order(node, fence, Order::MoveSlots { job }).await?;
             }
             Step::StopMovingSlots { node } => {
@@ -265,12 +265,19 @@ impl Executor<'_> {
         record.ok_or(StepError::OutOfDate("a node has no record"))
     }
 
-    fn slot_job(&self, to: &NodeId, to_id: &str, slots: &SlotSet) -> Result<SlotJob, StepError> {
+    fn slot_job(
+        &self,
+        to: &NodeId,
+        to_id: &str,
+        slots: &SlotSet,
+        copies: u32,
+    ) -> Result<SlotJob, StepError> {
         let address = self.record(to)?.address.clone();
         Ok(SlotJob {
             slots: slots.clone(),
             to: address.ok_or(StepError::OutOfDate("a node has no address"))?,
             to_id: to_id.to_owned(),
+            copies,
             limits: self.desired.policy.slot_moves,
         })
     }

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use larder_model::agent::Role;
 use larder_model::{SlotJob, SlotSet};
-use larder_node::Connection;
+use larder_node::{Connection, NodeError};
 
 use super::pace::Pace;
-use super::{Ends, QUESTION, Shared, Trouble, Went, check_target, left_of};
+use super::{Ends, QUESTION, Shared, Trouble, Went, check_copies, check_target, left_of};
 
 /// How often it is asked how far it is.
 const LOOK: Duration = Duration::from_millis(50);
@@ -26,6 +27,8 @@ struct UnderWay {
     slots: SlotSet,
     keys: u64,
     since: Instant,
+    /// Which server gets them.
+    target: String,
 }
 
 impl<'a> ByEngine<'a> {
@@ -66,11 +69,32 @@ impl<'a> ByEngine<'a> {
             larder_model::MovePace::Gentle => left.first(GENTLY),
             larder_model::MovePace::Fast => left,
         };
+        let mut there = self.ends.connect(&self.job.to).await?;
+        check_copies(self.job, &mut there).await?;
+        let target = there.info().await?.run_id;
         let keys = server.count_keys_in_slots(&slots.iter().collect::<Vec<_>>()).await?;
-        server.migrate_slots(&slots, &self.job.to_id).await?;
+        server.migrate_slots(&slots, &self.job.to_id).await.map_err(|error| match error {
+            NodeError::Reply { error, .. } => {
+                Trouble::Engine(format!("the server does not move slots: {}", error.text()))
+            }
+            other => other.into(),
+        })?;
         let keys = keys.iter().sum();
-        self.under_way = Some(UnderWay { slots, keys, since: Instant::now() });
+        self.under_way = Some(UnderWay { slots, keys, since: Instant::now(), target });
         Ok(Went::On)
+    }
+
+    /// Why the server has given up. Where the other end has died meanwhile that says nothing of the
+    /// mechanism.
+    async fn given_up(&self, why: &str, target: &str) -> Trouble {
+        let words = format!("the server has given up moving slots: {why}");
+        let now = async { self.ends.connect(&self.job.to).await?.info().await };
+        match now.await {
+            Ok(info) if info.run_id == target && info.replication.role == Role::Primary => {
+                Trouble::Engine(words)
+            }
+            _ => Trouble::Words(words),
+        }
     }
 
     async fn look(
@@ -91,7 +115,7 @@ impl<'a> ByEngine<'a> {
         }
         if newest.state != "success" {
             let why = if newest.message.is_empty() { &newest.state } else { &newest.message };
-            return Err(Trouble::Words(format!("the server has given up moving slots: {why}")));
+            return Err(self.given_up(why, &under_way.target).await);
         }
         {
             let mut status = shared.status();
@@ -103,12 +127,19 @@ impl<'a> ByEngine<'a> {
     }
 
     /// What is under way is taken back: no slot of it has changed hands.
-    pub(super) async fn cancel(&mut self) {
-        let Some(mut server) = self.server.take().filter(|server| !server.is_closed()) else {
-            return;
+    ///
+    /// # Errors
+    /// When the server does not answer: it may well be under way still.
+    pub(super) async fn cancel(&mut self) -> Result<(), NodeError> {
+        let mut server = match self.server.take() {
+            Some(server) if !server.is_closed() => server,
+            _ => self.ends.connect(&self.ends.own).await?,
         };
-        if let Err(error) = server.cancel_slot_migrations().await {
-            tracing::info!(%error, "the server's move of slots not cancelled");
+        server.set_timeout(QUESTION);
+        match server.cancel_slot_migrations().await {
+            // It leads no more, and sends nothing.
+            Err(NodeError::Reply { .. }) => Ok(()),
+            other => other,
         }
     }
 }

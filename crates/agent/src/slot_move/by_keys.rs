@@ -5,6 +5,7 @@
 //! (`ASK`). The order matters: the target takes a slot before the source gives it up, so that
 //! somebody has it at any time (Redis documentation of CLUSTER SETSLOT).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,11 @@ use larder_model::agent::{ClusterView, Role};
 use larder_model::{Address, ByteSize, SlotJob, SlotSet};
 use larder_node::{Connection, MigrateTo, NodeError, SlotMark};
 
+use super::contest::{Contest, settle};
 use super::marks::Marks;
 use super::pace::Pace;
-use super::{Ends, QUESTION, Shared, Trouble, Went, check_target, left_of};
+use super::there::There;
+use super::{Ends, QUESTION, Shared, Trouble, Went, check_copies, check_target, left_of};
 use crate::render::SYSTEM_USER;
 
 /// One transfer; the servers give up earlier.
@@ -26,6 +29,8 @@ const TRANSFER_STEP: Duration = Duration::from_secs(10);
 const LOOKED_AT: u64 = 20_000;
 /// Who neither gives nor gets a slot is told beside: it hears of it over the bus as well.
 const TELL: Duration = Duration::from_millis(500);
+/// So long replicas of the target are waited for after each flight of keys.
+const COPIED: Duration = Duration::from_millis(500);
 /// Length of a key in a message.
 const SHOWN: usize = 64;
 
@@ -34,18 +39,25 @@ pub(super) struct ByKeys<'a> {
     ends: &'a Ends,
     pace: Pace,
     marks: Marks<'a>,
-    source: Option<Connection>,
+    source: Option<Source>,
     target: Option<Connection>,
     others: BTreeMap<Address, Connection>,
     /// Slots with keys that are too large, each with what to say of it.
     refused: BTreeMap<u16, String>,
-    /// Opened and not closed yet.
+    /// Opened and not closed yet, by this job or a former one.
     open: SlotSet,
-    /// The target knows who has the slots, since it was connected to.
-    target_knows: bool,
-    /// Of keys of slots that the target has keys of already: for how many seconds they had not been
-    /// used here, before they were sent.
-    contested: BTreeMap<Vec<u8>, i64>,
+    /// What the target knows, asked since it was connected to.
+    there: Option<There>,
+    /// Open slots of which the target has keys that this server has not sent; whether the slot was
+    /// half-way.
+    contested: BTreeMap<u16, bool>,
+}
+
+/// The connection to the own server, and which one that is.
+struct Source {
+    line: Connection,
+    run_id: String,
+    up_since: Instant,
 }
 
 /// The connections to both ends, while they are used.
@@ -57,6 +69,7 @@ struct Lines<'c> {
 /// Keys of one slot that go together.
 #[derive(Debug)]
 struct Batch {
+    slot: u16,
     keys: Vec<Vec<u8>>,
     bytes: u64,
 }
@@ -73,7 +86,7 @@ impl<'a> ByKeys<'a> {
             others: BTreeMap::new(),
             refused: BTreeMap::new(),
             open: SlotSet::default(),
-            target_knows: false,
+            there: None,
             contested: BTreeMap::new(),
         }
     }
@@ -91,17 +104,19 @@ impl<'a> ByKeys<'a> {
     /// Moves some slots whole.
     pub(super) async fn step(&mut self, shared: &Shared) -> Result<Went, Trouble> {
         let mut source = match self.source.take() {
-            Some(source) if !source.is_closed() => source,
-            _ => self.ends.connect(&self.ends.own).await?,
+            Some(source) if !source.line.is_closed() => source,
+            _ => self.connect_source().await?,
         };
-        source.set_timeout(QUESTION);
-        let view = source.cluster_view().await?;
+        source.line.set_timeout(QUESTION);
+        let view = source.line.cluster_view().await?;
         let Some(left) = left_of(self.job, &view) else {
             self.open = SlotSet::default();
             return Ok(Went::Done);
         };
-        self.open = self.open.intersection(&left);
-        drop_old_marks(&mut source, &view).await?;
+        if let Some(me) = view.me() {
+            self.ends.reign.seen(&source.run_id, me.config_epoch, &me.slots);
+        }
+        drop_old_marks(&mut source.line, &view).await?;
         // What a former move has opened comes first.
         let marked: SlotSet = view
             .me()
@@ -110,11 +125,16 @@ impl<'a> ByKeys<'a> {
             .filter(|open| open.leaves && left.contains(open.slot))
             .map(|open| open.slot)
             .collect();
+        marked.ranges().iter().for_each(|range| self.open.insert(*range));
+        self.open = self.open.intersection(&left);
         let refused: SlotSet = self.refused.keys().copied().collect();
-        let fit = if marked.is_empty() { left.difference(&refused) } else { marked };
+        let fit = if marked.is_empty() { left.difference(&refused) } else { marked.clone() };
         let group: Vec<u16> =
             fit.first(self.pace.slots(self.ends.marks_are_acknowledged)).iter().collect();
         if group.is_empty() && left.is_empty() {
+            return Ok(Went::Done);
+        }
+        if shared.is_stopping() && self.open.is_empty() {
             return Ok(Went::Done);
         }
         if group.is_empty() {
@@ -124,44 +144,63 @@ impl<'a> ByKeys<'a> {
             self.refused.clear();
             return Err(Trouble::Words(words));
         }
-        if shared.is_stopping() && self.open.is_empty() {
-            return Ok(Went::Done);
+        if let Err(trouble) = check_target(self.job, &view) {
+            self.source = Some(source);
+            if shared.is_stopping() {
+                // Who plans says where what is open goes now.
+                self.open = SlotSet::default();
+                return Ok(Went::Done);
+            }
+            return Err(trouble);
         }
-        check_target(self.job, &view)?;
         let mut target = match self.target.take() {
             Some(target) if !target.is_closed() => target,
-            _ => self.ends.connect(&self.job.to).await?,
+            _ => {
+                self.there = None;
+                self.ends.connect(&self.job.to).await?
+            }
         };
         target.set_timeout(QUESTION);
-        let lines = Lines { source: &mut source, target: &mut target };
-        let moved = self.group(lines, &view, group, shared).await;
-        self.target_knows &= moved.is_ok();
+        let up_since = source.up_since;
+        let lines = Lines { source: &mut source.line, target: &mut target };
+        let moved = self.group(lines, &view, up_since, (group, &marked), shared).await;
+        if moved.is_err() {
+            self.there = None;
+        }
         self.source = Some(source);
         self.target = Some(target);
         moved?;
         Ok(Went::On)
     }
 
+    async fn connect_source(&self) -> Result<Source, Trouble> {
+        let mut line = self.ends.connect(&self.ends.own).await?;
+        let info = line.info().await?;
+        let up_since = Instant::now().checked_sub(info.uptime).unwrap_or_else(Instant::now);
+        Ok(Source { line, run_id: info.run_id, up_since })
+    }
+
     async fn group(
         &mut self,
         mut lines: Lines<'_>,
         view: &ClusterView,
-        mut slots: Vec<u16>,
+        up_since: Instant,
+        (mut slots, marked): (Vec<u16>, &SlotSet),
         shared: &Shared,
     ) -> Result<(), Trouble> {
+        if marked.is_empty() {
+            check_copies(self.job, lines.target).await?;
+        }
         // Before anything of a slot has gone: none that cannot go whole.
         let mut batches = self.prepare(&mut lines, &mut slots, shared).await?;
         if slots.is_empty() {
             return Ok(());
         }
+        self.look_there(&mut lines, view, &slots, marked).await?;
+        let contest = self.contest(&mut lines, up_since, &slots).await?;
         self.open_slots(&mut lines, view, &slots).await?;
-        self.contested.clear();
-        let there = lines.target.count_keys_in_slots(&slots).await?;
-        if there.iter().any(|keys| *keys > 0) {
-            self.contest(&mut lines, &batches).await?;
-        }
         loop {
-            self.send(&mut lines, batches, shared).await?;
+            self.send(&mut lines, batches, contest, shared).await?;
             // What was written between looking and opening, and what a larger slot has left.
             batches = self.batches_of(&mut lines, &slots, shared).await?;
             if batches.is_empty() {
@@ -171,6 +210,49 @@ impl<'a> ByKeys<'a> {
         self.close_slots(&mut lines, view, &slots).await?;
         shared.status().slots_done += u32::try_from(slots.len()).unwrap_or(u32::MAX);
         Ok(())
+    }
+
+    /// What the target has of the slots before they are opened.
+    async fn look_there(
+        &mut self,
+        lines: &mut Lines<'_>,
+        view: &ClusterView,
+        slots: &[u16],
+        marked: &SlotSet,
+    ) -> Result<(), Trouble> {
+        let mut known = match self.there.take() {
+            Some(known) => known,
+            None => There::ask(lines.target).await?,
+        };
+        known.give_orphans(lines.target, &view.my_id, slots).await?;
+        let there = lines.target.count_keys_in_slots(slots).await?;
+        for (slot, keys) in slots.iter().zip(there) {
+            if self.ends.reign.covers(*slot) {
+                continue;
+            }
+            if keys == 0 {
+                self.ends.reign.begins(*slot);
+            } else {
+                let half_way = marked.contains(*slot) || known.expected.contains(*slot);
+                self.contested.entry(*slot).or_insert(half_way);
+            }
+        }
+        self.there = Some(known);
+        Ok(())
+    }
+
+    /// What to judge contested slots by, when there is one.
+    async fn contest(
+        &self,
+        lines: &mut Lines<'_>,
+        up_since: Instant,
+        slots: &[u16],
+    ) -> Result<Option<Contest>, Trouble> {
+        if !slots.iter().any(|slot| self.contested.contains_key(slot)) {
+            return Ok(None);
+        }
+        let uptime_there = lines.target.info().await?.uptime;
+        Ok(Some(Contest { uptime_here: up_since.elapsed(), uptime_there, half_way: true }))
     }
 
     /// Looks at the keys, and takes slots with one that is too large from `slots`.
@@ -203,7 +285,7 @@ impl<'a> ByKeys<'a> {
                     }
                     None => {
                         kept.push(slot);
-                        self.batch(keys, &mut all);
+                        self.batch(slot, keys, &mut all);
                     }
                 }
             }
@@ -244,13 +326,14 @@ impl<'a> ByKeys<'a> {
         }
     }
 
-    fn batch(&self, keys: Vec<(Vec<u8>, u64)>, all: &mut Vec<Batch>) {
-        let mut batch = Batch { keys: Vec::new(), bytes: 0 };
+    fn batch(&self, slot: u16, keys: Vec<(Vec<u8>, u64)>, all: &mut Vec<Batch>) {
+        let empty = || Batch { slot, keys: Vec::new(), bytes: 0 };
+        let mut batch = empty();
         for (key, bytes) in keys {
             let full = batch.keys.len() >= self.pace.keys()
                 || (batch.bytes + bytes > self.pace.bytes() && !batch.keys.is_empty());
             if full {
-                all.push(std::mem::replace(&mut batch, Batch { keys: Vec::new(), bytes: 0 }));
+                all.push(std::mem::replace(&mut batch, empty()));
             }
             batch.keys.push(key);
             batch.bytes += bytes;
@@ -268,10 +351,11 @@ impl<'a> ByKeys<'a> {
     ) -> Result<Vec<Batch>, Trouble> {
         let mut all = Vec::new();
         let some = u64::try_from(self.pace.questions()).unwrap_or(1024);
-        for keys in lines.source.keys_in_slots(slots, some).await? {
+        let keys = lines.source.keys_in_slots(slots, some).await?;
+        for (slot, keys) in slots.iter().zip(keys) {
             if !keys.is_empty() {
                 let keys = self.with_sizes(lines.source, keys, shared).await?;
-                self.batch(keys, &mut all);
+                self.batch(*slot, keys, &mut all);
             }
         }
         Ok(all)
@@ -284,10 +368,6 @@ impl<'a> ByKeys<'a> {
         view: &ClusterView,
         slots: &[u16],
     ) -> Result<(), Trouble> {
-        if !self.target_knows {
-            give_orphans(lines.target, &view.my_id, slots).await?;
-            self.target_knows = true;
-        }
         let expected = SlotMark::Importing(&view.my_id);
         let expected = self.marks.set(lines.target, &self.job.to, slots, expected).await?;
         for (slot, result) in slots.iter().zip(expected) {
@@ -307,51 +387,55 @@ impl<'a> ByKeys<'a> {
         &mut self,
         lines: &mut Lines<'_>,
         batches: Vec<Batch>,
+        contest: Option<Contest>,
         shared: &Shared,
     ) -> Result<(), Trouble> {
-        let mut to = MigrateTo {
+        let to = MigrateTo {
             address: &self.job.to,
             user: SYSTEM_USER,
             password: &self.ends.password,
             timeout: TRANSFER_STEP,
-            replace: false,
         };
+        let mut copies = self.job.copies;
         for flight in batches.chunks(self.pace.flight()) {
-            let keys: Vec<&[Vec<u8>]> = flight.iter().map(|batch| batch.keys.as_slice()).collect();
+            let mut sent: Vec<Cow<'_, [Vec<u8>]>> = Vec::with_capacity(flight.len());
+            for batch in flight {
+                sent.push(match (contest, self.contested.get(&batch.slot)) {
+                    (Some(contest), Some(half_way)) => {
+                        let contest = Contest { half_way: *half_way, ..contest };
+                        let keys = batch.keys.clone();
+                        settle(lines.source, lines.target, keys, contest).await?.into()
+                    }
+                    _ => batch.keys.as_slice().into(),
+                });
+            }
+            let keys: Vec<&[Vec<u8>]> =
+                sent.iter().filter(|keys| !keys.is_empty()).map(AsRef::as_ref).collect();
             let began = Instant::now();
             lines.source.set_timeout(TRANSFER);
-            let results = lines.source.migrate(&keys, &to).await?;
+            for result in lines.source.migrate(&keys, &to).await? {
+                result?;
+            }
             let busy = began.elapsed();
             lines.source.set_timeout(QUESTION);
-            for (batch, result) in flight.iter().zip(results) {
-                match result {
-                    Ok(()) => {}
-                    Err(error) if is_busy_key(&error) => {
-                        to.replace = true;
-                        settle(lines, &batch.keys, &self.contested, &to).await?;
-                        to.replace = false;
-                    }
-                    Err(error) => return Err(error.into()),
-                }
+            {
                 let mut status = shared.status();
-                status.keys_moved += batch.keys.len() as u64;
-                status.bytes_moved += batch.bytes;
+                status.keys_moved +=
+                    flight.iter().map(|batch| batch.keys.len() as u64).sum::<u64>();
+                status.bytes_moved += flight.iter().map(|batch| batch.bytes).sum::<u64>();
             }
             let full = flight.iter().any(|batch| batch.keys.len() >= self.pace.keys());
-            let rest = self.pace.took(flight.len(), full, busy);
             // Also while it is told to stop: what is open has to arrive, and clients have to live.
-            if !rest.is_zero() {
-                tokio::time::sleep(rest).await;
+            let rest = tokio::time::sleep(self.pace.took(flight.len(), full, busy));
+            if copies == 0 {
+                rest.await;
+                continue;
             }
-        }
-        Ok(())
-    }
-
-    /// To send a key is to use it: how long it has not been used is asked before.
-    async fn contest(&mut self, lines: &mut Lines<'_>, batches: &[Batch]) -> Result<(), Trouble> {
-        for key in batches.iter().flat_map(|batch| &batch.keys) {
-            if let Some(seconds) = lines.source.idle_time(key, false).await? {
-                self.contested.insert(key.clone(), seconds);
+            // A target that dies takes nothing with it that its replicas have not got.
+            let ((), copied) = tokio::join!(rest, lines.target.wait_for_replicas(copies, COPIED));
+            if copied? < copies {
+                // What is open goes on all the same: in this state nobody is to be left.
+                copies = 0;
             }
         }
         Ok(())
@@ -372,6 +456,7 @@ impl<'a> ByKeys<'a> {
             result?;
         }
         self.open = self.open.difference(&slots.iter().copied().collect());
+        self.contested.retain(|slot, _| !slots.contains(slot));
         self.tell_others(view, slots).await;
         Ok(())
     }
@@ -401,23 +486,6 @@ impl<'a> ByKeys<'a> {
     }
 }
 
-/// Slots that the target expected from a former primary of this shard have no owner in its eyes once
-/// that one has become a replica: who came after it claims them, but a slot that is expected is not
-/// handed over by the bus (cluster.c, clusterUpdateSlotsConfigWith). It would take none of their keys.
-async fn give_orphans(
-    target: &mut Connection,
-    source_id: &str,
-    slots: &[u16],
-) -> Result<(), Trouble> {
-    let view = target.cluster_view().await?;
-    let owned = |slot: &u16| view.nodes.iter().any(|peer| peer.slots.contains(*slot));
-    let orphans: Vec<u16> = slots.iter().copied().filter(|slot| !owned(slot)).collect();
-    for result in target.set_slots(&orphans, SlotMark::Node(source_id)).await? {
-        result?;
-    }
-    Ok(())
-}
-
 /// Slots whose keys are listed with one question: about `most` keys, or one slot with more.
 fn lists(slots: &[(u16, u64)], most: u64) -> Vec<&[(u16, u64)]> {
     let mut all = Vec::new();
@@ -444,36 +512,6 @@ async fn drop_old_marks(source: &mut Connection, view: &ClusterView) -> Result<(
         result?;
     }
     Ok(())
-}
-
-/// The target has keys that are sent to it: a transfer before was not answered, or a failover has
-/// brought back at the source what had gone. The same data may be sent again; of two that differ the
-/// one is kept that was used last.
-async fn settle(
-    lines: &mut Lines<'_>,
-    keys: &[Vec<u8>],
-    contested: &BTreeMap<Vec<u8>, i64>,
-    to: &MigrateTo<'_>,
-) -> Result<(), Trouble> {
-    for key in keys {
-        let one = std::slice::from_ref(key);
-        let here = contested.get(key).copied();
-        let there = lines.target.idle_time(key, true).await?;
-        let is_newer_there = there.zip(here).is_some_and(|(there, here)| there < here);
-        if is_newer_there {
-            // Deletes nothing that is not there in a newer form.
-            lines.source.delete_key(key).await?;
-            continue;
-        }
-        for result in lines.source.migrate(&[one], to).await? {
-            result?;
-        }
-    }
-    Ok(())
-}
-
-fn is_busy_key(error: &NodeError) -> bool {
-    error.reply().is_some_and(|reply| reply.text().contains("BUSYKEY"))
 }
 
 fn is_owner(error: &NodeError) -> bool {

@@ -6,8 +6,10 @@
 
 mod by_engine;
 mod by_keys;
+mod contest;
 mod marks;
 mod pace;
+mod there;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,6 +24,7 @@ use crate::command::Command;
 use crate::render::SYSTEM_USER;
 use by_engine::ByEngine;
 use by_keys::ByKeys;
+pub(crate) use contest::Reign;
 
 /// After something went wrong.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -41,6 +44,7 @@ pub(crate) struct Ends {
     pub(crate) by_engine: bool,
     /// A primary's replicas have to acknowledge a mark of a slot before it is set.
     pub(crate) marks_are_acknowledged: bool,
+    pub(crate) reign: Arc<Reign>,
 }
 
 /// A job under way, or its end. Dropped, it stops where it is.
@@ -111,7 +115,7 @@ impl Mover {
             && !self.shared.is_stopping()
             && self.job.to_id == job.to_id
             && self.job.to == job.to
-            && self.job.limits == job.limits
+            && (self.job.limits, self.job.copies) == (job.limits, job.copies)
             && job.slots.difference(&self.job.slots).is_empty()
     }
 
@@ -143,6 +147,9 @@ enum Trouble {
     Server(#[from] NodeError),
     #[error("{0}")]
     Words(String),
+    /// Of the engine's own mechanism, while both servers were well.
+    #[error("{0}")]
+    Engine(String),
 }
 
 async fn run(job: SlotJob, ends: Ends, shared: Arc<Shared>, commands: mpsc::Sender<Command>) {
@@ -151,6 +158,20 @@ async fn run(job: SlotJob, ends: Ends, shared: Arc<Shared>, commands: mpsc::Send
     let mut by_keys = ByKeys::new(&job, &ends);
     let mut failed = 0;
     loop {
+        if shared.is_stopping()
+            && let Some(mover) = &mut by_engine
+        {
+            match mover.cancel().await {
+                Ok(()) => break,
+                Err(error) => {
+                    let text = format!("what the server moves is not cancelled yet: {error}");
+                    shared.status().problem = Some(text);
+                    // It is asked to stop: that is no reason to hurry.
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    continue;
+                }
+            }
+        }
         let went = match &mut by_engine {
             Some(mover) => mover.step(&shared).await,
             None => by_keys.step(&shared).await,
@@ -165,7 +186,7 @@ async fn run(job: SlotJob, ends: Ends, shared: Arc<Shared>, commands: mpsc::Send
             }
             Err(trouble) => {
                 let text = trouble.to_string();
-                failed += 1;
+                failed += u32::from(matches!(trouble, Trouble::Engine(_)));
                 let news = shared.status().problem.as_ref() != Some(&text);
                 if news {
                     tracing::info!(%trouble, "slots do not get on, tried again");
@@ -177,10 +198,7 @@ async fn run(job: SlotJob, ends: Ends, shared: Arc<Shared>, commands: mpsc::Send
                 shared.rest(TRY_AGAIN).await;
             }
         }
-        if shared.is_stopping() && !by_keys.is_half_way() {
-            if let Some(mover) = &mut by_engine {
-                mover.cancel().await;
-            }
+        if shared.is_stopping() && by_engine.is_none() && !by_keys.is_half_way() {
             break;
         }
     }
@@ -200,7 +218,7 @@ impl Ends {
     }
 
     /// Where the server is reached from here that another one knows as `peer`.
-    fn address_of(&self, peer: &ClusterPeer) -> Address {
+    pub(crate) fn address_of(&self, peer: &ClusterPeer) -> Address {
         let member = self.members.iter().find(|member| member.is_at(&peer.address));
         member.map_or_else(|| peer.address.clone(), |member| member.address.clone())
     }
@@ -225,5 +243,19 @@ fn check_target(job: &SlotJob, view: &ClusterView) -> Result<(), Trouble> {
         }
         Some(_) => return Ok(()),
     };
+    Err(Trouble::Words(words))
+}
+
+/// Whether the other end has the copies that are wanted of what it gets.
+async fn check_copies(job: &SlotJob, target: &mut Connection) -> Result<(), Trouble> {
+    let wanted = job.copies;
+    if wanted == 0 {
+        return Ok(());
+    }
+    let online = target.online_replicas().await?;
+    if online >= wanted {
+        return Ok(());
+    }
+    let words = format!("the server at {} has {online} of {wanted} replicas in sync", job.to);
     Err(Trouble::Words(words))
 }
