@@ -16,6 +16,8 @@ use crate::slot_move::{Ends, Mover};
 
 /// Who does not answer by then is not waited for: a move of slots finds it out as well, later.
 const ASKED: Duration = Duration::from_secs(2);
+/// Until a server has heard of what it did not know.
+const HEARD: Duration = Duration::from_millis(50);
 
 /// Begins to give slots away, unless that is under way. What it was told before arrives as far as it
 /// is half-way, and then this is told again.
@@ -65,48 +67,56 @@ pub(crate) fn take_up_half_way(core: &Core, view: &ClusterView, former: &str) {
         .filter(|peer| peer.id != view.my_id && peer.id != former)
         .map(|peer| (peer.id.clone(), ends.address_of(peer)))
         .collect();
-    let former = former.to_owned();
+    let (former, my_id) = (former.to_owned(), view.my_id.clone());
     // Beside the loop: this node leads already.
     tokio::spawn(async move {
-        let asked = others.into_iter().map(|(id, address)| {
-            let (ends, former) = (&ends, &former);
-            async move {
-                let expected = expected_from(ends, &address, former);
-                let expected = tokio::time::timeout(ASKED, expected).await;
-                (id, address, expected)
-            }
+        let each = others.iter().map(|(id, address)| {
+            let taken_up = take_up_from(&ends, &former, &my_id, (id, address));
+            async { tokio::time::timeout(ASKED, taken_up).await }
         });
-        for (id, address, expected) in future::join_all(asked).await {
-            let slots = match expected {
-                Ok(Ok(slots)) if slots.is_empty() => continue,
-                Ok(Ok(slots)) => slots,
+        let done = future::join_all(each).await;
+        for ((_, address), done) in others.iter().zip(done) {
+            match done {
+                Ok(Ok(slots)) if slots.is_empty() => {}
+                Ok(Ok(slots)) => {
+                    tracing::info!(%slots, %address, "half-way there when this server took over");
+                }
                 Ok(Err(error)) => {
-                    tracing::info!(%address, %error, "slots on their way there not known");
-                    continue;
+                    tracing::info!(%address, %error, "slots on their way there not taken up");
                 }
-                Err(_) => {
-                    tracing::info!(%address, "slots on their way there not known: no answer");
-                    continue;
-                }
-            };
-            match mark(&ends, &slots, &id).await {
-                Ok(()) => {
-                    tracing::info!(%slots, %address, "half-way there when this server took over")
-                }
-                Err(error) => {
-                    tracing::info!(%slots, %address, %error, "half-way there, not marked")
-                }
+                Err(_) => tracing::info!(%address, "slots on their way there not taken up in time"),
             }
         }
     });
 }
 
-/// Slots that the server expects from another one.
-async fn expected_from(ends: &Ends, address: &Address, from: &str) -> Result<SlotSet, NodeError> {
-    let mut line = connect(ends, address).await?;
-    let view = line.cluster_view().await?;
+/// Answers which slots are on their way to that server.
+async fn take_up_from(
+    ends: &Ends,
+    former: &str,
+    my_id: &str,
+    (id, address): (&str, &Address),
+) -> Result<SlotSet, NodeError> {
+    let mut there = connect(ends, address).await?;
+    let view = there.cluster_view().await?;
     let open = view.me().map(|me: &ClusterPeer| me.open.as_slice()).unwrap_or_default();
-    Ok(open.iter().filter(|open| !open.leaves && open.peer == from).map(|open| open.slot).collect())
+    let expected = open.iter().filter(|open| !open.leaves && open.peer == former);
+    let slots: SlotSet = expected.map(|open| open.slot).collect();
+    if slots.is_empty() {
+        return Ok(slots);
+    }
+    mark(ends, &slots, id).await?;
+    // A slot that is expected is not handed over by the bus (cluster.c, clusterUpdateSlotsConfigWith):
+    // with an owner that is dead, or none, the server would take the whole cluster for down. It may
+    // not have heard yet that this one is a primary.
+    let each: Vec<u16> = slots.iter().collect();
+    loop {
+        let told = there.set_slots(&each, SlotMark::Node(my_id)).await?;
+        if told.iter().all(Result::is_ok) {
+            return Ok(slots);
+        }
+        tokio::time::sleep(HEARD).await;
+    }
 }
 
 /// Has the own server send clients after the keys, for slots that it has no mark of.

@@ -22,8 +22,11 @@ use crate::render::SYSTEM_USER;
 
 /// One transfer; the servers give up earlier.
 const TRANSFER: Duration = Duration::from_secs(30);
-/// In the servers' eyes, for each of its steps.
-const TRANSFER_STEP: Duration = Duration::from_secs(10);
+/// In the servers' eyes, for each of its steps: a source answers nobody while it waits for a target that
+/// hangs.
+const TRANSFER_STEP: Duration = Duration::from_secs(1);
+/// A server takes in this much within a second, on a slow machine.
+const TAKEN_IN: u64 = 8 << 20;
 /// Of a slot with more keys only so many are looked at before it is opened: the list of all would
 /// take too long to make.
 const LOOKED_AT: u64 = 20_000;
@@ -390,7 +393,7 @@ impl<'a> ByKeys<'a> {
         contest: Option<Contest>,
         shared: &Shared,
     ) -> Result<(), Trouble> {
-        let to = MigrateTo {
+        let mut to = MigrateTo {
             address: &self.job.to,
             user: SYSTEM_USER,
             password: &self.ends.password,
@@ -411,6 +414,7 @@ impl<'a> ByKeys<'a> {
             }
             let keys: Vec<&[Vec<u8>]> =
                 sent.iter().filter(|keys| !keys.is_empty()).map(AsRef::as_ref).collect();
+            to.timeout = step_for(flight.iter().map(|batch| batch.bytes).max());
             let began = Instant::now();
             lines.source.set_timeout(TRANSFER);
             for result in lines.source.migrate(&keys, &to).await? {
@@ -512,6 +516,11 @@ async fn drop_old_marks(source: &mut Connection, view: &ClusterView) -> Result<(
         result?;
     }
     Ok(())
+}
+
+fn step_for(largest: Option<u64>) -> Duration {
+    let seconds = largest.unwrap_or_default() as f64 / TAKEN_IN as f64;
+    TRANSFER_STEP + Duration::from_secs_f64(seconds)
 }
 
 fn is_owner(error: &NodeError) -> bool {
