@@ -9,11 +9,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use larder_model::agent::{ClusterView, Role};
-use larder_model::{Address, ByteSize, SlotJob, SlotSet};
+use larder_model::agent::ClusterView;
+use larder_model::{ByteSize, SlotJob, SlotSet};
 use larder_node::{Connection, MigrateTo, NodeError, SlotMark};
 
+use super::batches::Waiting;
 use super::contest::{Contest, settle};
+use super::herald::Herald;
 use super::marks::Marks;
 use super::pace::Pace;
 use super::there::There;
@@ -30,9 +32,7 @@ const TAKEN_IN: u64 = 8 << 20;
 /// Of a slot with more keys only so many are looked at before it is opened: the list of all would
 /// take too long to make.
 const LOOKED_AT: u64 = 20_000;
-/// Who neither gives nor gets a slot is told beside: it hears of it over the bus as well.
-const TELL: Duration = Duration::from_millis(500);
-/// So long replicas of the target are waited for after each flight of keys.
+/// So long replicas of the target are waited for.
 const COPIED: Duration = Duration::from_millis(500);
 /// Length of a key in a message.
 const SHOWN: usize = 64;
@@ -44,7 +44,7 @@ pub(super) struct ByKeys<'a> {
     marks: Marks<'a>,
     source: Option<Source>,
     target: Option<Connection>,
-    others: BTreeMap<Address, Connection>,
+    herald: Herald,
     /// Slots with keys that are too large, each with what to say of it.
     refused: BTreeMap<u16, String>,
     /// Opened and not closed yet, by this job or a former one.
@@ -69,14 +69,6 @@ struct Lines<'c> {
     target: &'c mut Connection,
 }
 
-/// Keys of one slot that go together.
-#[derive(Debug)]
-struct Batch {
-    slot: u16,
-    keys: Vec<Vec<u8>>,
-    bytes: u64,
-}
-
 impl<'a> ByKeys<'a> {
     pub(super) fn new(job: &'a SlotJob, ends: &'a Ends) -> Self {
         Self {
@@ -86,7 +78,7 @@ impl<'a> ByKeys<'a> {
             marks: Marks::new(ends),
             source: None,
             target: None,
-            others: BTreeMap::new(),
+            herald: Herald::new(ends, &job.to_id),
             refused: BTreeMap::new(),
             open: SlotSet::default(),
             there: None,
@@ -195,7 +187,7 @@ impl<'a> ByKeys<'a> {
             check_copies(self.job, lines.target).await?;
         }
         // Before anything of a slot has gone: none that cannot go whole.
-        let mut batches = self.prepare(&mut lines, &mut slots, shared).await?;
+        let mut waiting = self.prepare(&mut lines, &mut slots, shared).await?;
         if slots.is_empty() {
             return Ok(());
         }
@@ -203,10 +195,10 @@ impl<'a> ByKeys<'a> {
         let contest = self.contest(&mut lines, up_since, &slots).await?;
         self.open_slots(&mut lines, view, &slots).await?;
         loop {
-            self.send(&mut lines, batches, contest, shared).await?;
+            self.send(&mut lines, waiting, contest, shared).await?;
             // What was written between looking and opening, and what a larger slot has left.
-            batches = self.batches_of(&mut lines, &slots, shared).await?;
-            if batches.is_empty() {
+            waiting = self.left_in(&mut lines, &slots, shared).await?;
+            if waiting.is_empty() {
                 break;
             }
         }
@@ -264,11 +256,12 @@ impl<'a> ByKeys<'a> {
         lines: &mut Lines<'_>,
         slots: &mut Vec<u16>,
         shared: &Shared,
-    ) -> Result<Vec<Batch>, Trouble> {
-        let mut all = Vec::new();
+    ) -> Result<Waiting, Trouble> {
+        let mut waiting = Waiting::default();
         let counts = lines.source.count_keys_in_slots(slots).await?;
         let mut kept = Vec::with_capacity(slots.len());
-        let counted: Vec<(u16, u64)> = slots.iter().copied().zip(counts).collect();
+        let mut counted: Vec<(u16, u64)> = slots.iter().copied().zip(counts).collect();
+        counted.truncate(at_once(&counted, self.pace.keys_at_once()));
         kept.extend(counted.iter().filter(|(_, count)| *count == 0).map(|(slot, _)| *slot));
         let filled: Vec<(u16, u64)> = counted.into_iter().filter(|(_, count)| *count > 0).collect();
         for some in lists(&filled, self.pace.questions() as u64) {
@@ -288,13 +281,13 @@ impl<'a> ByKeys<'a> {
                     }
                     None => {
                         kept.push(slot);
-                        self.batch(slot, keys, &mut all);
+                        waiting.add(slot, keys);
                     }
                 }
             }
         }
         *slots = kept;
-        Ok(all)
+        Ok(waiting)
     }
 
     /// What keeps the slot where it is, unless its keys are on their way already.
@@ -329,39 +322,21 @@ impl<'a> ByKeys<'a> {
         }
     }
 
-    fn batch(&self, slot: u16, keys: Vec<(Vec<u8>, u64)>, all: &mut Vec<Batch>) {
-        let empty = || Batch { slot, keys: Vec::new(), bytes: 0 };
-        let mut batch = empty();
-        for (key, bytes) in keys {
-            let full = batch.keys.len() >= self.pace.keys()
-                || (batch.bytes + bytes > self.pace.bytes() && !batch.keys.is_empty());
-            if full {
-                all.push(std::mem::replace(&mut batch, empty()));
-            }
-            batch.keys.push(key);
-            batch.bytes += bytes;
-        }
-        if !batch.keys.is_empty() {
-            all.push(batch);
-        }
-    }
-
-    async fn batches_of(
+    async fn left_in(
         &self,
         lines: &mut Lines<'_>,
         slots: &[u16],
         shared: &Shared,
-    ) -> Result<Vec<Batch>, Trouble> {
-        let mut all = Vec::new();
+    ) -> Result<Waiting, Trouble> {
+        let mut waiting = Waiting::default();
         let some = u64::try_from(self.pace.questions()).unwrap_or(1024);
         let keys = lines.source.keys_in_slots(slots, some).await?;
         for (slot, keys) in slots.iter().zip(keys) {
             if !keys.is_empty() {
-                let keys = self.with_sizes(lines.source, keys, shared).await?;
-                self.batch(*slot, keys, &mut all);
+                waiting.add(*slot, self.with_sizes(lines.source, keys, shared).await?);
             }
         }
-        Ok(all)
+        Ok(waiting)
     }
 
     /// The target expects the slots before the source sends anybody there.
@@ -389,7 +364,7 @@ impl<'a> ByKeys<'a> {
     async fn send(
         &mut self,
         lines: &mut Lines<'_>,
-        batches: Vec<Batch>,
+        mut waiting: Waiting,
         contest: Option<Contest>,
         shared: &Shared,
     ) -> Result<(), Trouble> {
@@ -399,10 +374,12 @@ impl<'a> ByKeys<'a> {
             password: &self.ends.password,
             timeout: TRANSFER_STEP,
         };
-        let mut copies = self.job.copies;
-        for flight in batches.chunks(self.pace.flight()) {
+        // What the target's replicas have to have before the flight after the next.
+        let mut copies = 0;
+        while !waiting.is_empty() {
+            let flight = waiting.flight(&self.pace);
             let mut sent: Vec<Cow<'_, [Vec<u8>]>> = Vec::with_capacity(flight.len());
-            for batch in flight {
+            for batch in &flight {
                 sent.push(match (contest, self.contested.get(&batch.slot)) {
                     (Some(contest), Some(half_way)) => {
                         let contest = Contest { half_way: *half_way, ..contest };
@@ -415,13 +392,24 @@ impl<'a> ByKeys<'a> {
             let keys: Vec<&[Vec<u8>]> =
                 sent.iter().filter(|keys| !keys.is_empty()).map(AsRef::as_ref).collect();
             to.timeout = step_for(flight.iter().map(|batch| batch.bytes).max());
-            let began = Instant::now();
             lines.source.set_timeout(TRANSFER);
-            for result in lines.source.migrate(&keys, &to).await? {
-                result?;
-            }
-            let busy = began.elapsed();
+            let (busy, copied) = {
+                let began = Instant::now();
+                let migrated = async {
+                    for result in lines.source.migrate(&keys, &to).await? {
+                        result?;
+                    }
+                    let busy = began.elapsed();
+                    Ok::<_, NodeError>(busy)
+                };
+                // Of the flight before: a target that dies takes two of them with it at most that its
+                // replicas have not got.
+                tokio::join!(migrated, wait_for(lines.target, copies))
+            };
+            let busy = busy?;
             lines.source.set_timeout(QUESTION);
+            // Without a replica what is open goes on all the same: nobody is to be left half-way.
+            copies = if copied? { self.job.copies } else { 0 };
             {
                 let mut status = shared.status();
                 status.keys_moved +=
@@ -429,17 +417,10 @@ impl<'a> ByKeys<'a> {
                 status.bytes_moved += flight.iter().map(|batch| batch.bytes).sum::<u64>();
             }
             let full = flight.iter().any(|batch| batch.keys.len() >= self.pace.keys());
+            let rest = self.pace.took(flight.len(), full, busy);
             // Also while it is told to stop: what is open has to arrive, and clients have to live.
-            let rest = tokio::time::sleep(self.pace.took(flight.len(), full, busy));
-            if copies == 0 {
-                rest.await;
-                continue;
-            }
-            // A target that dies takes nothing with it that its replicas have not got.
-            let ((), copied) = tokio::join!(rest, lines.target.wait_for_replicas(copies, COPIED));
-            if copied? < copies {
-                // What is open goes on all the same: in this state nobody is to be left.
-                copies = 0;
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
             }
         }
         Ok(())
@@ -461,33 +442,19 @@ impl<'a> ByKeys<'a> {
         }
         self.open = self.open.difference(&slots.iter().copied().collect());
         self.contested.retain(|slot, _| !slots.contains(slot));
-        self.tell_others(view, slots).await;
+        self.herald.tell(view, slots);
         Ok(())
     }
+}
 
-    /// Clients that ask another primary are sent to the right one at once.
-    async fn tell_others(&mut self, view: &ClusterView, slots: &[u16]) {
-        let is_other = |id: &str| id != view.my_id && id != self.job.to_id;
-        let others: Vec<Address> = (view.nodes.iter())
-            .filter(|peer| peer.role == Role::Primary && is_other(&peer.id))
-            .filter(|peer| peer.linked && !peer.failed)
-            .map(|peer| self.ends.address_of(peer))
-            .collect();
-        let (ends, now) = (self.ends, SlotMark::Node(&self.job.to_id));
-        let lines: Vec<_> =
-            others.into_iter().map(|address| (self.others.remove(&address), address)).collect();
-        let told = lines.into_iter().map(|(line, address)| async move {
-            let mut line = match line.filter(|line| !line.is_closed()) {
-                Some(line) => line,
-                None => ends.connect(&address).await.ok()?,
-            };
-            line.set_timeout(TELL);
-            line.set_slots(slots, now).await.ok()?;
-            Some((address, line))
-        });
-        let told = tokio::time::timeout(TELL, futures::future::join_all(told)).await;
-        self.others = told.unwrap_or_default().into_iter().flatten().collect();
-    }
+/// How many slots are open at a time whose keys together are not more than `most`: at least one.
+fn at_once(slots: &[(u16, u64)], most: u64) -> usize {
+    let mut keys = 0;
+    let fit = slots.iter().take_while(|(_, count)| {
+        keys += count;
+        keys <= most
+    });
+    fit.count().max(1)
 }
 
 /// Slots whose keys are listed with one question: about `most` keys, or one slot with more.
@@ -495,12 +462,7 @@ fn lists(slots: &[(u16, u64)], most: u64) -> Vec<&[(u16, u64)]> {
     let mut all = Vec::new();
     let mut rest = slots;
     while !rest.is_empty() {
-        let mut keys = 0;
-        let fit = rest.iter().take_while(|(_, count)| {
-            keys += count;
-            keys <= most
-        });
-        let (these, others) = rest.split_at(fit.count().max(1));
+        let (these, others) = rest.split_at(at_once(rest, most));
         all.push(these);
         rest = others;
     }
@@ -516,6 +478,11 @@ async fn drop_old_marks(source: &mut Connection, view: &ClusterView) -> Result<(
         result?;
     }
     Ok(())
+}
+
+/// Whether so many replicas of the target have what it has. Not waited for for long.
+async fn wait_for(target: &mut Connection, copies: u32) -> Result<bool, NodeError> {
+    Ok(copies == 0 || target.wait_for_replicas(copies, COPIED).await? >= copies)
 }
 
 fn step_for(largest: Option<u64>) -> Duration {

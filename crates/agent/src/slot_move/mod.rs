@@ -4,9 +4,11 @@
 //! everywhere else keys go by `MIGRATE`, slot after slot. Nothing of a job is remembered over the
 //! agent's death: which slots are where is the servers' own knowledge, and who plans tells again.
 
+mod batches;
 mod by_engine;
 mod by_keys;
 mod contest;
+mod herald;
 mod marks;
 mod pace;
 mod there;

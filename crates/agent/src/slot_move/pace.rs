@@ -19,12 +19,22 @@ impl Pace {
         Self { pace, keys: 16 }
     }
 
-    /// Slots that are open at the same time: more where each mark waits for the replicas.
+    /// Slots that are open at the same time: more where each mark waits for the replicas. To close some
+    /// costs the target one write to its disk, however many they are.
     pub(super) fn slots(&self, marks_are_acknowledged: bool) -> u32 {
         match self.pace {
             MovePace::Gentle if marks_are_acknowledged => 16,
             MovePace::Gentle => 4,
-            MovePace::Fast => 48,
+            MovePace::Fast => 96,
+        }
+    }
+
+    /// Keys of slots that are open at the same time, as long as it is not one slot: for as long as they
+    /// take commands with several keys may be told to try again.
+    pub(super) fn keys_at_once(&self) -> u64 {
+        match self.pace {
+            MovePace::Gentle => 10_000,
+            MovePace::Fast => 40_000,
         }
     }
 
@@ -32,7 +42,7 @@ impl Pace {
     pub(super) fn flight(&self) -> usize {
         match self.pace {
             MovePace::Gentle => 1,
-            MovePace::Fast => 8,
+            MovePace::Fast => 16,
         }
     }
 
@@ -60,7 +70,7 @@ impl Pace {
     fn burst(&self) -> Duration {
         match self.pace {
             MovePace::Gentle => Duration::from_micros(600),
-            MovePace::Fast => Duration::from_millis(5),
+            MovePace::Fast => Duration::from_micros(2_500),
         }
     }
 
