@@ -10,7 +10,7 @@ use super::pace::Pace;
 use super::{Ends, QUESTION, Shared, Trouble, Went, check_copies, check_target, left_of};
 
 /// How often it is asked how far it is.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 /// Slots that are begun at once where clients shall hardly notice: what is moved at once is copied
 /// by a child process, and what is written meanwhile is kept.
 const GENTLY: u32 = 64;

@@ -1,5 +1,5 @@
 //! Slots whose keys go by `MIGRATE`: some slots are opened at a time, their keys go in batches, and
-//! whoever leads a shard is told that the slots have changed hands.
+//! then the slots change hands, and the target says so to everybody.
 //!
 //! Between opening and closing the keys of a slot are at both ends, and clients are sent after them
 //! (`ASK`). The order matters: the target takes a slot before the source gives it up, so that
@@ -15,7 +15,6 @@ use larder_node::{Connection, MigrateTo, NodeError, SlotMark};
 
 use super::batches::Waiting;
 use super::contest::{Contest, settle};
-use super::herald::Herald;
 use super::marks::Marks;
 use super::pace::Pace;
 use super::there::There;
@@ -44,7 +43,6 @@ pub(super) struct ByKeys<'a> {
     marks: Marks<'a>,
     source: Option<Source>,
     target: Option<Connection>,
-    herald: Herald,
     /// Slots with keys that are too large, each with what to say of it.
     refused: BTreeMap<u16, String>,
     /// Opened and not closed yet, by this job or a former one.
@@ -78,7 +76,6 @@ impl<'a> ByKeys<'a> {
             marks: Marks::new(ends),
             source: None,
             target: None,
-            herald: Herald::new(ends, &job.to_id),
             refused: BTreeMap::new(),
             open: SlotSet::default(),
             there: None,
@@ -202,7 +199,7 @@ impl<'a> ByKeys<'a> {
                 break;
             }
         }
-        self.close_slots(&mut lines, view, &slots).await?;
+        self.close_slots(&mut lines, &slots).await?;
         shared.status().slots_done += u32::try_from(slots.len()).unwrap_or(u32::MAX);
         Ok(())
     }
@@ -426,12 +423,8 @@ impl<'a> ByKeys<'a> {
         Ok(())
     }
 
-    async fn close_slots(
-        &mut self,
-        lines: &mut Lines<'_>,
-        view: &ClusterView,
-        slots: &[u16],
-    ) -> Result<(), Trouble> {
+    async fn close_slots(&mut self, lines: &mut Lines<'_>, slots: &[u16]) -> Result<(), Trouble> {
+        // The target tells all others at once, over the bus (cluster.c, clusterBroadcastPong).
         let now = SlotMark::Node(&self.job.to_id);
         for result in self.marks.set(lines.target, &self.job.to, slots, now).await? {
             result?;
@@ -442,7 +435,6 @@ impl<'a> ByKeys<'a> {
         }
         self.open = self.open.difference(&slots.iter().copied().collect());
         self.contested.retain(|slot, _| !slots.contains(slot));
-        self.herald.tell(view, slots);
         Ok(())
     }
 }

@@ -8,7 +8,6 @@ mod batches;
 mod by_engine;
 mod by_keys;
 mod contest;
-mod herald;
 mod marks;
 mod pace;
 mod there;
