@@ -312,6 +312,13 @@ async fn slots_that_a_former_primary_comes_back_with_go_to_its_successor() -> Re
     let bumped = client.call(&["CLUSTER", "BUMPEPOCH"]).await?.text();
     ensure!(bumped.starts_with("BUMPED"), "{bumped}");
     larder.start_serve().await?;
+    // Until all agents have answered an instance is shown as it was before `serve` ended.
+    eventually("its successor has them", SOON, async || {
+        let nodes = client.call(&["CLUSTER", "NODES"]).await?.text();
+        let mine = nodes.lines().find(|line| line.contains("myself"));
+        Ok(mine.is_some_and(|line| line.ends_with(" 0-5460")).then_some(()))
+    })
+    .await?;
     let follows = |now: &Instance| {
         let node = now.nodes.iter().find(|node| node.id == old.id);
         let leads = now.primary(0).is_ok_and(|node| node.id == leader);
